@@ -1,0 +1,104 @@
+"""The exceptions that svdcut raises on purpose.
+
+This module imports nothing, so that every layer may use it. It holds no logic
+besides the wording of a message.
+
+SvdcutError                      exit 1
+├── UsageError                   exit 2   the request cannot be meant
+│   └── OutputExistsError                 OUT is there already
+├── InputError                   exit 3   the inputs cannot be used
+│   ├── CheckpointError                   not a readable safetensors checkpoint
+│   ├── HubError                          the Hub could not deliver it
+│   ├── MismatchError                     the two sides do not fit each other
+│   ├── QuantizedError                    weights that are not plain numbers
+│   └── NonFiniteError                    NaN or infinity in a tensor
+├── QualityError                 exit 4   the asked-for accuracy was not reached
+├── OutputError                  exit 1   the result could not be written
+└── Interrupted                  exit 130 or 143, stopped by a signal
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class SvdcutError(Exception):
+    """Base of every error that svdcut raises on purpose.
+
+    Parameters
+    ----------
+    what : str
+        What went wrong, where, and what was found and expected.
+    hint : str, optional
+        What the user can do about it.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, what: str, *, hint: str | None = None) -> None:
+        super().__init__(what)
+        self.what = what
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return self.what if self.hint is None else f"{self.what}\n  {self.hint}"
+
+
+class UsageError(SvdcutError):
+    """The request cannot be meant: a wrong rule, pattern, option or path."""
+
+    exit_code = 2
+
+
+class OutputExistsError(UsageError):
+    """The output, or an unfinished one, is there already."""
+
+
+class InputError(SvdcutError):
+    """The inputs cannot be used, or do not match."""
+
+    exit_code = 3
+
+
+class CheckpointError(InputError):
+    """A path is not a readable safetensors checkpoint."""
+
+
+class HubError(InputError):
+    """A checkpoint could not be had from the Hub or its local cache."""
+
+
+class MismatchError(InputError):
+    """The two checkpoints do not fit each other."""
+
+
+class QuantizedError(InputError):
+    """A checkpoint holds quantised weights, whose difference means nothing."""
+
+
+class NonFiniteError(InputError):
+    """A tensor of an input or of the result holds NaN or infinity."""
+
+
+class QualityError(SvdcutError):
+    """No route reached the asked-for accuracy."""
+
+    exit_code = 4
+
+
+class OutputError(SvdcutError):
+    """The result could not be written."""
+
+
+class Interrupted(SvdcutError):
+    """A signal stopped the run at a tensor boundary.
+
+    Parameters
+    ----------
+    signal_number : int
+        The signal; the exit code is 128 plus it.
+    """
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__("interrupted")
+        self.signal_number = signal_number
