@@ -1,0 +1,14 @@
+"""The one table of exit codes; the manual pages and the command reference are made from it.
+
+It does not decide which error ends with which code: `svdcut.errors` does.
+"""
+
+EXIT_CODES: dict[int, str] = {
+    0: "Done.",
+    1: "Unexpected failure.",
+    2: "Wrong usage.",
+    3: "The inputs cannot be used, or do not match.",
+    4: "Verification failed, or the asked-for quality was not reached.",
+    130: "Interrupted by SIGINT; finished work is kept.",
+    143: "Interrupted by SIGTERM; finished work is kept.",
+}

@@ -1,0 +1,170 @@
+"""What a route returns: triplets of a matrix, and what is known about them.
+
+It does not compute a decomposition; `dense` and `krylov` do.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import Enum
+
+import torch
+from torch import Tensor
+
+from svdcut.svd.certificate import Bounds, bound_cut
+
+
+class Method(str, Enum):
+    """How the triplets were computed."""
+
+    EXACT = "exact"
+    GRAM = "gram"
+    KRYLOV = "krylov"
+    NONE = "none"
+
+
+class Proof(str, Enum):
+    """Why the triplets are known to be the leading ones."""
+
+    SPECTRUM = "spectrum"
+    """All min(m, n) singular values were computed."""
+
+    RANDOM_START = "random_start"
+    """A random start block and a fresh random probe found no larger triplet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Triplets:
+    """Triplets of a matrix, in the units that the decomposition works in.
+
+    With `a` the scaled matrix, its short side along the columns,
+    ``left = a @ right``; triplet `i` is column `i` of both.
+    """
+
+    right: Tensor
+    """(n, j), orthonormal columns."""
+
+    left: Tensor | None
+    """(m, j), or None where it is cheaper to compute on demand."""
+
+    squares: Tensor
+    """(j,) float64, descending: squared singular values."""
+
+    residuals: Tensor
+    """(j,) float64: measured norms of ``a.T @ a @ v - square * v``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decomposition:
+    """Triplets of one matrix with the facts that bound their error.
+
+    Memory is that of the matrix and its triplets; nothing is copied.
+    """
+
+    matrix: Tensor
+    """The scaled matrix, (m, n), m >= n."""
+
+    exponent: int
+    """The matrix in the caller's units is `matrix` times 2**exponent."""
+
+    transposed: bool
+    """Whether `matrix` is the transpose of the caller's."""
+
+    triplets: Triplets
+    energy: float
+    """Sum of all squared singular values, in scaled units."""
+
+    method: Method
+    proof: Proof
+    energy_rounding: float
+    """Rounding error of a sum of squared singular values, relative to that sum."""
+
+    next_square: float
+    """Largest squared singular value beyond the triplets at hand; 0 when there is none."""
+
+    rejected: tuple[str, ...] = ()
+    """The routes that were tried before and missed the bound."""
+
+    @property
+    def full_rank(self) -> int:
+        """min(m, n)."""
+        return self.matrix.shape[1]
+
+    @property
+    def num_triplets(self) -> int:
+        """How many triplets are at hand."""
+        return len(self.triplets.squares)
+
+    @property
+    def scale(self) -> float:
+        """The factor from scaled units to the caller's."""
+        return math.ldexp(1.0, self.exponent)
+
+    @property
+    def norm(self) -> float:
+        """Frobenius norm of the caller's matrix."""
+        return math.sqrt(self.energy) * self.scale
+
+    def singular_values(self) -> list[float]:
+        """Return the singular values at hand, descending, in the caller's units."""
+        values: list[float] = self.triplets.squares.clamp_min(0).sqrt().tolist()
+        return [value * self.scale for value in values]
+
+    def bounds(self, k: int) -> Bounds:
+        """Bound the error of keeping the first `k` triplets."""
+        return bound_cut(
+            self.triplets.squares.tolist(),
+            self.triplets.residuals.tolist(),
+            k,
+            energy=self.energy,
+            beyond=self.next_square,
+            energy_rounding=self.energy_rounding,
+        )
+
+    def factors(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        """Return the chosen triplets as a product of two thin factors.
+
+        Parameters
+        ----------
+        indices : list of int
+            Which triplets.
+
+        Returns
+        -------
+        tuple of Tensor
+            `left` (rows, k) and `right` (k, columns) of the caller's matrix;
+            ``left @ right * scale`` is its projection onto the triplets, of
+            rank at most k.
+        """
+        picked = torch.tensor(indices, dtype=torch.long, device=self.matrix.device)
+        right = self.triplets.right.index_select(1, picked)
+        if self.triplets.left is not None:
+            left = self.triplets.left.index_select(1, picked)
+        else:
+            left = multiply(self.matrix, right)
+        return (right, left.T) if self.transposed else (left, right.T)
+
+
+def row_blocks(rows: int, columns: int, itemsize: int = 8) -> list[tuple[int, int]]:
+    """Return row ranges whose blocks take about 32 MB each."""
+    step = max(1, (32 << 20) // max(1, columns * itemsize))
+    return [(start, min(rows, start + step)) for start in range(0, rows, step)]
+
+
+def multiply(a: Tensor, b: Tensor) -> Tensor:
+    """Return ``a @ b`` in the precision of `b`, without a converted copy of `a`."""
+    if a.dtype == b.dtype:
+        return a @ b
+    out = torch.empty(a.shape[0], b.shape[1], dtype=b.dtype, device=a.device)
+    for start, stop in row_blocks(*a.shape):
+        torch.matmul(a[start:stop].to(b.dtype), b, out=out[start:stop])
+    return out
+
+
+def sum_of_squares(a: Tensor) -> float:
+    """Return the sum of squares of all entries, accumulated in float64."""
+    total = 0.0
+    for start, stop in row_blocks(a.shape[0], a[0].numel() if len(a) else 1):
+        total += float(a[start:stop].double().square_().sum())
+    return total
