@@ -19,12 +19,9 @@ _NAME = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
 _REVISION = r"(?!/)(?!.*(?:\.\.|//))[^\s\x00-\x1f\x7f~^:?*\[\\]+(?<!/)"
 _HUB_ID = rf"(?![^@]*(?:--|\.\.))({_NAME}/{_NAME})(?<!\.git)(?:@({_REVISION}))?"
 _parsed = re.compile(_HUB_ID).fullmatch
-
 _INDEX = "model.safetensors.index.json"
-_SMALL_FILES = [
-    *("*.json", "*.jinja", "*.model", "*.tiktoken", "*.spm", "*.txt", "*.bpe", "bpe.codes"),
-    *("*.py", "README.md", "LICEN[CS]E*", "[Ll]icen[cs]e*", "NOTICE*", "COPYING*"),
-]
+_SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.tiktoken", "*.spm", "*.txt", "*.bpe", "*.codes"]
+_SMALL_FILES += ["*.py", "README.md", "LICEN[CS]E*", "[Ll]icen[cs]e*", "NOTICE*", "COPYING*"]
 # In these patterns `*` also matches "/"; "[!s]" is for the index of any format but safetensors.
 _IGNORED = ["*/*", "*[!s].index.json", "consolidated*", "trainer_state.json"]
 
@@ -86,12 +83,12 @@ def fetch_snapshot(source: str, *, quiet: bool = False) -> Snapshot:
         raise HubError(f"{source!r} is not a Hub id", hint="expected org/name or org/name@revision")
     repo_id, revision = match[1], match[2] or "main"
     try:
-        return _download(repo_id, revision, bars=_silent_bars() if quiet else None)
+        return _download(repo_id, revision, _progress_bars(quiet=quiet))
     except (HTTPError, OSError, ValueError, RuntimeError) as error:  # RuntimeError: Xet's client
         raise _explained(error, repo_id, revision) from error
 
 
-def _download(repo_id: str, revision: str, *, bars: type[object] | None) -> Snapshot:
+def _download(repo_id: str, revision: str, bars: type[object]) -> Snapshot:
     """Fetch the small files, then the weights of the commit that the first call resolved."""
     from huggingface_hub import constants, snapshot_download  # noqa: PLC0415
 
@@ -117,9 +114,9 @@ def _weight_files(folder: Path, repo_id: str) -> list[str]:
         names = set(json.loads((folder / _INDEX).read_bytes())["weight_map"].values())
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{repo_id}: {_INDEX} is not an index of weights") from error
-    for name in names or {"no file"}:
+    for name in names or [None]:
         if not re.fullmatch(r"(?!.*\.\.)[^/\\*?\[\x00-\x1f]+\.safetensors", str(name)):
-            raise CheckpointError(f"{repo_id}: {_INDEX} names {name!r}, no .safetensors file")
+            raise CheckpointError(f"{repo_id}: {_INDEX} names {name!r}, no .safetensors beside it")
     return sorted(names)
 
 
@@ -134,8 +131,8 @@ def _incomplete(folder: Path, repo_id: str, missing: list[str]) -> CheckpointErr
         return CheckpointError(f"{repo_id}: {_INDEX} names {missing[0]!r}, which is not there")
     found = [name for name in files if name.endswith((".bin", ".pt", ".pth"))]
     pickled = f", only pickled ones ({found[0]!r}), which svdcut does not open" if found else ""
-    config = (folder / "config.json").read_text("utf-8") if "config.json" in files else ""
-    model = re.search(r'"architectures":\s*\[\s*"(\w+)"', config)
+    config = (folder / "config.json").read_bytes() if "config.json" in files else b""
+    model = re.search(r'"architectures":\s*\[\s*"(\w+)"', config.decode("utf-8", "replace"))
     code = f"from transformers import {model[1] if model else 'AutoModel'} as M; M.from_pretrained"
     code += f"('{repo_id}', revision='{folder.name}').save_pretrained('converted')"
     what = f"{repo_id} at {folder.name} has no safetensors weights{pickled}"
@@ -149,13 +146,14 @@ def _explained(error: BaseException, repo_id: str, revision: str) -> HubError:
     name = f"{repo_id}@{revision}"
     cause = (isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__) or error
     status = getattr(getattr(cause, "response", None), "status_code", None)
+    reason = f"HTTP {status}" if status else str(cause)[:300] or repr(cause)
     listed = re.search(r"missing (\(.+?\))\.", str(error))
     uncached = f"{name} is not {f'complete in the cache {listed[1]}' if listed else 'in the cache'}"
     gated = isinstance(cause, errors.GatedRepoError)
     if isinstance(cause, errors.RevisionNotFoundError):
         what, hint = f"{repo_id} has no revision {revision!r}", "check the branch, tag or commit"
     elif gated or (status in {401, 403} and not isinstance(cause, errors.RepositoryNotFoundError)):
-        what = f"the Hub refuses access to {name}: {'it is gated' if gated else f'HTTP {status}'}"
+        what = f"the Hub refuses access to {name}: {'it is gated' if gated else reason}"
         hint = "ask for access on its page at the Hub, then: hf auth login"
     elif status in {401, 404}:  # the Hub answers 401 where an anonymous user asks for a wrong name
         what = f"{repo_id} was not found on the Hub"
@@ -164,17 +162,18 @@ def _explained(error: BaseException, repo_id: str, revision: str) -> HubError:
         what = f"{uncached}, and HF_HUB_OFFLINE is set"
         hint = f"unset it, or first: hf download {repo_id} --revision {revision}"
     else:
-        what = f"{uncached}, and the Hub failed: {f'HTTP {status}' if status else repr(cause)[:200]}"
+        what = f"{uncached}; download failed: {reason}"
         hint = "check the connection and HF_ENDPOINT, and run again: whole files are kept"
     return HubError(what, hint=hint)
 
 
-def _silent_bars() -> type[object]:
-    """Class of bars that never show; the switch of huggingface_hub would act on all threads."""
+def _progress_bars(*, quiet: bool) -> type[object]:
+    """Class of bars that show on a terminal only; huggingface_hub's own show in pipes and logs."""
     from huggingface_hub.utils.tqdm import tqdm  # noqa: PLC0415
 
-    class Silent(tqdm):
+    class Bars(tqdm):
         def __init__(self, *args: object, **kwargs: object) -> None:
-            super().__init__(*args, **{**kwargs, "disable": True})  # type: ignore[no-untyped-call]
+            kwargs["disable"] = quiet or None
+            super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]
 
-    return Silent
+    return Bars

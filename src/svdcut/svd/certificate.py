@@ -66,7 +66,9 @@ def excess_energy(squares: Sequence[float], residuals: Sequence[float], beyond: 
     return total
 
 
-def gap_energy(squares: Sequence[float], residuals: Sequence[float], k: int, beyond: float) -> float:
+def gap_energy(
+    squares: Sequence[float], residuals: Sequence[float], k: int, beyond: float
+) -> float:
     """Return bound 2 on the energy that the first `k` triplets lack.
 
     Parameters

@@ -14,6 +14,9 @@ from torch import Tensor
 
 from svdcut.svd.certificate import Bounds, bound_cut
 
+LinAlgError: type[RuntimeError] = torch.linalg.LinAlgError  # type: ignore[attr-defined]
+"""Raised where LAPACK or its like does not converge."""
+
 
 class Method(str, Enum):
     """How the triplets were computed."""

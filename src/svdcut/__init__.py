@@ -1,0 +1,41 @@
+"""Cut the tail of the singular value decomposition of a fine-tuning update."""
+
+from __future__ import annotations
+
+from svdcut._version import __version__
+from svdcut.api import TruncateOptions, truncate, truncate_many
+from svdcut.errors import (
+    CheckpointError,
+    HubError,
+    InputError,
+    Interrupted,
+    MismatchError,
+    NonFiniteError,
+    OutputError,
+    OutputExistsError,
+    QualityError,
+    QuantizedError,
+    SvdcutError,
+    UsageError,
+)
+from svdcut.manifest import Manifest
+
+__all__ = [
+    "CheckpointError",
+    "HubError",
+    "InputError",
+    "Interrupted",
+    "Manifest",
+    "MismatchError",
+    "NonFiniteError",
+    "OutputError",
+    "OutputExistsError",
+    "QualityError",
+    "QuantizedError",
+    "SvdcutError",
+    "TruncateOptions",
+    "UsageError",
+    "__version__",
+    "truncate",
+    "truncate_many",
+]

@@ -1,0 +1,148 @@
+"""The model card of a result.
+
+It names no local path, and claims nothing that the manifest does not hold.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from svdcut.manifest import Manifest, Source
+from svdcut.summary import summarize
+
+_INHERITED = (
+    "license",
+    "license_name",
+    "license_link",
+    "language",
+    "library_name",
+    "pipeline_tag",
+)
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@.*)?")
+
+
+def render_card(manifest: Manifest, finetuned_card: str | None, base_card: str | None) -> str:
+    """Return the text of the model card.
+
+    Parameters
+    ----------
+    manifest : Manifest
+        Of the result.
+    finetuned_card, base_card : str or None
+        The cards of the two sides; license and languages come from the first that
+        names them.
+    """
+    from huggingface_hub import ModelCardData
+
+    ours, theirs = card_metadata(finetuned_card), card_metadata(base_card)
+    data: dict[str, Any] = {}
+    for key in _INHERITED:
+        value = ours.get(key, theirs.get(key))
+        if value is not None:
+            data[key] = value
+    parents = _parents(manifest, ours)
+    if parents:
+        data["base_model"] = parents
+        data["base_model_relation"] = "merge" if len(parents) > 1 else "finetune"
+    tags = ours.get("tags") or []
+    data["tags"] = list(dict.fromkeys([*(tags if isinstance(tags, list) else []), "svdcut"]))
+    header = ModelCardData(**data, ignore_metadata_errors=True).to_yaml()
+    return f"---\n{header}\n---\n\n{_body(manifest)}"
+
+
+def card_metadata(card: str | None) -> dict[str, Any]:
+    """Return the metadata of a card, empty where there is none that can be read."""
+    if card is None:
+        return {}
+    from huggingface_hub import CardData, ModelCard
+
+    try:
+        data: CardData = ModelCard(card, ignore_metadata_errors=True).data
+        return dict(data.to_dict())  # type: ignore[no-untyped-call]
+    except Exception:
+        return {}
+
+
+def _on_hub(source: Source) -> bool:
+    return source.revision is not None
+
+
+def _parents(manifest: Manifest, finetuned: Mapping[str, Any]) -> list[str]:
+    """Return the Hub ids of base and fine-tuned side, as far as they are known."""
+    parents: list[str] = []
+    if _on_hub(manifest.base):
+        parents.append(manifest.base.source.partition("@")[0])
+    else:
+        named = finetuned.get("base_model")
+        parents += [named] if isinstance(named, str) else (named or [])
+    if _on_hub(manifest.finetuned):
+        parents.append(manifest.finetuned.source.partition("@")[0])
+    return list(dict.fromkeys(name for name in parents if _HUB_ID.fullmatch(str(name))))
+
+
+def _body(manifest: Manifest) -> str:
+    totals = manifest.totals
+    energy = totals.energy_retained
+    facts = [
+        ("base", _name(manifest.base)),
+        ("fine-tuned", _name(manifest.finetuned)),
+        ("rank rule", f"`{manifest.options['rank']}`, keep `{manifest.options['keep']}`"),
+        ("tensors truncated", f"{totals.truncated} of {totals.tensors}"),
+        ("rank kept", f"{totals.rank} of {totals.full_rank}"),
+        ("energy of the update kept", "-" if energy is None else f"{energy:.2%}"),
+        ("norm of what was cut", f"{totals.tail_norm:.4g}"),
+        ("norm of the rounding of storage", f"{totals.rounding_error:.4g}"),
+    ]
+    return f"""# A fine-tuned model with the tail of its update cut
+
+These weights are `base + truncated(finetuned - base)`: of the singular value
+decomposition of each weight's update, only a part of the triplets was kept. They
+were made by svdcut {manifest.svdcut_version};
+no training took place. `svdcut.json` holds the ranks, errors and hashes of every
+tensor. The effect on any task was not measured by this tool.
+
+{_table(("what", "value"), facts)}
+## Ranks
+
+{_table(("tensors", "count", "shape", "rank", "full rank", "energy kept"), _rank_rows(manifest))}
+## How to load it
+
+Like the fine-tuned model, with the same class and tokenizer:
+
+```python
+from transformers import AutoConfig
+import transformers
+
+config = AutoConfig.from_pretrained("PATH_OR_ID")
+model = getattr(transformers, config.architectures[0]).from_pretrained("PATH_OR_ID")
+```
+"""
+
+
+def _name(source: Source) -> str:
+    if not _on_hub(source):
+        return "a local checkpoint"
+    name = source.source.partition("@")[0]
+    return f"[{name}](https://huggingface.co/{name}) at `{source.revision}`"
+
+
+def _rank_rows(manifest: Manifest) -> list[tuple[str, ...]]:
+    return [
+        (
+            f"`{group.name}`",
+            str(group.count),
+            " x ".join(map(str, group.shape)),
+            group.rank_text(),
+            str(group.full_rank),
+            f"{group.energy_retained:.2%}",
+        )
+        for group in summarize(manifest)
+    ]
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join(lines) + "\n"

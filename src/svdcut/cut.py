@@ -1,0 +1,202 @@
+"""Which triplets of one matrix stay, and how well that is known.
+
+It joins rank rules to the engine; it reads and writes no files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from svdcut.errors import QualityError
+from svdcut.noise import storage_edge
+from svdcut.ranks import Keep, Rule, RuleKind, choose_indices, select_rank
+from svdcut.svd.certificate import VALUE_TOLERANCE, Bounds
+from svdcut.svd.decomposition import Decomposition
+from svdcut.svd.engine import decompose
+from svdcut.svd.route import Route
+
+
+@dataclass(frozen=True, slots=True)
+class CutRequest:
+    """What to keep of a matrix."""
+
+    rule: Rule
+    keep: Keep
+    seed: int
+    """Of a random choice."""
+
+    rank: int | None = None
+    """Known beforehand: the share of a budget that fell to this matrix."""
+
+    def known_rank(self, full_rank: int) -> int | None:
+        """Return the rank, if it does not depend on the spectrum."""
+        if self.rank is not None:
+            return self.rank
+        if self.rule.kind is RuleKind.FIXED:
+            return min(int(self.rule.value), full_rank)
+        return full_rank if self.rule.kind is RuleKind.FULL else None
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """What stays of a matrix; norms and values in the matrix's own units."""
+
+    indices: tuple[int, ...]
+    bounds: Bounds
+    residual: float
+    edge: float | None
+    kept_norm: float
+    tail_norm: float
+    sigma_first: float
+    sigma_last_kept: float | None
+    sigma_next: float | None
+
+    @property
+    def rank(self) -> int:
+        """How many triplets stay."""
+        return len(self.indices)
+
+
+def stable_seed(*words: object) -> int:
+    """Return a seed that depends on the words alone, in every process and version."""
+    digest = hashlib.sha256("\0".join(map(str, words)).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def cut_matrix(
+    matrix: Tensor,
+    requests: Sequence[CutRequest],
+    *,
+    rounding_rms: float,
+    route: Route,
+    tolerance: float,
+    seed: int,
+) -> tuple[Decomposition, list[Cut]]:
+    """Decompose a matrix once, and cut it as often as asked.
+
+    Parameters
+    ----------
+    matrix : Tensor of shape (m, n), float32 or float64
+        Finite; it is scaled in place.
+    requests : sequence of CutRequest
+        What to keep.
+    rounding_rms : float
+        Of the storage of an entry, for the noise rule.
+    route : Route
+        Where the engine starts.
+    tolerance : float
+        Relative excess error that every cut must be certified for.
+    seed : int
+        Of the engine's random blocks.
+
+    Returns
+    -------
+    tuple of Decomposition and list of Cut
+        One cut for each request.
+
+    Raises
+    ------
+    QualityError
+        If not even the exact route is certified to `tolerance`.
+    """
+    m, n = matrix.shape
+
+    def cut(decomposition: Decomposition) -> list[Cut]:
+        return [_cut(decomposition, request, m, n, rounding_rms) for request in requests]
+
+    def accept(decomposition: Decomposition) -> bool:
+        return all(is_certified(found.bounds, tolerance) for found in cut(decomposition))
+
+    top = _num_needed(requests, min(m, n))
+    found = decompose(matrix, top, accept=accept, route=route, tolerance=tolerance, seed=seed)
+    cuts = cut(found)
+    worst = max((c.bounds for c in cuts), key=lambda bounds: bounds.excess)
+    if worst.excess > tolerance:
+        raise QualityError(
+            f"no route reached an excess error of {tolerance:g}; the exact one is certified "
+            f"to {worst.excess:.1e}",
+            hint="Ask for a --tolerance that float64 can reach.",
+        )
+    return found, cuts
+
+
+def is_certified(bounds: Bounds, tolerance: float) -> bool:
+    """Whether a cut is as good as asked, and the values reported with it too."""
+    return bounds.excess <= tolerance and bounds.value <= VALUE_TOLERANCE
+
+
+def _num_needed(requests: Sequence[CutRequest], full_rank: int) -> int | None:
+    """Return how many leading triplets serve all requests; None for all of them."""
+    most = 0
+    for request in requests:
+        rank = request.known_rank(full_rank)
+        if rank is None or rank >= full_rank or (request.keep is not Keep.TOP and rank > 0):
+            return None
+        most = max(most, rank)
+    return most
+
+
+def _cut(
+    decomposition: Decomposition, request: CutRequest, m: int, n: int, rounding_rms: float
+) -> Cut:
+    full_rank = decomposition.full_rank
+    if decomposition.energy == 0:
+        return Cut((), Bounds(0.0, 0.0), 0.0, None, 0.0, 0.0, 0.0, None, 0.0)
+    s = decomposition.singular_values()
+    noise = request.rule.kind is RuleKind.NOISE
+    edge = storage_edge(s, m, n, rounding_rms) if noise else None
+    rank = request.known_rank(full_rank)
+    if rank is None:
+        rank = select_rank(request.rule, s, full_rank, edge=edge or 0.0)
+    indices = choose_indices(request.keep, rank, full_rank, seed=request.seed)
+    squares: list[float] = decomposition.triplets.squares.tolist()
+    residuals: list[float] = decomposition.triplets.residuals.tolist()
+    kept, tail = _energies(decomposition, squares, indices)
+    first_cut = next((i for i, index in enumerate(indices) if index != i), rank)
+    return Cut(
+        indices=tuple(indices),
+        bounds=_bounds(decomposition, request.keep, indices, squares, residuals),
+        residual=max((residuals[i] for i in indices), default=0.0) / squares[0],
+        edge=edge,
+        kept_norm=math.sqrt(kept) * decomposition.scale,
+        tail_norm=math.sqrt(tail) * decomposition.scale,
+        sigma_first=s[0],
+        sigma_last_kept=s[indices[-1]] if indices else None,
+        sigma_next=s[first_cut] if rank < full_rank else None,
+    )
+
+
+def _energies(
+    decomposition: Decomposition, squares: Sequence[float], indices: Sequence[int]
+) -> tuple[float, float]:
+    """Return the energy kept and the energy cut, in scaled units."""
+    kept = math.fsum(squares[i] for i in indices)
+    if len(squares) < decomposition.full_rank:
+        return kept, max(decomposition.energy - kept, 0.0)
+    # With the whole spectrum at hand nothing need cancel.
+    chosen = set(indices)
+    return kept, math.fsum(value for i, value in enumerate(squares) if i not in chosen)
+
+
+def _bounds(
+    decomposition: Decomposition,
+    keep: Keep,
+    indices: Sequence[int],
+    squares: Sequence[float],
+    residuals: Sequence[float],
+) -> Bounds:
+    if keep is Keep.TOP or not indices:
+        return decomposition.bounds(len(indices))
+    if keep is Keep.BOTTOM:
+        # The last triplets are the complement of the leading ones.
+        return decomposition.bounds(decomposition.full_rank - len(indices))
+    # A chosen set minimises nothing: what can be wrong is each triplet by itself.
+    cut = max(decomposition.energy - math.fsum(squares[i] for i in indices), squares[-1])
+    moved = math.fsum(residuals[i] for i in indices)
+    whole = decomposition.bounds(len(squares))
+    return Bounds(excess=moved / (2 * max(cut, 2.0**-48 * squares[0])), value=whole.value)

@@ -1,0 +1,118 @@
+"""Run independent tasks side by side within a bound on memory.
+
+Each task computes on one thread: matrix products change in the last bit with the
+number of threads, and with one thread each the bytes depend on no machine's cores.
+It knows nothing of what the tasks do.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+
+def num_cores() -> int:
+    """Return how many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class MemoryGate:
+    """Lets tasks in while their sizes together stay within a bound.
+
+    Parameters
+    ----------
+    bound : int
+        Bytes; a task that is larger than that runs alone.
+    """
+
+    def __init__(self, bound: int) -> None:
+        self._bound = bound
+        self._used = 0
+        self._condition = threading.Condition()
+
+    def enter(self, size: int) -> None:
+        """Wait until there is room for `size` bytes, and take it."""
+        with self._condition:
+            self._condition.wait_for(lambda: self._used == 0 or self._used + size <= self._bound)
+            self._used += size
+
+    def leave(self, size: int) -> None:
+        """Give the room back."""
+        with self._condition:
+            self._used -= size
+            self._condition.notify_all()
+
+
+class Pool:
+    """Worker threads behind a memory gate; use it as a context.
+
+    Leaving the context on an error waits for the tasks at work and drops the rest.
+
+    Parameters
+    ----------
+    workers : int
+        Threads.
+    memory_bound : int
+        Bytes for all tasks at work together.
+    """
+
+    def __init__(self, workers: int, memory_bound: int) -> None:
+        self._gate = MemoryGate(memory_bound)
+        self._failed = threading.Event()
+        self._executor = ThreadPoolExecutor(
+            workers, thread_name_prefix="svdcut", initializer=torch.set_num_threads, initargs=(1,)
+        )
+
+    def __enter__(self) -> Pool:
+        self._num_threads = torch.get_num_threads()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._executor.shutdown(wait=True, cancel_futures=kind is not None)
+        torch.set_num_threads(self._num_threads)
+
+    def map(self, task: Callable[[int], T], sizes: Sequence[int]) -> list[T]:
+        """Return ``[task(0), task(1), ...]``, started in this order as memory allows.
+
+        Parameters
+        ----------
+        task : callable
+            Takes the number of the task.
+        sizes : sequence of int
+            Bytes that each task needs.
+
+        Raises
+        ------
+        Exception
+            The first that a task raised; tasks not yet begun are then dropped.
+        """
+        futures: list[Future[T]] = []
+        for number, size in enumerate(sizes):
+            self._gate.enter(size)
+            if self._failed.is_set():
+                self._gate.leave(size)
+                break
+            futures.append(self._executor.submit(self._run, task, number, size))
+        return [future.result() for future in futures]
+
+    def _run(self, task: Callable[[int], T], number: int, size: int) -> T:
+        try:
+            return task(number)
+        except BaseException:
+            self._failed.set()
+            raise
+        finally:
+            self._gate.leave(size)

@@ -1,0 +1,75 @@
+"""Gather the tensors of a manifest into groups that fit on a screen.
+
+Layers that differ in their number alone are one group. It formats no table.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from svdcut.manifest import Manifest, Truncation
+
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)")
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Truncated tensors of one kind."""
+
+    name: str
+    """Their common name, with ``*`` for the number of the layer."""
+
+    shape: tuple[int, ...]
+    ranks: tuple[int, ...]
+    full_rank: int
+    energy_retained: float
+    update_norm: float
+    tail_norm: float
+    rounding_error: float
+    count: int
+    num_escalated: int
+    """How many needed more than the first route."""
+
+    def rank_text(self) -> str:
+        """Return the rank, or its range."""
+        low, high = min(self.ranks), max(self.ranks)
+        return str(low) if low == high else f"{low}-{high}"
+
+
+def summarize(manifest: Manifest) -> list[Group]:
+    """Return the groups of a manifest, in the order of the tensors."""
+    gathered: dict[tuple[str, tuple[int, ...]], list[Truncation]] = {}
+    for name, fact in manifest.tensors.items():
+        if fact.truncation is not None:
+            key = (_NUMBER.sub("*", name), fact.shape)
+            gathered.setdefault(key, []).append(fact.truncation)
+    return [_group(name, shape, members) for (name, shape), members in gathered.items()]
+
+
+def _group(name: str, shape: tuple[int, ...], members: list[Truncation]) -> Group:
+    norm = _norm(member.update_norm for member in members)
+    tail = _norm(member.tail_norm for member in members)
+    ranks = [
+        rank
+        for member in members
+        for rank in ((member.rank,) if isinstance(member.rank, int) else member.rank)
+    ]
+    return Group(
+        name=name,
+        shape=shape,
+        ranks=tuple(ranks),
+        full_rank=members[0].full_rank,
+        energy_retained=1 - (tail / norm) ** 2 if norm else 1.0,
+        update_norm=norm,
+        tail_norm=tail,
+        rounding_error=_norm(member.rounding_error for member in members),
+        count=len(members),
+        num_escalated=sum(bool(member.svd.rejected) for member in members),
+    )
+
+
+def _norm(values: Iterable[float]) -> float:
+    return math.hypot(*values)

@@ -1,0 +1,189 @@
+"""Truncated SVD of one matrix: three routes behind one function.
+
+`decompose` climbs from the fastest route that may serve to the exact one until
+the caller accepts the certificate. It knows nothing of tensors' names or files.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from svdcut.svd.decomposition import (
+    Decomposition,
+    LinAlgError,
+    Method,
+    Proof,
+    Triplets,
+    sum_of_squares,
+)
+from svdcut.svd.dense import exact_triplets, gram_triplets
+from svdcut.svd.krylov import krylov_triplets
+from svdcut.svd.route import Route
+
+_KRYLOV_MIN_SIDE = 384
+"""Shorter matrices are decomposed whole sooner than iterated on (measured, CPU)."""
+
+_KRYLOV_MAX_SHARE = 6
+"""Krylov pays while the rank is below this part of the short side (measured, CPU)."""
+
+_ENERGY_ROUNDING = {torch.float32: 2.0**-27, torch.float64: 2.0**-51}
+"""Relative rounding error of a sum of squared values from products in that dtype."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """One rung of the ladder."""
+
+    method: Method
+    dtype: torch.dtype
+
+    def __str__(self) -> str:
+        return f"{self.method.value}/{str(self.dtype).removeprefix('torch.')}"
+
+
+def decompose(
+    a: Tensor,
+    top: int | None,
+    *,
+    accept: Callable[[Decomposition], bool],
+    route: Route = Route.AUTO,
+    tolerance: float = 1e-6,
+    seed: int = 0,
+) -> Decomposition:
+    """Decompose a matrix so well that `accept` is content.
+
+    Parameters
+    ----------
+    a : Tensor of shape (m, n), float32 or float64
+        Finite. It is scaled in place by a power of two, and kept by the result.
+    top : int or None
+        How many leading triplets are needed; None for all.
+    accept : callable
+        Judges a result by its bounds. Where it says no, the next route is taken.
+    route : Route
+        Where to start; the routes above it remain as a way out.
+    tolerance : float
+        Relative excess error that an iteration aims for.
+    seed : int
+        Of the random blocks of the Krylov route.
+
+    Returns
+    -------
+    Decomposition
+        The first that was accepted, or the exact one.
+
+    Raises
+    ------
+    torch.linalg.LinAlgError
+        If no route converges.
+
+    Notes
+    -----
+    Cost and memory are those of the routes: see `krylov_triplets`,
+    `gram_triplets`, `exact_triplets`.
+    """
+    transposed = a.shape[0] < a.shape[1]
+    a, exponent = _normalise(a)
+    start = Decomposition(
+        matrix=a.T if transposed else a,
+        exponent=exponent,
+        transposed=transposed,
+        triplets=_no_triplets(a),
+        energy=sum_of_squares(a),
+        method=Method.NONE,
+        proof=Proof.SPECTRUM,
+        energy_rounding=0.0,
+        next_square=0.0,
+    )
+    if start.energy == 0:
+        return start
+    rejected: list[str] = []
+    result = start
+    ladder = list(_ladder(start, top, route))
+    for attempt in ladder:
+        if attempt.method is Method.KRYLOV and any("no convergence" in r for r in rejected):
+            continue
+        try:
+            found = _attempt(start, attempt, top, tolerance, seed)
+        except LinAlgError:
+            if attempt is ladder[-1]:
+                raise
+            found = None
+        if found is None:
+            rejected.append(f"{attempt}: no convergence")
+            continue
+        result = replace(found, rejected=tuple(rejected))
+        if accept(result):
+            break
+        rejected.append(f"{attempt}: bound missed")
+    return result
+
+
+def _ladder(start: Decomposition, top: int | None, route: Route) -> Iterator[_Attempt]:
+    """Yield the routes to take in turn."""
+    if route is Route.AUTO:
+        route = _choose(start.full_rank, top)
+    if route is Route.KRYLOV and top is not None and top < start.full_rank:
+        yield _Attempt(Method.KRYLOV, start.matrix.dtype)
+        if start.matrix.dtype != torch.float64:
+            yield _Attempt(Method.KRYLOV, torch.float64)
+    if route is not Route.EXACT:
+        yield _Attempt(Method.GRAM, torch.float64)
+    yield _Attempt(Method.EXACT, torch.float64)
+
+
+def _choose(full_rank: int, top: int | None) -> Route:
+    if top is None or full_rank < _KRYLOV_MIN_SIDE or top * _KRYLOV_MAX_SHARE > full_rank:
+        return Route.GRAM
+    return Route.KRYLOV
+
+
+def _attempt(
+    start: Decomposition, attempt: _Attempt, top: int | None, tolerance: float, seed: int
+) -> Decomposition | None:
+    next_square, proof = 0.0, Proof.SPECTRUM
+    if attempt.method is Method.EXACT:
+        triplets = exact_triplets(start.matrix)
+    elif attempt.method is Method.GRAM:
+        triplets = gram_triplets(start.matrix, energy=start.energy)
+    else:
+        assert top is not None
+        result = krylov_triplets(
+            start.matrix.to(attempt.dtype),
+            max(top, 1),
+            energy=start.energy,
+            tolerance=tolerance,
+            generator=torch.Generator().manual_seed(seed),
+        )
+        if result is None:
+            return None
+        triplets, next_square, proof = result.triplets, result.next_square, Proof.RANDOM_START
+    return replace(
+        start,
+        triplets=triplets,
+        method=attempt.method,
+        proof=proof,
+        energy_rounding=_ENERGY_ROUNDING[attempt.dtype],
+        next_square=next_square,
+    )
+
+
+def _normalise(a: Tensor) -> tuple[Tensor, int]:
+    """Scale by a power of two, exactly, so that squares neither overflow nor vanish."""
+    largest = float(a.abs().max()) if a.numel() else 0.0
+    if largest == 0:
+        return a, 0
+    exponent = math.frexp(largest)[1]
+    # In two steps: a single factor could itself leave the range of the dtype.
+    half = exponent // 2
+    return a.mul_(2.0**-half).mul_(2.0 ** (half - exponent)), exponent
+
+
+def _no_triplets(a: Tensor) -> Triplets:
+    none = a.new_zeros(0, dtype=torch.float64)
+    return Triplets(a.new_zeros(min(a.shape), 0), a.new_zeros(max(a.shape), 0), none, none)

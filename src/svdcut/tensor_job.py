@@ -1,0 +1,214 @@
+"""Write one tensor of the result to every output.
+
+It decides on no rank and on no action: `cut` and `pairing` do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from svdcut.cut import Cut, CutRequest, cut_matrix, stable_seed
+from svdcut.errors import NonFiniteError, SvdcutError
+from svdcut.manifest import TensorFact, Truncation
+from svdcut.options import Options
+from svdcut.pairing import Action, Pair
+from svdcut.plan import PlannedTensor
+from svdcut.ranks import Rule, RuleKind, rule_for
+from svdcut.report import MatrixResult, describe_truncation
+from svdcut.svd.decomposition import Decomposition, LinAlgError
+from svdcut.tensorfile import TensorEntry, iterate_bytes, read_bytes, size_bytes
+from svdcut.update import (
+    TORCH_DTYPES,
+    MatrixEntry,
+    Rows,
+    Update,
+    compose,
+    read_update,
+    write_values,
+)
+from svdcut.writer import TensorSink
+
+BudgetRanks = Mapping[tuple[Rule, str, int], int]
+"""Rank of matrix `i` of a tensor under a budget rule."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What every tensor of a run has in common."""
+
+    rules: tuple[Rule, ...]
+    """The rule of each output."""
+
+    options: Options
+    device: torch.device
+    budgets: BudgetRanks
+
+    def rules_for(self, pair: Pair) -> list[Rule]:
+        """Return the rule of a tensor in each output."""
+        return [rule_for(pair.name, rule, self.options.rank_for) for rule in self.rules]
+
+    def requests(self, pair: Pair, number: int) -> list[CutRequest]:
+        """Return what to keep of matrix `number` of a tensor, for each output."""
+        seed = stable_seed(pair.name, number, self.options.seed)
+        return [
+            CutRequest(rule, self.options.keep, seed, self.budgets.get((rule, pair.name, number)))
+            for rule in self.rules_for(pair)
+        ]
+
+
+def matrix_entries(pair: Pair) -> Iterator[tuple[MatrixEntry, MatrixEntry]]:
+    """Yield base's and the fine-tuned side's entry of each matrix of a tensor."""
+    assert pair.base is not None
+    for number, shape in enumerate(pair.matrices):
+        first = number * math.prod(shape)
+        yield MatrixEntry(pair.base, first, shape), MatrixEntry(pair.finetuned, first, shape)
+
+
+def process_tensor(
+    job: Job, planned: PlannedTensor, sinks: Sequence[TensorSink]
+) -> list[TensorFact]:
+    """Write one tensor.
+
+    Parameters
+    ----------
+    job : Job
+        Of the run.
+    planned : PlannedTensor
+        Where it comes from.
+    sinks : sequence of TensorSink
+        Where it goes, one for each output.
+
+    Returns
+    -------
+    list of TensorFact
+        What was written, one for each output.
+
+    Raises
+    ------
+    NonFiniteError
+        If a side or the result holds NaN or infinity.
+    QualityError
+        If the tolerance cannot be met.
+    SvdcutError
+        If no decomposition converges.
+    """
+    pair = planned.pair
+    if pair.action is Action.TRUNCATE:
+        try:
+            return _truncate(job, planned, sinks)
+        except LinAlgError as error:
+            raise SvdcutError(f"tensor {pair.name!r}: no SVD converged ({error})") from error
+    source = pair.base if pair.action is Action.COPY_BASE else pair.finetuned
+    assert source is not None
+    for data in iterate_bytes(source):
+        _refuse_nonfinite_bytes(source, data)
+        for sink in sinks:
+            sink.write(data)
+    return [_fact(planned, pair.action, sink.finish()) for sink in sinks]
+
+
+def _fact(
+    planned: PlannedTensor, action: Action, sha256: str, truncation: Truncation | None = None
+) -> TensorFact:
+    target = planned.target
+    return TensorFact(
+        action.value, target.shape, target.dtype.value, target.path.name, sha256, truncation
+    )
+
+
+def _refuse_nonfinite_bytes(entry: TensorEntry, data: bytearray) -> None:
+    if entry.dtype not in TORCH_DTYPES or not data:
+        return
+    # Only looked at: the bytes themselves are what is written.
+    if not bool(torch.isfinite(torch.frombuffer(data, dtype=TORCH_DTYPES[entry.dtype])).all()):
+        raise NonFiniteError(f"tensor {entry.name!r} holds NaN or infinity ({entry.path})")
+
+
+def _truncate(job: Job, planned: PlannedTensor, sinks: Sequence[TensorSink]) -> list[TensorFact]:
+    pair = planned.pair
+    assert pair.base is not None
+    results: list[list[MatrixResult]] = [[] for _ in sinks]
+    equal = pair.base.shape == pair.finetuned.shape
+    noise = any(rule.kind is RuleKind.NOISE for rule in job.rules_for(pair))
+    for number, (base, finetuned) in enumerate(matrix_entries(pair)):
+        update = read_update(base, finetuned, job.device, measure_rounding=noise)
+        equal = equal and update.equal_bytes
+        decomposition, cuts = cut_matrix(
+            update.matrix,
+            job.requests(pair, number),
+            rounding_rms=update.rounding_rms,
+            route=job.options.svd,
+            tolerance=job.options.tolerance,
+            seed=stable_seed(pair.name, number),
+        )
+        for found, cut, sink in zip(results, cuts, sinks, strict=True):
+            rows = _rows(job, planned, finetuned, update, decomposition, cut)
+            square = _write_rows(planned, rows, sink)
+            found.append(
+                MatrixResult(
+                    cut=cut,
+                    method=decomposition.method.value,
+                    proof=decomposition.proof.value,
+                    rejected=decomposition.rejected,
+                    rounding_square=square,
+                    zero_fraction=update.zero_fraction,
+                )
+            )
+    records = []
+    for rule, found, sink in zip(job.rules_for(pair), results, sinks, strict=True):
+        _write_new_rows(planned, sink)
+        if equal:
+            records.append(_fact(planned, Action.UNCHANGED, sink.finish()))
+        else:
+            truncation = describe_truncation(pair, rule, job.options, found)
+            records.append(_fact(planned, Action.TRUNCATE, sink.finish(), truncation))
+    return records
+
+
+def _rows(
+    job: Job,
+    planned: PlannedTensor,
+    finetuned: MatrixEntry,
+    update: Update,
+    decomposition: Decomposition,
+    cut: Cut,
+) -> Iterator[Rows]:
+    dtype = TORCH_DTYPES[planned.target.dtype]
+    if cut.rank == decomposition.full_rank and job.options.scale == 1:
+        # All triplets make the fine-tuned matrix, and its own numbers are exact.
+        ours = finetuned.read(job.device)
+        return iter([Rows(ours.to(dtype), ours)])
+    factor = decomposition.scale * job.options.scale
+    return compose(update, decomposition.factors(list(cut.indices)), factor, dtype)
+
+
+def _write_rows(planned: PlannedTensor, rows: Iterator[Rows], sink: TensorSink) -> float:
+    """Write a matrix; return the sum of squares of its rounding error."""
+    total = 0.0
+    for block in rows:
+        if not bool(torch.isfinite(block.stored).all()):
+            raise NonFiniteError(
+                f"tensor {planned.pair.name!r}: the result overflows {planned.target.dtype.value}",
+                hint="Store it in another --dtype, or use a smaller --scale.",
+            )
+        total += float((block.stored.double() - block.intended.double()).square_().sum())
+        write_values(sink, block.stored)
+    return total
+
+
+def _write_new_rows(planned: PlannedTensor, sink: TensorSink) -> None:
+    """Write the rows that base lacks, from the fine-tuned side."""
+    pair = planned.pair
+    if pair.stacked or pair.finetuned.shape[0] == pair.shared_rows:
+        return
+    rows, columns = pair.finetuned.shape[0], pair.matrices[0][1]
+    start = size_bytes(pair.finetuned.dtype, (pair.shared_rows, columns))
+    stop = size_bytes(pair.finetuned.dtype, (rows, columns))
+    data = read_bytes(pair.finetuned, start, stop)
+    _refuse_nonfinite_bytes(pair.finetuned, data)
+    values = torch.frombuffer(data, dtype=TORCH_DTYPES[pair.finetuned.dtype])
+    write_values(sink, values.to(TORCH_DTYPES[planned.target.dtype]))

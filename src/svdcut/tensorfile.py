@@ -1,0 +1,344 @@
+"""The safetensors file format: headers, tensor entries, layouts and raw bytes.
+
+It knows nothing of checkpoints made of several files, and imports no torch.
+
+Format: an unsigned little-endian 64-bit header length, the header in JSON, then
+the tensors' bytes without holes. See https://github.com/huggingface/safetensors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from svdcut.errors import CheckpointError
+
+_LENGTH_BYTES = 8
+_MAX_HEADER_BYTES = 100_000_000
+"""The limit of the safetensors library."""
+
+_COPY_BYTES = 16 << 20
+_HASH_BYTES = 4 << 20
+
+
+class Dtype(str, Enum):
+    """Element types by their names in the format."""
+
+    BOOL = "BOOL"
+    U8 = "U8"
+    I8 = "I8"
+    U16 = "U16"
+    I16 = "I16"
+    U32 = "U32"
+    I32 = "I32"
+    U64 = "U64"
+    I64 = "I64"
+    F16 = "F16"
+    BF16 = "BF16"
+    F32 = "F32"
+    F64 = "F64"
+    C64 = "C64"
+    F8_E4M3 = "F8_E4M3"
+    F8_E5M2 = "F8_E5M2"
+    F8_E4M3FNUZ = "F8_E4M3FNUZ"
+    F8_E5M2FNUZ = "F8_E5M2FNUZ"
+    F8_E8M0 = "F8_E8M0"
+    F6_E2M3 = "F6_E2M3"
+    F6_E3M2 = "F6_E3M2"
+    F4 = "F4"
+
+    @property
+    def bits(self) -> int:
+        """Size of one element."""
+        return _BITS[self]
+
+    @property
+    def is_plain_float(self) -> bool:
+        """Whether arithmetic on the elements means something by itself."""
+        return self in _PLAIN_FLOATS
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether the elements are codes that need scales kept elsewhere."""
+        return self.value.startswith(("F8", "F6", "F4"))
+
+
+_PLAIN_FLOATS = frozenset({Dtype.F16, Dtype.BF16, Dtype.F32, Dtype.F64})
+_BITS = {
+    **dict.fromkeys((Dtype.U64, Dtype.I64, Dtype.F64, Dtype.C64), 64),
+    **dict.fromkeys((Dtype.U32, Dtype.I32, Dtype.F32), 32),
+    **dict.fromkeys((Dtype.U16, Dtype.I16, Dtype.F16, Dtype.BF16), 16),
+    **dict.fromkeys((Dtype.F6_E2M3, Dtype.F6_E3M2), 6),
+    Dtype.F4: 4,
+}
+_BITS |= {dtype: 8 for dtype in Dtype if dtype not in _BITS}
+
+
+def size_bytes(dtype: Dtype, shape: tuple[int, ...]) -> int:
+    """Return the bytes that a tensor takes."""
+    return math.prod(shape) * dtype.bits // 8
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """Where one tensor lies."""
+
+    name: str
+    dtype: Dtype
+    shape: tuple[int, ...]
+    path: Path
+    offset: int
+    """Of the first byte, from the start of the file."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the tensor."""
+        return size_bytes(self.dtype, self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorFile:
+    """The header of one file."""
+
+    path: Path
+    size_bytes: int
+    entries: tuple[TensorEntry, ...]
+    """In the order of their bytes."""
+
+    metadata: Mapping[str, str]
+
+
+def read_header(path: Path) -> TensorFile:
+    """Read and check the header of a safetensors file.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+
+    Returns
+    -------
+    TensorFile
+        Its entries in file order.
+
+    Raises
+    ------
+    CheckpointError
+        If the file cannot be read, or is not well-formed: every offset, shape and
+        size is checked against the others and against the length of the file.
+
+    Notes
+    -----
+    Reads the header alone.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+            if size < _LENGTH_BYTES or length > size - _LENGTH_BYTES:
+                raise _malformed(path, f"a header of {length} bytes in a file of {size}")
+            if length > _MAX_HEADER_BYTES:
+                raise _malformed(path, f"a header of {length} bytes, more than 100 MB")
+            raw = file.read(length)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    header = _parse_json(path, raw)
+    metadata = header.pop("__metadata__", {})
+    if not _is_text_map(metadata):
+        raise _malformed(path, "'__metadata__' is not a map of strings")
+    start = _LENGTH_BYTES + length
+    entries = sorted(
+        (_parse_entry(path, name, fields, start) for name, fields in header.items()),
+        key=lambda entry: (entry.offset, entry.offset + entry.size_bytes),
+    )
+    _check_contiguous(path, entries, start, size)
+    return TensorFile(path, size, tuple(entries), metadata)
+
+
+def _malformed(path: Path, what: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: not a well-formed safetensors file: {what}",
+        hint="The file is damaged or was cut off; fetch or save it again.",
+    )
+
+
+def _parse_json(path: Path, raw: bytes) -> dict[str, Any]:
+    try:
+        header = json.loads(raw, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise _malformed(path, f"the header is not valid JSON ({error})") from error
+    if not isinstance(header, dict):
+        raise _malformed(path, "the header is not a JSON object")
+    return header
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice!r} is named twice")
+    return result
+
+
+def _is_text_map(value: object) -> bool:
+    return isinstance(value, dict) and all(isinstance(item, str) for item in value.values())
+
+
+def _is_sizes(value: object) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and all(
+        isinstance(item, int) and not isinstance(item, bool) and item >= 0 for item in value
+    )
+
+
+def _parse_entry(path: Path, name: str, fields: object, start: int) -> TensorEntry:
+    if not isinstance(fields, dict):
+        raise _malformed(path, f"the entry of {name!r} is not an object")
+    shape, offsets = fields.get("shape"), fields.get("data_offsets")
+    try:
+        dtype = Dtype(fields.get("dtype"))
+    except ValueError:
+        raise CheckpointError(
+            f"{path}: tensor {name!r} has the unknown dtype {fields.get('dtype')!r}"
+        ) from None
+    if not _is_sizes(shape) or not _is_sizes(offsets) or len(offsets) != 2:
+        raise _malformed(path, f"the entry of {name!r} has no valid shape and data_offsets")
+    entry = TensorEntry(name, dtype, tuple(shape), path, start + offsets[0])
+    if offsets[1] - offsets[0] != entry.size_bytes:
+        raise _malformed(
+            path,
+            f"tensor {name!r} takes {offsets[1] - offsets[0]} bytes, "
+            f"its shape and dtype make {entry.size_bytes}",
+        )
+    return entry
+
+
+def _check_contiguous(path: Path, entries: list[TensorEntry], start: int, size: int) -> None:
+    position = start
+    for entry in entries:
+        if entry.offset != position:
+            kind = "a hole before" if entry.offset > position else "an overlap at"
+            raise _malformed(path, f"{kind} tensor {entry.name!r}")
+        position += entry.size_bytes
+    if position != size:
+        raise _malformed(path, f"its tensors end at byte {position}, the file at {size}")
+
+
+@dataclass(frozen=True, slots=True)
+class FileLayout:
+    """A file to write: its header's bytes, and where each tensor goes."""
+
+    name: str
+    header: bytes
+    entries: tuple[TensorEntry, ...]
+    size_bytes: int
+
+
+def lay_out(
+    name: str,
+    tensors: Mapping[str, tuple[Dtype, tuple[int, ...]]],
+    metadata: Mapping[str, str],
+) -> FileLayout:
+    """Place tensors in a file, one after the other.
+
+    Parameters
+    ----------
+    name : str
+        Name of the file.
+    tensors : mapping
+        From the tensor's name to its dtype and shape, in the order to be written.
+    metadata : mapping
+        Goes into the header; sorted, so that equal inputs give equal bytes.
+
+    Returns
+    -------
+    FileLayout
+        With every offset final.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    position = 0
+    for tensor, (dtype, shape) in tensors.items():
+        end = position + size_bytes(dtype, shape)
+        header[tensor] = {
+            "dtype": dtype.value,
+            "shape": list(shape),
+            "data_offsets": [position, end],
+        }
+        position = end
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    start = _LENGTH_BYTES + len(text)
+    entries = tuple(
+        TensorEntry(tensor, dtype, shape, Path(name), start + header[tensor]["data_offsets"][0])
+        for tensor, (dtype, shape) in tensors.items()
+    )
+    prefix = len(text).to_bytes(_LENGTH_BYTES, "little") + text
+    return FileLayout(name, prefix, entries, start + position)
+
+
+def read_bytes(entry: TensorEntry, start: int = 0, stop: int | None = None) -> bytearray:
+    """Read some or all bytes of a tensor.
+
+    Parameters
+    ----------
+    entry : TensorEntry
+        The tensor.
+    start, stop : int
+        Range within the tensor, in bytes.
+
+    Returns
+    -------
+    bytearray
+        Writable, so that it can back a tensor without a copy.
+
+    Raises
+    ------
+    CheckpointError
+        If the file has become shorter or unreadable.
+    """
+    stop = entry.size_bytes if stop is None else stop
+    buffer = bytearray(stop - start)
+    view = memoryview(buffer)
+    try:
+        with entry.path.open("rb", buffering=0) as file:
+            done = 0
+            while done < len(view):
+                count = os.preadv(file.fileno(), [view[done:]], entry.offset + start + done)
+                if count == 0:
+                    raise CheckpointError(f"{entry.path}: ends within tensor {entry.name!r}")
+                done += count
+    except OSError as error:
+        raise CheckpointError(f"{entry.path}: cannot be read: {error.strerror}") from error
+    return buffer
+
+
+def iterate_bytes(entry: TensorEntry) -> Iterator[bytearray]:
+    """Yield the bytes of a tensor in pieces of 16 MB."""
+    for start in range(0, entry.size_bytes, _COPY_BYTES):
+        yield read_bytes(entry, start, min(start + _COPY_BYTES, entry.size_bytes))
+
+
+def hash_file(path: Path, stop: threading.Event) -> str:
+    """Return the sha256 of a file, or an empty string if `stop` is set meanwhile.
+
+    Raises
+    ------
+    CheckpointError
+        If it cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb", buffering=0) as file:
+            while (data := file.read(_HASH_BYTES)) and not stop.is_set():
+                digest.update(data)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    return "" if stop.is_set() else digest.hexdigest()

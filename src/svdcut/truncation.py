@@ -1,0 +1,257 @@
+"""Truncate the updates of a whole checkpoint, tensor by tensor.
+
+`run_truncation` carries out a plan. It chooses no tensor and parses no option.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+
+import torch
+
+from svdcut._version import __version__
+from svdcut.checkpoint import Checkpoint
+from svdcut.errors import UsageError
+from svdcut.manifest import FileFact, Manifest, Source, TensorFact
+from svdcut.options import Options
+from svdcut.pairing import Action, Pair
+from svdcut.plan import Plan
+from svdcut.pool import Pool, num_cores
+from svdcut.publication import publish
+from svdcut.ranks import Rule, RuleKind, allocate_budget
+from svdcut.report import sum_totals
+from svdcut.svd.engine import decompose
+from svdcut.tensor_job import BudgetRanks, Job, matrix_entries, process_tensor
+from svdcut.tensorfile import hash_file
+from svdcut.update import read_update
+from svdcut.writer import CheckpointWriter
+
+_WORKING_COPIES = 6
+"""Memory that a matrix takes at work, in copies of it in float32 (measured)."""
+
+_SPARE_BYTES = 200 << 20
+"""Memory for small matrices beside the largest one."""
+
+_COPY_BYTES = 32 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One result of a run: where it goes, and the rule that makes it."""
+
+    path: Path
+    rule: Rule
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A tensor is done."""
+
+    stage: str
+    """``spectra`` (the first pass of a budget) or ``truncate``."""
+
+    name: str
+    size_bytes: int
+    total_bytes: int
+    """Of all tensors of the stage."""
+
+    facts: tuple[TensorFact, ...] = ()
+    """What was written, for each output."""
+
+
+Observer = Callable[[Progress], None]
+
+
+def run_truncation(
+    plan: Plan,
+    outputs: Sequence[Output],
+    options: Options,
+    *,
+    command: Sequence[str] = (),
+    observe: Observer = lambda progress: None,
+) -> list[Manifest]:
+    """Carry out a plan.
+
+    Parameters
+    ----------
+    plan : Plan
+        What to write.
+    outputs : sequence of Output
+        Where to write it; all are made from one decomposition of each matrix.
+    options : Options
+        As the plan was made with.
+    command : sequence of str
+        For the manifest.
+    observe : callable
+        Told of each tensor that is done, by the thread that did it.
+
+    Returns
+    -------
+    list of Manifest
+        One for each output.
+
+    Raises
+    ------
+    NonFiniteError
+        If an input or a result holds NaN or infinity. Nothing is published then.
+    QualityError
+        If the tolerance cannot be met.
+    CheckpointError, OutputError
+        If reading or writing fails.
+
+    Notes
+    -----
+    Reads every weight once for the work and once for its hash, and once more with
+    a budget, whose first pass takes all spectra. Memory is bounded by the largest
+    tensors, not by the checkpoint.
+    """
+    began = time.monotonic()
+    device = resolve_device(options.device)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    sizes = [_working_bytes(tensor.pair) for tensor in plan.tensors]
+    with ExitStack() as stack:
+        writers = [
+            stack.enter_context(CheckpointWriter(output.path, plan.files)) for output in outputs
+        ]
+        workers = num_cores() if device.type == "cpu" else 1
+        pool = stack.enter_context(Pool(workers, max(sizes) + _SPARE_BYTES))
+        hasher = stack.enter_context(ThreadPoolExecutor(1))
+        stop = threading.Event()
+        stack.callback(stop.set)
+        hashing = hasher.submit(_hash_inputs, plan, stop)
+        job = Job(tuple(output.rule for output in outputs), options, device, {})
+        job = replace(job, budgets=_allocate_budgets(job, plan, pool, sizes, observe))
+        total = sum(tensor.target.size_bytes for tensor in plan.tensors)
+
+        def task(number: int) -> list[TensorFact]:
+            planned = plan.tensors[number]
+            found = process_tensor(job, planned, [w.sink(planned.target) for w in writers])
+            size = planned.target.size_bytes
+            observe(Progress("truncate", planned.pair.name, size, total, tuple(found)))
+            return found
+
+        records = pool.map(task, sizes)
+        sources = hashing.result()
+        manifests = []
+        for number, output in enumerate(outputs):
+            facts = [record[number] for record in records]
+            names = [planned.pair.name for planned in plan.tensors]
+            manifest = Manifest(
+                svdcut_version=__version__,
+                torch_version=str(torch.__version__),
+                created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+                command=tuple(command),
+                base=sources[0],
+                finetuned=sources[1],
+                options=options.to_json(output.rule),
+                totals=sum_totals(plan, facts, time.monotonic() - began),
+                tensors=dict(zip(names, facts, strict=True)),
+                base_only=plan.pairing.base_only,
+            )
+            publish(writers[number], plan, manifest, options)
+            manifests.append(manifest)
+        for writer in writers:
+            writer.commit()
+    return manifests
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device that a name means.
+
+    Raises
+    ------
+    UsageError
+        If there is no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise UsageError(f"--device {name!r}: expected auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(
+            f"--device {name}: torch {torch.__version__} sees {torch.cuda.device_count()} "
+            "CUDA devices"
+        )
+    return device
+
+
+def _working_bytes(pair: Pair) -> int:
+    if pair.action is not Action.TRUNCATE:
+        return _COPY_BYTES
+    m, n = max(pair.matrices, key=math.prod)
+    return _WORKING_COPIES * 4 * m * n
+
+
+def _allocate_budgets(
+    job: Job, plan: Plan, pool: Pool, sizes: Sequence[int], observe: Observer
+) -> BudgetRanks:
+    """Take the spectra of all tensors under a budget, and spend the budgets."""
+    rules = [
+        {rule for rule in job.rules_for(tensor.pair) if rule.kind is RuleKind.BUDGET}
+        if tensor.pair.action is Action.TRUNCATE
+        else set()
+        for tensor in plan.tensors
+    ]
+    needed = [number for number, group in enumerate(rules) if group]
+    total = sum(plan.tensors[number].target.size_bytes for number in needed)
+
+    def task(index: int) -> list[list[float]]:
+        planned = plan.tensors[needed[index]]
+        spectra = _spectra(job, planned.pair)
+        observe(Progress("spectra", planned.pair.name, planned.target.size_bytes, total))
+        return spectra
+
+    spectra = pool.map(task, [sizes[number] for number in needed])
+    ranks: dict[tuple[Rule, str, int], int] = {}
+    for rule in set().union(*rules):
+        pairs = [
+            (plan.tensors[number].pair, values)
+            for number, values in zip(needed, spectra, strict=True)
+            if rule in rules[number]
+        ]
+        allocated = allocate_budget(
+            {(pair.name, i): s for pair, values in pairs for i, s in enumerate(values)},
+            {(pair.name, i): m for pair, _ in pairs for i, m in enumerate(pair.matrices)},
+            rule.value,
+        )
+        ranks |= {(rule, *key): rank for key, rank in allocated.items()}
+    return ranks
+
+
+def _spectra(job: Job, pair: Pair) -> list[list[float]]:
+    spectra = []
+    for base, finetuned in matrix_entries(pair):
+        update = read_update(base, finetuned, job.device, measure_rounding=False)
+        # Small values need not be exact here: they only rank the triplets.
+        found = decompose(update.matrix, None, accept=lambda _: True)
+        spectra.append(found.singular_values() or [0.0] * found.full_rank)
+    return spectra
+
+
+def _hash_inputs(plan: Plan, stop: threading.Event) -> tuple[Source, Source]:
+    pairing = plan.pairing
+    return (
+        _hash_source(plan.base, pairing.base_prefix, stop),
+        _hash_source(plan.finetuned, pairing.finetuned_prefix, stop),
+    )
+
+
+def _hash_source(checkpoint: Checkpoint, prefix: str | None, stop: threading.Event) -> Source:
+    files = {
+        file.path.name: FileFact(file.size_bytes, hash_file(file.path, stop))
+        for file in checkpoint.files
+    }
+    return Source(checkpoint.source, checkpoint.revision, prefix, files)
