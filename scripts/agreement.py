@@ -65,19 +65,6 @@ class Score:
     "Share of reactions given the class on record."
 
 
-@dataclass(frozen=True)
-class Row:
-    """One truncated checkpoint, measured."""
-
-    keep: str
-    seed: int | None
-    k: int
-    energy_retained: float
-    agreement: float
-    kl: float
-    accuracy: float
-
-
 class Judge:
     """Scores checkpoints against the fine-tuned model, on reactions that it never changes.
 
@@ -152,33 +139,39 @@ def measure(pair: Path) -> dict[str, Any]:
     import torch
     import transformers
 
+    import svdcut
+
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     reactions = read_reactions(REACTIONS)
     judge = Judge(pair / "finetuned", reactions)
-    rows, version = [], ""
+    rows = []
     for run in RUNS:
         with tempfile.TemporaryDirectory() as temporary:
             truncate(pair, run, Path(temporary))
             for k in run.ranks:
-                checkpoint = Path(temporary, f"k{k}")
-                manifest = json.loads((checkpoint / "svdcut.json").read_text(encoding="utf-8"))
-                energy = manifest["totals"]["energy_retained"]
-                version = manifest["svdcut_version"]
-                rows.append(Row(run.keep, run.seed, k, energy, **asdict(judge.score(checkpoint))))
-                print(_line(rows[-1]), file=sys.stderr)
+                row = measure_one(judge, Path(temporary, f"k{k}"))
+                rows.append({"keep": run.keep, "seed": run.seed, "k": k, **row})
+                print(json.dumps(rows[-1]), file=sys.stderr)
     return {
         "reactions": len(reactions),
         "classes": len({name for _, name in reactions}),
         "finetuned": {"accuracy": judge.finetuned.accuracy},
         "versions": {
-            "svdcut": version,
+            "svdcut": svdcut.__version__,
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             "python": platform.python_version(),
         },
-        "rows": [asdict(row) for row in rows],
+        "rows": rows,
     }
+
+
+def measure_one(judge: Judge, checkpoint: Path) -> dict[str, float]:
+    """Score of a truncated checkpoint, and the energy that its manifest says is left."""
+    manifest = json.loads((checkpoint / "svdcut.json").read_text(encoding="utf-8"))
+    energy = manifest["totals"]["energy_retained"]
+    return {"energy_retained": energy, **asdict(judge.score(checkpoint))}
 
 
 def truncate(pair: Path, run: Run, out: Path) -> None:
@@ -190,15 +183,6 @@ def truncate(pair: Path, run: Run, out: Path) -> None:
     if run.seed is not None:
         command += ["--seed", str(run.seed)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-
-
-def _line(row: Row) -> str:
-    """One row, for a person who waits."""
-    name = row.keep if row.seed is None else f"{row.keep} {row.seed}"
-    return (
-        f"{name:>8} k={row.k:<3} energy {row.energy_retained:6.1%} agreement {row.agreement:6.1%}"
-        f" KL {row.kl:8.2g} accuracy {row.accuracy:6.1%}"
-    )
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
@@ -285,7 +269,7 @@ def _draw_labels(axes: Axes, result: dict[str, Any]) -> None:
     """Name the curves where they run and the two ends where they are."""
     top = [row for row in result["rows"] if row["keep"] == "top"]
     ends = (
-        (top[0], "base\nweights", (0, 11), "center"),
+        (top[0], "base\nmatrices", (0, 11), "center"),
         (top[-1], "fine-tuned model", (9, 12), "right"),
     )
     for row, name, offset, side in ends:
@@ -323,8 +307,13 @@ def main() -> None:
     numbers = options.out.with_suffix(".json")
     if options.redraw:
         result = json.loads(numbers.read_text(encoding="utf-8"))
+    elif not (options.pair / "finetuned").is_dir():
+        parser.error(f"no {options.pair}/finetuned: make it with real_pair.py")
     else:
-        result = measure(options.pair)
+        try:
+            result = measure(options.pair)
+        except subprocess.CalledProcessError as error:
+            sys.exit(error.returncode)  # svdcut has said why
         numbers.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     draw(result, options.out.with_suffix(".png"))
 

@@ -144,7 +144,7 @@ def _description(text: str) -> list[Part]:
     parts = []
     for paragraph in re.split(r"\n[ \t]*\n", text.partition("\f")[0].rstrip()):
         body = paragraph.removeprefix("\b\n")
-        intro, *items = re.split(r"^- ", body, flags=re.M)
+        intro, *items = re.split(r"(?m)^- ", body)
         if not items and (body != paragraph or body[:1] == " "):
             parts.append(Part("literal", dedent(body)))
         elif intro.strip():
@@ -163,12 +163,12 @@ def _examples(epilog: str) -> list[Part]:
 
 
 def _manual(name: str, page: Page) -> str:
-    version = re.findall(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.M)[0]
+    version = re.findall(r'(?m)^version = "(.+)"', (ROOT / "pyproject.toml").read_text("utf-8"))[0]
     title = f'{name.upper().replace(" ", "-")} 1 "" "svdcut {version}" "User Commands"'
     lines = [rf".\" {NOTE}", f".TH {title}", ".nh", ".ad l"]
     for section, parts in page.items():
         lines += [f".SH {section.upper()}", *(line for part in parts for line in _roff(part))]
-    return re.sub(r"^(\.S[HS] .*)\n\.PP$", r"\1", "\n".join(lines), flags=re.M) + "\n"
+    return re.sub(r"(?m)^(\.S[HS] .*)\n\.PP$", r"\1", "\n".join(lines)) + "\n"
 
 
 def _roff(part: Part) -> list[str]:
@@ -225,7 +225,8 @@ def _blocks(title: str, parts: list[Part]) -> list[str]:
         elif kind == "entry":
             cells = [(f"`{part.term}`", text) for part, text in zip(same, texts, strict=True)]
             rows = [" | ".join(cell.replace("|", r"\|") for cell in row) for row in cells]
-            blocks.append("\n".join([f"| {head} | |", "|---|---|", *(f"| {row} |" for row in rows)]))
+            table = [f"| {head} | |", "|---|---|", *(f"| {row} |" for row in rows)]
+            blocks.append("\n".join(table))
         elif kind == "item":
             blocks.append("\n".join(f"- {text}" for text in texts))
         else:
