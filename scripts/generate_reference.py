@@ -36,6 +36,7 @@ FILES = {  # by command; {} stands for the value of -o
 CODE = re.compile(r"(`[^`]+`|(?<![\w-])(?:--?[A-Za-z][\w-]*|--(?!\S)))")
 WORD = re.compile(r"(--?[A-Za-z][\w-]*|\w+)")
 ROFF = {"\\": r"\e", "-": r"\-", "'": r"\(aq", '"': r"\(dq", "`": r"\(ga", "^": r"\(ha"}
+ROFF["~"] = r"\(ti"
 Duck = Any  # a command or parameter of whichever Click Typer carries
 
 
@@ -115,19 +116,27 @@ def _entry(param: Duck) -> Part:
     option = param.param_type_name == "option"
     flag = option and (param.is_flag or param.count)
     default = "" if flag and param.count else _default(param)
+    low, high = _fact(param, "min"), _fact(param, "max")
     notes = {
-        " ".join((param.help or "").split()).removesuffix("."): True,
+        " ".join((param.help or "").split()).removesuffix("."): param.help,
         "Required": option and param.required,
         "May be given several times": param.multiple,
-        f"At least {param.min}": param.min is not None and not flag,
-        f"At most {param.max}": param.max is not None,
+        f"At least {low}": low is not None and not flag,
+        f"At most {high}": high is not None,
         f"Default: {default}": default,
     }
     text = ". ".join(note for note, applies in notes.items() if applies)
-    choices = [str(getattr(c, "value", c)) for c in param.type_descriptor.choices or ()]
+    choices = [str(getattr(c, "value", c)) for c in _fact(param, "choices") or ()]
     value = param.metavar or "|".join(choices) or param.name.strip("_").upper().replace("_", "-")
     names = ", ".join([*param.opts, *param.secondary_opts]) if option else ""
     return Part("entry", f"{text}.", names if flag else f"{names} {value}".strip())
+
+
+def _fact(param: Duck, name: str) -> Duck:
+    """Look in each place where some version of Typer keeps it."""
+    owners = (param, getattr(param, "type_descriptor", None), getattr(param, "type", None))
+    facts = (getattr(owner, name, None) for owner in owners)
+    return next((fact for fact in facts if fact is not None), None)
 
 
 def _default(param: Duck) -> str:
@@ -163,9 +172,9 @@ def _examples(epilog: str) -> list[Part]:
 
 
 def _manual(name: str, page: Page) -> str:
-    version = re.findall(r'(?m)^version = "(.+)"', (ROOT / "pyproject.toml").read_text("utf-8"))[0]
+    version = import_module("svdcut._version").__version__
     title = f'{name.upper().replace(" ", "-")} 1 "" "svdcut {version}" "User Commands"'
-    lines = [rf".\" {NOTE}", f".TH {title}", ".nh", ".ad l"]
+    lines = [rf".\" {NOTE}", f".TH {title}", ".nr HY 0", ".nh", ".ad l"]
     for section, parts in page.items():
         lines += [f".SH {section.upper()}", *(line for part in parts for line in _roff(part))]
     return re.sub(r"(?m)^(\.S[HS] .*)\n\.PP$", r"\1", "\n".join(lines)) + "\n"
@@ -177,11 +186,11 @@ def _roff(part: Part) -> list[str]:
     if part.kind == "usage":
         return [_syntax(part.text)]
     if part.kind == "literal":
-        return [".PP", ".RS 4", ".EX", *map(_escape, part.text.split("\n")), ".EE", ".RE"]
+        return [".PP", ".RS 4", ".EX", _guard(_escape(part.text)), ".EE", ".RE"]
     runs = CODE.split(part.text)
     runs[1::2] = [rf"\fB{_escape(run.strip('`'))}\fR" for run in runs[1::2]]
     runs[::2] = map(_escape, runs[::2])
-    sentences = re.split(r"(?<=[.!?]) (?=[A-Z\\])", "".join(runs))
+    sentences = re.split(r"(?<=[.!?]) (?=[A-Z\\])", _guard("".join(runs)))
     wrapper = TextWrapper(78, break_long_words=False, break_on_hyphens=False)
     start = {"text": [".PP"], "item": [r".IP \(bu 2"], "entry": [".TP", _syntax(part.term)]}
     return [*start[part.kind], *(line for text in sentences for line in wrapper.wrap(text))]
@@ -193,13 +202,16 @@ def _syntax(text: str) -> str:
     fonts = ["I" if re.fullmatch("[A-Z]+", run) else "B" for run in runs]
     runs = [_escape(run) for run in runs]
     runs[1::2] = [rf"\f{font}{run}\fR" for font, run in zip(fonts[1::2], runs[1::2], strict=True)]
-    return "".join(runs)
+    return _guard("".join(runs))
 
 
 def _escape(text: str) -> str:
-    """For roff; no word may open with the dot of a macro, as a line might break there."""
-    chars = [ROFF.get(c, c if c.isascii() else rf"\[u{ord(c):04X}]") for c in text]
-    return re.sub(r"(?<!\S)\.", r"\\&.", "".join(chars))
+    return "".join(ROFF.get(c, c if c.isascii() else rf"\[u{ord(c):04X}]") for c in text)
+
+
+def _guard(text: str) -> str:
+    """No word may open with the dot of a macro: its line might break there."""
+    return re.sub(r"(?<!\S)\.", r"\\&.", text)
 
 
 def _markdown(pages: dict[str, Page]) -> str:
@@ -223,7 +235,10 @@ def _blocks(title: str, parts: list[Part]) -> list[str]:
         if kind == "panel":
             head = same[-1].text
         elif kind == "entry":
-            cells = [(f"`{part.term}`", text) for part, text in zip(same, texts, strict=True)]
+            terms = [f"`{part.term}`" for part in same]
+            if title == "Commands":
+                terms = [f"[{term}](#{term[1:-1].replace(' ', '-')})" for term in terms]
+            cells = zip(terms, texts, strict=True)
             rows = [" | ".join(cell.replace("|", r"\|") for cell in row) for row in cells]
             table = [f"| {head} | |", "|---|---|", *(f"| {row} |" for row in rows)]
             blocks.append("\n".join(table))

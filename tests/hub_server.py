@@ -143,7 +143,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send(200, file.read_bytes(), headers)
 
     def fail(self, status: int, code: str = "") -> None:
-        self.send(status, b"{}", {"X-Error-Code": code} if code else {})
+        self.send(status, b"<html></html>", {"X-Error-Code": code} if code else {})
 
     def send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
         self.send_response(status)

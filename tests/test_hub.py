@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import HFValidationError, HTTPError
 from huggingface_hub.utils import close_session, validate_repo_id
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -101,9 +101,6 @@ def files_in(path):
     return sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
 
 
-# --- what is fetched -------------------------------------------------------------------------
-
-
 def test_single_file_and_only_wanted_files(hub, folder):
     repo = folder("model.safetensors", *SMALL, *UNWANTED, TEMPLATE)
     commit = hub.add("org/toy", repo)
@@ -188,9 +185,6 @@ def test_bars_only_on_a_terminal_and_not_when_quiet(hub, folder, capfd, quiet, t
     assert capfd.readouterr() == ("", "")
 
 
-# --- the cache, offline ----------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("with_listing", [True, False])
 @pytest.mark.parametrize("revision", ["", "@v1", "@commit"])
 def test_offline_from_the_cache(hub, folder, go_offline, with_listing, revision):
@@ -257,9 +251,6 @@ assert "torch" not in sys.modules
     assert len(hub.requests) == requests > 0
 
 
-# --- refusals --------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("status", [401, 404])
 def test_unknown_repository(hub, status):
     hub.missing_status = status
@@ -315,6 +306,32 @@ def test_server_down_but_cached(hub, folder):
     assert fetch_snapshot("org/toy") == online
 
 
+def test_server_down_and_cache_not_complete(hub, folder):
+    hub.add("org/toy", sharded(folder, *SHARDS))
+    (fetch_snapshot("org/toy").path / "config.json").unlink()
+    hub.stop()
+    what = r"org/toy@main is not complete in the cache \(config\.json\); download failed: .*refused"
+    with pytest.raises(HubError, match=what):
+        fetch_snapshot("org/toy")
+
+
+def test_endpoint_that_is_no_hub(hub):
+    hub.fail_with = 200
+    with pytest.raises(HubError, match="org/toy@main is not in the cache") as caught:
+        fetch_snapshot("org/toy")
+    assert "HF_ENDPOINT" in caught.value.hint
+
+
+@pytest.mark.parametrize("error", [HTTPError("cut"), RuntimeError("cut"), OSError(28, "cut")])
+def test_errors_while_downloading(monkeypatch, error):
+    def fail(*args, **options):
+        raise error
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    with pytest.raises(HubError, match=r"org/toy@v1 is not in the cache; download failed: .*cut"):
+        fetch_snapshot("org/toy@v1")
+
+
 def test_cache_that_cannot_be_written(hub, folder, tmp_path):
     hub.add("org/toy", folder("model.safetensors", "config.json"))
     (tmp_path / "cache").write_text("a file")
@@ -344,7 +361,7 @@ def test_only_pickled_weights(hub, folder, caplog, config, model):
 
 
 def test_no_weights_at_all(hub, folder):
-    hub.add("org/toy", folder("README.md"))
+    hub.add("org/toy", folder("README.md", "training_args.bin", "old/pytorch_model.bin"))
     with pytest.raises(CheckpointError, match=r"no safetensors weights$") as caught:
         fetch_snapshot("org/toy")
     assert caught.value.hint is None
@@ -360,6 +377,7 @@ def test_index_names_a_shard_that_is_not_there(hub, folder):
     "name",
     [
         *("/etc/x.safetensors", "../x.safetensors", "sub/x.safetensors", "..\\x.safetensors"),
+        *("sub\\x.safetensors", "C:\\x.safetensors"),
         *(
             "*.safetensors",
             "[a-z]*.safetensors",
@@ -392,8 +410,6 @@ def test_index_that_is_none(hub, folder, content):
     with pytest.raises(CheckpointError, match=f"org/toy.*{INDEX}"):
         fetch_snapshot("org/toy")
 
-
-# --- local or not ----------------------------------------------------------------------------
 
 LOCAL = [
     *("/", "/org/name", "./org/name", "../org/name", "~/org/name", "~", ".", "..", ".org/name"),

@@ -176,11 +176,9 @@ def _energies(
 ) -> tuple[float, float]:
     """Return the energy kept and the energy cut, in scaled units."""
     kept = math.fsum(squares[i] for i in indices)
-    if len(squares) < decomposition.full_rank:
-        return kept, max(decomposition.energy - kept, 0.0)
-    # With the whole spectrum at hand nothing need cancel.
     chosen = set(indices)
-    return kept, math.fsum(value for i, value in enumerate(squares) if i not in chosen)
+    cut = math.fsum(value for i, value in enumerate(squares) if i not in chosen)
+    return kept, cut + decomposition.rest
 
 
 def _bounds(

@@ -77,7 +77,7 @@ def fetch_snapshot(source: str, *, quiet: bool = False) -> Snapshot:
         If the repository holds no safetensors weights, or its index is not usable.
     """
     # HTTPError is the base error of the HTTP client, which each major version takes from elsewhere.
-    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # noqa: PLC0415
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
     if not (match := _parsed(source)):
         raise HubError(f"{source!r} is not a Hub id", hint="expected org/name or org/name@revision")
@@ -90,7 +90,7 @@ def fetch_snapshot(source: str, *, quiet: bool = False) -> Snapshot:
 
 def _download(repo_id: str, revision: str, bars: type[object]) -> Snapshot:
     """Fetch the small files, then the weights of the commit that the first call resolved."""
-    from huggingface_hub import constants, snapshot_download  # noqa: PLC0415
+    from huggingface_hub import constants, snapshot_download
 
     offline = constants.HF_HUB_OFFLINE
     fetch = partial(snapshot_download, repo_id, tqdm_class=bars, local_files_only=offline)
@@ -122,14 +122,14 @@ def _weight_files(folder: Path, repo_id: str) -> list[str]:
 
 def _incomplete(folder: Path, repo_id: str, missing: list[str]) -> CheckpointError:
     """Ask the Hub whether it has `missing` at all, as the cache alone may be incomplete."""
-    from huggingface_hub import HfApi, constants, errors  # noqa: PLC0415
+    from huggingface_hub import HfApi, constants, errors
 
     if constants.HF_HUB_OFFLINE:
         raise errors.LocalEntryNotFoundError(f"missing ({', '.join(missing)}).")
     files = HfApi().list_repo_files(repo_id, revision=folder.name)
     if (folder / _INDEX).is_file():
         return CheckpointError(f"{repo_id}: {_INDEX} names {missing[0]!r}, which is not there")
-    found = [name for name in files if name.endswith((".bin", ".pt", ".pth"))]
+    found = [name for name in files if re.fullmatch(r"[^/]*model[^/]*\.(bin|pt|pth)", name)]
     pickled = f", only pickled ones ({found[0]!r}), which svdcut does not open" if found else ""
     config = (folder / "config.json").read_bytes() if "config.json" in files else b""
     model = re.search(r'"architectures":\s*\[\s*"(\w+)"', config.decode("utf-8", "replace"))
@@ -141,7 +141,7 @@ def _incomplete(folder: Path, repo_id: str, missing: list[str]) -> CheckpointErr
 
 def _explained(error: BaseException, repo_id: str, revision: str) -> HubError:
     """Say what an error of huggingface_hub means, and what to do about it."""
-    from huggingface_hub import constants, errors  # noqa: PLC0415
+    from huggingface_hub import constants, errors
 
     name = f"{repo_id}@{revision}"
     cause = (isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__) or error
@@ -169,7 +169,7 @@ def _explained(error: BaseException, repo_id: str, revision: str) -> HubError:
 
 def _progress_bars(*, quiet: bool) -> type[object]:
     """Class of bars that show on a terminal only; huggingface_hub's own show in pipes and logs."""
-    from huggingface_hub.utils.tqdm import tqdm  # noqa: PLC0415
+    from huggingface_hub.utils.tqdm import tqdm
 
     class Bars(tqdm):
         def __init__(self, *args: object, **kwargs: object) -> None:

@@ -104,8 +104,7 @@ def read_update(
     rounding = 0.0
     if measure_rounding:
         rounding = _rounding_square(ours, finetuned.tensor.dtype)
-        if _PRECISION_BITS[base.tensor.dtype] < _PRECISION_BITS[finetuned.tensor.dtype]:
-            rounding += _rounding_square(theirs, base.tensor.dtype)
+        rounding += _rounding_square(theirs, base.tensor.dtype)
     nonzeros = int(torch.count_nonzero(matrix))
     return Update(
         base=theirs,

@@ -35,6 +35,9 @@ VALUE_FLOOR = 1e-8
 ERROR_FLOOR = 2.0**-24
 """Best errors below this share of the norm count as this: float32 cannot store less."""
 
+_FACTOR_ROUNDING = 4.0
+"""Rounding error of the kept part, relative to its norm, in units of epsilon."""
+
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
@@ -104,9 +107,9 @@ def bound_cut(
     residuals: Sequence[float],
     k: int,
     *,
-    energy: float,
+    rest: float,
     beyond: float,
-    energy_rounding: float,
+    epsilon: float,
 ) -> Bounds:
     """Bound the error of keeping the first `k` of the triplets at hand.
 
@@ -117,25 +120,27 @@ def bound_cut(
         the full rank.
     k : int
         Rank of the cut, 0 to all.
-    energy : float
-        Sum of all squared singular values.
+    rest : float
+        Sum of the squared singular values that are not at hand.
     beyond : float
         Largest squared singular value that is not at hand.
-    energy_rounding : float
-        Rounding error of a sum of `squares`, relative to that sum.
+    epsilon : float
+        Of the arithmetic that the factors were made in.
 
     Returns
     -------
     Bounds
-        `value` covers the first value, the last kept one and the next.
+        `value` covers the first value, the last kept one, the next, and the norm of
+        the tail.
 
     Notes
     -----
     O(number of triplets).
     """
+    kept, cut = math.fsum(squares[:k]), math.fsum(squares[k:]) + rest
+    energy = kept + cut
     if energy == 0:
         return Bounds(0.0, 0.0)
-    kept = math.fsum(squares[:k])
     coupling = math.sqrt(math.fsum(e * e for e in residuals))
 
     def square_bound(index: int) -> float:
@@ -147,6 +152,9 @@ def bound_cut(
         square_bound(index) / (2 * max(squares[index], floor))
         for index in {0, max(k - 1, 0), min(k, len(squares) - 1)}
     )
+    # Where the tail is measured as a whole (rest > 0), no sum of its values is needed.
+    tail_error = 0.0 if rest > 0 else math.fsum(residuals[k:])
+    tail_error /= 2 * max(cut, VALUE_FLOOR**2 * energy)
     if k == 0 or k == len(squares):
         lacking = 0.0
     else:
@@ -155,6 +163,7 @@ def bound_cut(
             excess_energy(squares[:k], residuals[:k], following),
             gap_energy(squares, residuals, k, beyond),
         )
-    lacking += energy_rounding * kept
-    best = max(energy - kept - lacking, ERROR_FLOOR**2 * energy)
-    return Bounds(excess=lacking / (2 * best), value=value)
+    # The rounding of the factors is at right angles to the tail: it adds in squares.
+    lacking += (_FACTOR_ROUNDING * epsilon) ** 2 * kept
+    best = max(cut - lacking, ERROR_FLOOR**2 * energy)
+    return Bounds(excess=lacking / (2 * best), value=max(value, tail_error))

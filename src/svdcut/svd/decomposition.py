@@ -80,8 +80,8 @@ class Decomposition:
 
     method: Method
     proof: Proof
-    energy_rounding: float
-    """Rounding error of a sum of squared singular values, relative to that sum."""
+    rest: float
+    """Sum of the squared singular values that are not at hand."""
 
     next_square: float
     """Largest squared singular value beyond the triplets at hand; 0 when there is none."""
@@ -120,9 +120,9 @@ class Decomposition:
             self.triplets.squares.tolist(),
             self.triplets.residuals.tolist(),
             k,
-            energy=self.energy,
+            rest=self.rest,
             beyond=self.next_square,
-            energy_rounding=self.energy_rounding,
+            epsilon=torch.finfo(self.triplets.right.dtype).eps,
         )
 
     def factors(self, indices: list[int]) -> tuple[Tensor, Tensor]:

@@ -31,9 +31,6 @@ _KRYLOV_MIN_SIDE = 384
 _KRYLOV_MAX_SHARE = 6
 """Krylov pays while the rank is below this part of the short side (measured, CPU)."""
 
-_ENERGY_ROUNDING = {torch.float32: 2.0**-27, torch.float64: 2.0**-51}
-"""Relative rounding error of a sum of squared values from products in that dtype."""
-
 
 @dataclass(frozen=True, slots=True)
 class _Attempt:
@@ -97,7 +94,7 @@ def decompose(
         energy=sum_of_squares(a),
         method=Method.NONE,
         proof=Proof.SPECTRUM,
-        energy_rounding=0.0,
+        rest=0.0,
         next_square=0.0,
     )
     if start.energy == 0:
@@ -146,7 +143,7 @@ def _choose(full_rank: int, top: int | None) -> Route:
 def _attempt(
     start: Decomposition, attempt: _Attempt, top: int | None, tolerance: float, seed: int
 ) -> Decomposition | None:
-    next_square, proof = 0.0, Proof.SPECTRUM
+    rest, next_square, proof = 0.0, 0.0, Proof.SPECTRUM
     if attempt.method is Method.EXACT:
         triplets = exact_triplets(start.matrix)
     elif attempt.method is Method.GRAM:
@@ -162,13 +159,14 @@ def _attempt(
         )
         if result is None:
             return None
-        triplets, next_square, proof = result.triplets, result.next_square, Proof.RANDOM_START
+        triplets, rest, next_square = result.triplets, result.rest, result.next_square
+        proof = Proof.RANDOM_START
     return replace(
         start,
         triplets=triplets,
         method=attempt.method,
         proof=proof,
-        energy_rounding=_ENERGY_ROUNDING[attempt.dtype],
+        rest=rest,
         next_square=next_square,
     )
 

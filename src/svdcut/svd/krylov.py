@@ -15,26 +15,34 @@ References
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor
 
 from svdcut.svd.certificate import VALUE_TOLERANCE, bound_cut
-from svdcut.svd.decomposition import Triplets
+from svdcut.svd.decomposition import Triplets, row_blocks
 
 _PROBE_COLUMNS = 8
 _PROBE_STEPS = 2
+_CANCELLATION = {torch.float32: 1e-3, torch.float64: 1e-10}
+"""Below this share of the energy, a difference of energies is mostly rounding."""
+
 _SAFETY = 0.3
 """The estimate that stops the iteration must be this share of the tolerance."""
 
 
 @dataclass(frozen=True, slots=True)
 class KrylovResult:
-    """The triplets, and the largest squared Ritz value beyond them."""
+    """The triplets, and what lies beyond them."""
 
     triplets: Triplets
     next_square: float
+    """The largest squared Ritz value that is not among them."""
+
+    rest: float
+    """The energy that is not among them."""
 
 
 def krylov_triplets(
@@ -117,9 +125,9 @@ class _Ritz:
             self.squares[:num_wanted].tolist(),
             self.residuals.tolist(),
             k,
-            energy=energy,
+            rest=max(energy - float(self.squares[:num_wanted].sum()), 0.0),
             beyond=self.beyond(),
-            energy_rounding=0.0,
+            epsilon=0.0,
         )
         return bounds.excess <= tolerance and bounds.value <= VALUE_TOLERANCE * _SAFETY
 
@@ -134,6 +142,7 @@ class _Lanczos:
 
     def __init__(self, a: Tensor, *, energy: float, generator: Generator) -> None:
         self._a = a
+        self._energy = energy
         self._generator = generator
         # A direction whose norm drowns in rounding carries no information.
         self._negligible = 4 * torch.finfo(a.dtype).eps * energy**0.5
@@ -206,7 +215,23 @@ class _Lanczos:
         right, left = (right @ rotation).to(dtype), (left @ rotation).to(dtype)
         residuals = ((a.T @ left).double() - right.double() * squares).norm(dim=0)
         residuals += torch.finfo(dtype).eps * (squares[0] * squares).sqrt()
-        return KrylovResult(Triplets(right, left, squares, residuals), ritz.beyond())
+        return KrylovResult(
+            Triplets(right, left, squares, residuals),
+            next_square=ritz.beyond(),
+            rest=self._rest(left, right, float(squares.sum())),
+        )
+
+    def _rest(self, left: Tensor, right: Tensor, found: float) -> float:
+        """Return the energy of ``a - left @ right.T``."""
+        rest = self._energy - found
+        if rest > _CANCELLATION[self._a.dtype] * self._energy:
+            return rest
+        # The difference would have no correct digits left: measure it.
+        return math.fsum(
+            float((block.double() - part.double() @ right.double().T).square_().sum())
+            for start, stop in row_blocks(*self._a.shape)
+            for block, part in [(self._a[start:stop], left[start:stop])]
+        )
 
 
 class _Basis:

@@ -1,0 +1,63 @@
+"""The command line's root."""
+
+from __future__ import annotations
+
+import typer
+
+from svdcut._version import __version__
+from svdcut.cli.truncate import truncate
+
+app = typer.Typer(
+    name="svdcut",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode="rich",
+)
+
+
+def _print_version(*, wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"svdcut {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def svdcut(
+    version: bool = typer.Option(
+        False,
+        "--version",
+        callback=lambda wanted: _print_version(wanted=wanted),
+        is_eager=True,
+        help="Show the version and exit.",
+    ),
+) -> None:
+    """Cut the tail of the singular value decomposition of a fine-tuning update.
+
+    Fine-tuning teaches a model its task and, with it, shortcuts. Both are in the
+    update, finetuned - base; much of what is spurious may be in the tail of its
+    singular value decomposition. svdcut cuts that tail, tensor by tensor, and
+    writes a complete checkpoint with a manifest of what was kept.
+    """
+
+
+app.command(
+    epilog="""\
+svdcut truncate base/ ft/ -k 64 -o out/  # keep 64 triplets of every update
+
+svdcut truncate base/ ft/ -k energy=0.9 -o out/  # the least rank with 90 % of the energy
+
+svdcut truncate base/ ft/ -k 8,16,64 -o 'out-{k}'  # three results, one decomposition
+
+svdcut truncate base/ ft/ -k 32 --rank-for '*.mlp.*=16' --skip '*embed*' -o out/  # by name
+
+svdcut truncate org/base org/tuned@v2 -k 64 -o out/  # from the Hub
+
+svdcut truncate base/ ft/ -k 64 -o out/ --dry-run  # show the plan, read no weights
+"""
+)(truncate)
+
+
+def run() -> None:
+    """Run the command line on the arguments of the process."""
+    app(prog_name="svdcut")

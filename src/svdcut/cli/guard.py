@@ -1,0 +1,72 @@
+"""Turn what goes wrong into a line on stderr and an exit code."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import typer
+
+from svdcut.errors import Interrupted, SvdcutError
+
+
+@contextmanager
+def guard(*, verbose: bool) -> Iterator[None]:
+    """Run a command's body: signals stop it cleanly, errors become exit codes.
+
+    Parameters
+    ----------
+    verbose : bool
+        Whether an error shows its traceback.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+    try:
+        yield
+        sys.stdout.flush()
+    except Interrupted as error:
+        _say("interrupted: nothing was published")
+        raise typer.Exit(128 + error.signal_number) from error
+    except SvdcutError as error:
+        _explain(str(error), verbose=verbose)
+        raise typer.Exit(error.exit_code) from error
+    except BrokenPipeError:
+        # The reader has what it wanted. Python would complain again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (typer.Exit, typer.Abort):
+        raise
+    except Exception as error:
+        reason = str(error).strip() or "no further message"
+        _explain(f"unexpected failure: {type(error).__name__}: {reason}", verbose=verbose)
+        if not verbose:
+            _say("  -v shows where; please report it.")
+        raise typer.Exit(1) from error
+
+
+def warn(text: str) -> None:
+    """Say something on stderr that a user should know."""
+    _say(f"svdcut: warning: {text}")
+
+
+def _interrupt(number: int, _frame: FrameType | None) -> None:
+    raise Interrupted(number)
+
+
+def _explain(text: str, *, verbose: bool) -> None:
+    if verbose:
+        traceback.print_exc()
+    _say(f"svdcut: {printable(text)}")
+
+
+def printable(text: str) -> str:
+    """Return a text without control characters: names in files are a stranger's."""
+    return "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text)
+
+
+def _say(text: str) -> None:
+    typer.echo(text, err=True)

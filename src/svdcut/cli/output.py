@@ -1,0 +1,257 @@
+"""Screens: the plan, the progress, the result.
+
+Everything for people, through rich; JSON goes straight to stdout.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from svdcut.cli.guard import printable, warn
+from svdcut.manifest import Manifest
+from svdcut.summary import Group, summarize
+
+if TYPE_CHECKING:
+    from svdcut.api import Request
+    from svdcut.truncation import Observer
+    from svdcut.truncation import Progress as TensorDone
+
+_STAGES = {"spectra": "pass 1 of 2: spectra", "truncate": "truncating"}
+_ROUNDING_SHARE = 0.1
+"""Rounding above this share of what was cut deserves a warning."""
+
+
+def print_json(document: object) -> None:
+    """Print one JSON document on stdout."""
+    sys.stdout.write(json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def show_progress(*, quiet: bool, verbose: bool) -> Iterator[Observer]:
+    """Give an observer that draws a bar, on a terminal alone.
+
+    Parameters
+    ----------
+    quiet : bool
+        Draw nothing.
+    verbose : bool
+        Print a line for each tensor too.
+    """
+    console = Console(stderr=True)
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        DownloadColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[name]}"),
+        console=console,
+        disable=quiet or not console.is_terminal,
+        transient=True,
+        expand=True,
+    )
+    tasks: dict[str, Any] = {}
+
+    def observe(done: TensorDone) -> None:
+        if done.stage not in tasks:
+            tasks[done.stage] = bar.add_task(_STAGES[done.stage], total=done.total_bytes, name="")
+        bar.update(tasks[done.stage], advance=done.size_bytes, name=escape(done.name))
+        if verbose and done.facts:
+            console.print(_describe(done), highlight=False, markup=False, soft_wrap=True)
+
+    with bar:
+        yield observe
+
+
+def _describe(done: TensorDone) -> str:
+    fact = done.facts[0]
+    if fact.truncation is None:
+        return f"{printable(done.name)}: {fact.action}"
+    svd = fact.truncation.svd
+    return (
+        f"{printable(done.name)}: rank {fact.truncation.rank} of {fact.truncation.full_rank}, "
+        f"{svd.method}, excess error at most {svd.excess_bound:.1e}"
+        + "".join(f", after {route}" for route in svd.rejected)
+    )
+
+
+def print_plan(request: Request, *, as_json: bool) -> None:
+    """Print what a run would do."""
+    documents = [plan_document(request, number) for number in range(len(request.outputs))]
+    if as_json:
+        print_json(documents if len(documents) > 1 else documents[0])
+        return
+    plan = request.plan
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("tensor", "action", "shape", "dtype", "rule"):
+        table.add_column(column, overflow="fold")
+    rules = [documents[n]["tensors"] for n in range(len(documents))]
+    for tensor in plan.tensors:
+        name = tensor.pair.name
+        rule = ", ".join(dict.fromkeys(str(facts[name].get("rule", "")) for facts in rules))
+        shape = " x ".join(map(str, tensor.target.shape)) or "scalar"
+        table.add_row(
+            escape(printable(name)),
+            tensor.pair.action.value,
+            shape,
+            tensor.target.dtype.value,
+            rule,
+        )
+    console = Console(highlight=False)
+    console.print(table)
+    console.print()
+    _print_pairing(console, request)
+    outs = ", ".join(str(output.path) for output in request.outputs)
+    console.print(
+        f"{plan.num_truncated} of {len(plan.tensors)} tensors to truncate, "
+        f"{_megabytes(plan.size_bytes)} to write to {escape(outs)}. Nothing was written."
+    )
+
+
+def plan_document(request: Request, number: int) -> dict[str, Any]:
+    """Return the plan of one output, in the shape of its manifest."""
+    from svdcut.pairing import Action
+    from svdcut.ranks import rule_for
+
+    plan, output = request.plan, request.outputs[number]
+    tensors: dict[str, dict[str, Any]] = {}
+    for tensor in plan.tensors:
+        facts: dict[str, Any] = {
+            "action": tensor.pair.action.value,
+            "shape": list(tensor.target.shape),
+            "dtype": tensor.target.dtype.value,
+            "file": tensor.target.path.name,
+        }
+        if tensor.pair.action is Action.TRUNCATE:
+            rule = rule_for(tensor.pair.name, output.rule, request.options.rank_for)
+            facts |= {
+                "rule": str(rule),
+                "keep": request.options.keep.value,
+                "full_rank": min(tensor.pair.matrices[0]),
+            }
+        tensors[tensor.pair.name] = facts
+    return {
+        "schema": "svdcut/plan/1",
+        "out": str(output.path),
+        "base": {
+            "source": plan.base.source,
+            "revision": plan.base.revision,
+            "prefix": plan.pairing.base_prefix,
+        },
+        "finetuned": {
+            "source": plan.finetuned.source,
+            "revision": plan.finetuned.revision,
+            "prefix": plan.pairing.finetuned_prefix,
+        },
+        "options": request.options.to_json(output.rule),
+        "totals": {
+            "tensors": len(plan.tensors),
+            "truncated": plan.num_truncated,
+            "copied": len(plan.tensors) - plan.num_truncated,
+            "size_bytes": plan.size_bytes,
+        },
+        "tensors": tensors,
+        "base_only": list(plan.pairing.base_only),
+    }
+
+
+def print_result(request: Request, manifests: Sequence[Manifest]) -> None:
+    """Print what was done, one table for each output."""
+    console = Console(highlight=False)
+    _print_pairing(console, request)
+    for output, manifest in zip(request.outputs, manifests, strict=True):
+        console.print(_result_table(summarize(manifest)))
+        console.print()
+        for line in _result_lines(manifest):
+            console.print(line)
+        size = _megabytes(request.plan.size_bytes)
+        console.print(
+            f"[bold]{escape(str(output.path))}[/bold]: {size} in {manifest.totals.seconds:.1f} s "
+            f"on {escape(manifest.device)}"
+        )
+
+
+def _print_pairing(console: Console, request: Request) -> None:
+    pairing = request.plan.pairing
+    for side, prefix in (
+        ("base", pairing.base_prefix),
+        ("the fine-tuned side", pairing.finetuned_prefix),
+    ):
+        if prefix is not None:
+            console.print(f"Matched without the prefix {prefix!r} of {side}.")
+    if pairing.base_only:
+        names = ", ".join(printable(name) for name in pairing.base_only[:3])
+        more = len(pairing.base_only) - 3
+        rest = f" and {more} more" if more > 0 else ""
+        console.print(f"Only in base, not written: {escape(names)}{rest}.")
+
+
+def _result_table(groups: Sequence[Group]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("tensors", overflow="fold")
+    for column in ("n", "shape", "rank", "of", "energy", "cut", "rounding"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for group in groups:
+        table.add_row(
+            escape(printable(group.name)),
+            str(group.count),
+            "x".join(map(str, group.shape)),
+            group.rank_text(),
+            str(group.full_rank),
+            f"{group.energy_retained:.1%}",
+            f"{group.tail_norm:.2e}",
+            f"{group.rounding_error:.0e}",
+        )
+    return table
+
+
+def _result_lines(manifest: Manifest) -> Iterator[str]:
+    totals = manifest.totals
+    energy = totals.energy_retained
+    kept = "" if energy is None else f", {energy:.1%} of the update's energy kept"
+    yield (
+        f"{totals.truncated} of {totals.tensors} tensors truncated: rank {totals.rank} of "
+        f"{totals.full_rank}{kept}."
+    )
+    cuts = [fact.truncation for fact in manifest.tensors.values() if fact.truncation]
+    if cuts:
+        methods = Counter(cut.svd.method for cut in cuts)
+        routes = ", ".join(f"{count} by {method}" for method, count in sorted(methods.items()))
+        worst = max(cut.svd.excess_bound for cut in cuts)
+        yield f"Error at most {worst:.0e} above the best possible at each rank ({routes})."
+    escalated = sum(bool(cut.svd.rejected) for cut in cuts)
+    if escalated:
+        yield f"{escalated} tensors needed a more careful route than the first; see the manifest."
+
+
+def warn_of_rounding(manifest: Manifest) -> None:
+    """Warn where storage brings back much of what was cut."""
+    totals = manifest.totals
+    if totals.rounding_error <= _ROUNDING_SHARE * totals.tail_norm:
+        return
+    dtypes = sorted({fact.dtype for fact in manifest.tensors.values() if fact.truncation})
+    if totals.tail_norm == 0:
+        what = f"adds an error of norm {totals.rounding_error:.2g} where nothing was cut"
+    else:
+        share = totals.rounding_error / totals.tail_norm
+        what = (
+            f"puts back {share:.0%} of what was cut (norm {totals.rounding_error:.2g} against "
+            f"{totals.tail_norm:.2g})"
+        )
+    warn(
+        f"at rank rule {manifest.options['rank']}, rounding to {', '.join(dtypes)} {what}.\n"
+        "  The stored update is not of low rank then. --dtype float32 avoids it."
+    )
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
