@@ -72,9 +72,9 @@ def _page(name: str, commands: dict[str, Duck]) -> Page:
             usage.append(entry.term if param.required else f"[{entry.term}]")
             continue
         panels.setdefault(param.rich_help_panel or "", []).append(entry)
-        value = entry.term.split(" ")[-1]
-        required += [f"{param.opts[0]} {value}"] if param.required else []
-        output = value if "-o" in param.opts else output
+        words = re.split(",? ", entry.term)
+        required += [f"{words[0]} {words[-1]}"] if param.required else []
+        output = words[-1] if words[0] == "-o" else output
     names = {**root.context_settings, **command.context_settings}.get("help_option_names")
     help_entry = Part("entry", "Show this help and exit.", ", ".join(names or ["--help"]))
     panels.setdefault("", []).append(help_entry)
@@ -128,8 +128,10 @@ def _entry(param: Duck) -> Part:
     text = ". ".join(note for note, applies in notes.items() if applies)
     choices = [str(getattr(c, "value", c)) for c in _fact(param, "choices") or ()]
     value = param.metavar or "|".join(choices) or param.name.strip("_").upper().replace("_", "-")
-    names = ", ".join([*param.opts, *param.secondary_opts]) if option else ""
-    return Part("entry", f"{text}.", names if flag else f"{names} {value}".strip())
+    short_first = sorted(param.opts, key=lambda name: name.startswith("--"))
+    names = ", ".join([*short_first, *param.secondary_opts]) if option else ""
+    term = f"{names} {value}" if option else value + "..." * (param.nargs != 1)
+    return Part("entry", f"{text}.", names if flag else term)
 
 
 def _fact(param: Duck, name: str) -> Duck:
@@ -164,10 +166,11 @@ def _description(text: str) -> list[Part]:
 
 def _examples(epilog: str) -> list[Part]:
     parts = []
-    for line in filter(str.strip, epilog.replace("\b", "").splitlines()):
-        command, _, comment = line.strip().partition("  # ")
-        parts.append(Part("text", f"{comment[:1].upper()}{comment[1:]}:"))
-        parts.append(Part("literal", command.strip()))
+    for line in map(str.strip, epilog.replace("\b", "").splitlines()):
+        if line not in {"", "Examples:"}:
+            command, _, comment = line.partition("  # ")
+            parts.append(Part("text", f"{comment[:1].upper()}{comment[1:]}:"))
+            parts.append(Part("literal", command.strip()))
     return parts
 
 

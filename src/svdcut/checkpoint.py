@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from svdcut import hub
+from svdcut.conversion import conversion_hint
 from svdcut.errors import CheckpointError
 from svdcut.tensorfile import TensorEntry, TensorFile, read_header
 
@@ -140,7 +141,10 @@ def _open_path(source: str, path: Path, revision: str | None) -> Checkpoint:
     if path.is_file():
         if path.suffix != ".safetensors":
             raise CheckpointError(
-                f"{source}: not a .safetensors file", hint=_conversion_hint(path.parent)
+                f"{source}: not a .safetensors file",
+                hint=conversion_hint(
+                    str(path.parent), _read_json(path.parent / "config.json") or {}
+                ),
             )
         return _assemble(source, revision, None, [path.name], path.parent, None)
     if not path.is_dir():
@@ -232,7 +236,7 @@ def _no_weights(source: str, path: Path) -> CheckpointError:
     if any(found for pattern in _PICKLES for found in path.glob(pattern)):
         return CheckpointError(
             f"{source}: its weights are pickled, and a pickle can run any code: never opened",
-            hint=_conversion_hint(path),
+            hint=conversion_hint(source, _read_json(path / "config.json") or {}),
         )
     others = sorted(found.name for found in path.glob("*.safetensors"))
     if others:
@@ -241,10 +245,3 @@ def _no_weights(source: str, path: Path) -> CheckpointError:
             hint=f"Name the file itself: {Path(source) / others[0]}",
         )
     return CheckpointError(f"{source}: no {WEIGHTS_NAME} and no {INDEX_NAME} in it")
-
-
-def _conversion_hint(folder: Path) -> str:
-    return (
-        'If you trust it, convert it: python -c "from transformers import AutoModel as A; '
-        f"A.from_pretrained('{folder}').save_pretrained('{folder}-safetensors')\""
-    )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from svdcut.conversion import conversion_hint
 from svdcut.errors import CheckpointError, HubError
 
 # As huggingface_hub's validate_repo_id, whose import costs 0.1 s, and as git for the revision.
@@ -131,12 +132,15 @@ def _incomplete(folder: Path, repo_id: str, missing: list[str]) -> CheckpointErr
         return CheckpointError(f"{repo_id}: {_INDEX} names {missing[0]!r}, which is not there")
     found = [name for name in files if re.fullmatch(r"[^/]*model[^/]*\.(bin|pt|pth)", name)]
     pickled = f", only pickled ones ({found[0]!r}), which svdcut does not open" if found else ""
-    config = (folder / "config.json").read_bytes() if "config.json" in files else b""
-    model = re.search(r'"architectures":\s*\[\s*"(\w+)"', config.decode("utf-8", "replace"))
-    code = f"from transformers import {model[1] if model else 'AutoModel'} as M; M.from_pretrained"
-    code += f"('{repo_id}', revision='{folder.name}').save_pretrained('converted')"
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError):
+        config = {}
+    hint = conversion_hint(
+        repo_id, config if isinstance(config, dict) else {}, revision=folder.name
+    )
     what = f"{repo_id} at {folder.name} has no safetensors weights{pickled}"
-    return CheckpointError(what, hint=f'to convert them: python -c "{code}"' if found else None)
+    return CheckpointError(what, hint=hint if found else None)
 
 
 def _explained(error: BaseException, repo_id: str, revision: str) -> HubError:
