@@ -24,14 +24,11 @@ ENVIRONMENT = {
 }
 OUTPUT = {
     "{}": "The result. It exists complete or not at all.",
-    "{}.partial": "An unfinished result. The same command resumes it.",
+    "{}.partial": "An unfinished result. It goes when a run fails or is interrupted; one that a kill left behind is dropped by --restart.",
     "{}/svdcut.json": "The manifest: what was made, from what, and how exactly.",
 }
 FILES = {  # by command; {} stands for the value of -o
     "svdcut truncate": OUTPUT,
-    "svdcut extract": OUTPUT,
-    "svdcut sweep": {"{}/sweep.json": "Every row of the sweep, and the choice."},
-    "svdcut verify": {"OUT/svdcut.json": "The manifest that is checked."},
 }
 CODE = re.compile(r"(`[^`]+`|(?<![\w-])(?:--?[A-Za-z][\w-]*|--(?!\S)))")
 WORD = re.compile(r"(--?[A-Za-z][\w-]*|\w+)")

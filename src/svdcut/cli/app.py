@@ -13,6 +13,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode="rich",
+    epilog="svdcut truncate base/ ft/ -k 64 -o out/  # keep 64 triplets of every update",
 )
 
 
@@ -27,6 +28,7 @@ def svdcut(
     version: bool = typer.Option(
         False,
         "--version",
+        metavar="",
         callback=lambda wanted: _print_version(wanted=wanted),
         is_eager=True,
         help="Show the version and exit.",
@@ -42,19 +44,22 @@ def svdcut(
 
 
 app.command(
+    options_metavar="-k RULE -o OUT [OPTIONS]",
     epilog="""\
 svdcut truncate base/ ft/ -k 64 -o out/  # keep 64 triplets of every update
 
-svdcut truncate base/ ft/ -k energy=0.9 -o out/  # the least rank with 90 % of the energy
+svdcut truncate base/ ft/ -k energy=0.9 -o out/  # keep 90 % of the energy
 
-svdcut truncate base/ ft/ -k 8,16,64 -o 'out-{k}'  # three results, one decomposition
+svdcut truncate base/ ft/ -k 8,16,64 -o 'out-{k}'  # write three results at once
 
-svdcut truncate base/ ft/ -k 32 --rank-for '*.mlp.*=16' --skip '*embed*' -o out/  # by name
+svdcut truncate base/ ft/ -k 32 --skip '*embed*' -o out/  # leave embeddings alone
 
-svdcut truncate org/base org/tuned@v2 -k 64 -o out/  # from the Hub
+svdcut truncate base/ ft/ -k 32 --rank-for '*.mlp.*=16' -o out/  # cut the MLPs harder
 
-svdcut truncate base/ ft/ -k 64 -o out/ --dry-run  # show the plan, read no weights
-"""
+svdcut truncate org/base org/tuned@v2 -k 64 -o out/  # fetch both from the Hub
+
+svdcut truncate base/ ft/ -k 64 -o out/ --dry-run  # show the plan, write nothing
+""",
 )(truncate)
 
 

@@ -9,6 +9,6 @@ EXIT_CODES: dict[int, str] = {
     2: "Wrong usage.",
     3: "The inputs cannot be used, or do not match.",
     4: "Verification failed, or the asked-for quality was not reached.",
-    130: "Interrupted by SIGINT; finished work is kept.",
-    143: "Interrupted by SIGTERM; finished work is kept.",
+    130: "Interrupted by SIGINT; nothing was published.",
+    143: "Interrupted by SIGTERM; nothing was published.",
 }

@@ -31,10 +31,15 @@ _SCREEN = "Screen"
 
 def truncate(
     base: Annotated[
-        str, typer.Argument(metavar="BASE", help="Directory, .safetensors file or Hub id.")
+        str,
+        typer.Argument(
+            metavar="BASE",
+            help="The model before fine-tuning: a directory, a .safetensors file, or a Hub id "
+            "org/name, org/name@revision.",
+        ),
     ],
     finetuned: Annotated[
-        str, typer.Argument(metavar="FT", help="The model fine-tuned from it, likewise.")
+        str, typer.Argument(metavar="FT", help="The model fine-tuned from it, named likewise.")
     ],
     rank: Annotated[
         str,
@@ -42,50 +47,62 @@ def truncate(
             "--rank",
             "-k",
             metavar="RULE",
-            help="64, full, 0, noise, energy=0.9, ratio=0.05 or budget=0.1; several, "
-            "comma-separated, with {k} in -o.",
+            help="How many triplets to keep, see above. Several rules, separated by commas, "
+            "give several outputs from one decomposition; name them with {k} in --out.",
             rich_help_panel=_RANK,
         ),
     ],
     out: Annotated[
         str,
         typer.Option(
-            "--out", "-o", metavar="OUT", help="Folder to write.", rich_help_panel=_OUTPUT
+            "--out",
+            "-o",
+            metavar="OUT",
+            help="Folder to write; {k} in it stands for the rule.",
+            rich_help_panel=_OUTPUT,
         ),
     ],
     rank_for: Annotated[
         list[str] | None,
         typer.Option(
             metavar="GLOB=RULE",
-            help="Another rule for matching tensors; the last match wins.",
+            help="Use another rule for tensors whose name matches; the last match wins.",
             rich_help_panel=_RANK,
         ),
     ] = None,
     keep: Annotated[
         Keep,
         typer.Option(
-            help="Which triplets stay; bottom and random are controls.", rich_help_panel=_RANK
+            help="Which triplets stay; bottom and random are the controls of an experiment.",
+            rich_help_panel=_RANK,
         ),
     ] = Keep.TOP,
-    seed: Annotated[int, typer.Option(help="Of --keep random.", rich_help_panel=_RANK)] = 0,
+    seed: Annotated[
+        int, typer.Option(metavar="N", help="Seed of --keep random.", rich_help_panel=_RANK)
+    ] = 0,
     scale: Annotated[
-        float, typer.Option(help="Factor on the kept update.", rich_help_panel=_RANK)
+        float,
+        typer.Option(metavar="F", help="Multiply the kept update by this.", rich_help_panel=_RANK),
     ] = 1.0,
     only: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="GLOB", help="Truncate matching tensors alone.", rich_help_panel=_TENSORS
+            metavar="GLOB",
+            help="Truncate only tensors whose name matches.",
+            rich_help_panel=_TENSORS,
         ),
     ] = None,
     skip: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="GLOB", help="Leave matching tensors alone.", rich_help_panel=_TENSORS
+            metavar="GLOB",
+            help="Do not truncate tensors whose name matches, as '*embed*'.",
+            rich_help_panel=_TENSORS,
         ),
     ] = None,
     rest: Annotated[
         Rest,
-        typer.Option(help="Where every other tensor comes from.", rich_help_panel=_TENSORS),
+        typer.Option(help="Which side every other tensor comes from.", rich_help_panel=_TENSORS),
     ] = Rest.FINETUNED,
     rename: Annotated[
         list[str] | None,
@@ -99,7 +116,7 @@ def truncate(
     dtype: Annotated[
         StoredDtype,
         typer.Option(
-            help="Of truncated tensors; auto is the fine-tuned tensor's own.",
+            help="Store truncated tensors so; auto is the fine-tuned tensor's own dtype.",
             rich_help_panel=_OUTPUT,
         ),
     ] = StoredDtype.AUTO,
@@ -107,23 +124,31 @@ def truncate(
         str | None,
         typer.Option(
             metavar="SIZE",
-            help="As 5GB. Default: the fine-tuned checkpoint's own files.",
+            help="Split the weights into files of at most this size, as 5GB.",
+            show_default="the fine-tuned checkpoint's own files",
             rich_help_panel=_OUTPUT,
         ),
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Replace an existing OUT.", rich_help_panel=_OUTPUT)
+        bool,
+        typer.Option(
+            "--force", metavar="", help="Replace an existing OUT.", rich_help_panel=_OUTPUT
+        ),
     ] = False,
     restart: Annotated[
         bool,
         typer.Option(
-            "--restart", help="Drop unfinished work in OUT.partial.", rich_help_panel=_OUTPUT
+            "--restart",
+            metavar="",
+            help="Drop unfinished work in OUT.partial.",
+            rich_help_panel=_OUTPUT,
         ),
     ] = False,
     dry_run: Annotated[
         bool,
         typer.Option(
             "--dry-run",
+            metavar="",
             help="Show the plan, from headers alone; write nothing.",
             rich_help_panel=_OUTPUT,
         ),
@@ -131,27 +156,45 @@ def truncate(
     device: Annotated[
         str,
         typer.Option(
-            metavar="DEVICE", help="auto, cpu, cuda or cuda:N.", rich_help_panel=_COMPUTATION
+            metavar="auto|cpu|cuda|cuda:N",
+            help="Where to compute; auto takes CUDA where there is one.",
+            rich_help_panel=_COMPUTATION,
         ),
     ] = "auto",
     svd: Annotated[
-        Route, typer.Option(help="Route to start with.", rich_help_panel=_COMPUTATION)
+        Route,
+        typer.Option(
+            help="Algorithm to start with; a more careful one follows where its error bound is "
+            "not met.",
+            rich_help_panel=_COMPUTATION,
+        ),
     ] = Route.AUTO,
     tolerance: Annotated[
         float,
         typer.Option(
-            help="Error above the best possible that a cut must be certified for.",
+            metavar="F",
+            help="Certify the error of every cut to be within this share of the best possible "
+            "error at its rank.",
             rich_help_panel=_COMPUTATION,
         ),
     ] = 1e-6,
     json: Annotated[
         bool,
-        typer.Option("--json", help="Print the manifest on stdout.", rich_help_panel=_SCREEN),
+        typer.Option(
+            "--json",
+            metavar="",
+            help="Print the manifest on stdout, or the plan of a dry run.",
+            rich_help_panel=_SCREEN,
+        ),
     ] = False,
     quiet: Annotated[
         bool,
         typer.Option(
-            "--quiet", "-q", help="Print errors and warnings alone.", rich_help_panel=_SCREEN
+            "--quiet",
+            "-q",
+            metavar="",
+            help="Print nothing but warnings and errors.",
+            rich_help_panel=_SCREEN,
         ),
     ] = False,
     verbose: Annotated[
@@ -159,7 +202,8 @@ def truncate(
         typer.Option(
             "--verbose",
             "-v",
-            help="Print a line for each tensor, and tracebacks.",
+            metavar="",
+            help="Print a line for each tensor, and the traceback of an error.",
             rich_help_panel=_SCREEN,
         ),
     ] = False,
@@ -169,6 +213,23 @@ def truncate(
     The update of each weight matrix, FT - BASE, is cut to the rank that RULE says.
     Every other tensor is copied. OUT appears complete or not at all, with a
     manifest, svdcut.json, and a model card.
+
+    RULE says how many triplets (left vector, singular value, right vector)
+    stay of each update:
+
+    - `64`: that many; all of them where the matrix has fewer.
+
+    - `full`: all; `0`: none, which gives base's values.
+
+    - `energy=0.9`: the least number with that share of the squared singular
+      values.
+
+    - `ratio=0.05`: those of at least that share of the first.
+
+    - `noise`: those above the edge that rounding in storage explains.
+
+    - `budget=0.1`: over all tensors together, that share of the parameters of
+      full-rank updates, spent where it keeps most energy. Reads twice.
     """
     with guard(verbose=verbose):
         options: TruncateOptions = {
