@@ -15,7 +15,7 @@ from svdcut.checkpoint import open_checkpoint
 from svdcut.errors import UsageError
 from svdcut.manifest import Manifest
 from svdcut.options import Options, Rest, StoredDtype
-from svdcut.plan import Plan, make_plan
+from svdcut.plan import Output, Plan, make_plan
 from svdcut.ranks import Keep, Rule, parse_override, parse_rules
 from svdcut.svd.route import Route
 from svdcut.writer import check_output
@@ -23,7 +23,7 @@ from svdcut.writer import check_output
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from svdcut.truncation import Observer, Output
+    from svdcut.truncation import Observer
 
 E = TypeVar("E", bound=Enum)
 
@@ -185,8 +185,6 @@ def prepare(
     UsageError, InputError
         Everything that can be known before a weight is read.
     """
-    from svdcut.truncation import Output
-
     rules = [_single(text) for text in outs]
     paths = [Path(out).expanduser() for out in outs.values()]
     if len({path.resolve() for path in paths}) != len(paths):

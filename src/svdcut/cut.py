@@ -193,8 +193,7 @@ def _bounds(
     if keep is Keep.BOTTOM:
         # The last triplets are the complement of the leading ones.
         return decomposition.bounds(decomposition.full_rank - len(indices))
-    # A chosen set minimises nothing: what can be wrong is each triplet by itself.
-    cut = max(decomposition.energy - math.fsum(squares[i] for i in indices), squares[-1])
+    # A chosen set minimises nothing: what can be wrong is the energy that it holds.
     moved = math.fsum(residuals[i] for i in indices)
-    whole = decomposition.bounds(len(squares))
-    return Bounds(excess=moved / (2 * max(cut, 2.0**-48 * squares[0])), value=whole.value)
+    whole = decomposition.bounds(decomposition.full_rank)
+    return Bounds(excess=moved / (2 * decomposition.energy), value=whole.value)

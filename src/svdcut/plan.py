@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from svdcut.checkpoint import Checkpoint
 from svdcut.errors import UsageError
 from svdcut.options import STORED_DTYPES, Options, StoredDtype
 from svdcut.pairing import Action, Pair, Pairing, check_patterns, pair_tensors
+from svdcut.ranks import Rule
 from svdcut.tensorfile import Dtype, FileLayout, TensorEntry, lay_out, size_bytes
 
 
@@ -22,6 +24,14 @@ class PlannedTensor:
 
     pair: Pair
     target: TensorEntry
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One result of a run: where it goes, and the rule that makes it."""
+
+    path: Path
+    rule: Rule
 
 
 @dataclass(frozen=True, slots=True)

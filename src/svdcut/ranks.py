@@ -52,7 +52,10 @@ class Rule:
             return str(int(self.value))
         if self.kind in (RuleKind.FULL, RuleKind.NOISE):
             return str(self.kind.value)
-        return f"{self.kind.value}={self.value:g}"
+        # What is printed is parsed again: no digit may be lost.
+        short = f"{self.value:g}"
+        number = short if float(short) == self.value else repr(self.value)
+        return f"{self.kind.value}={number}"
 
     @property
     def needs_spectrum(self) -> bool:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from svdcut.cut import Cut, CutRequest, cut_matrix, stable_seed
-from svdcut.errors import NonFiniteError, SvdcutError
+from svdcut.errors import NonFiniteError, QualityError, SvdcutError
 from svdcut.manifest import TensorFact, Truncation
 from svdcut.options import Options
 from svdcut.pairing import Action, Pair
@@ -100,6 +100,8 @@ def process_tensor(
     if pair.action is Action.TRUNCATE:
         try:
             return _truncate(job, planned, sinks)
+        except QualityError as error:
+            raise QualityError(f"tensor {pair.name!r}: {error.what}", hint=error.hint) from error
         except LinAlgError as error:
             raise SvdcutError(f"tensor {pair.name!r}: no SVD converged ({error})") from error
     source = pair.base if pair.action is Action.COPY_BASE else pair.finetuned

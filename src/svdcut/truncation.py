@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
-from pathlib import Path
 
 import torch
 
@@ -23,7 +22,7 @@ from svdcut.errors import UsageError
 from svdcut.manifest import FileFact, Manifest, Source, TensorFact
 from svdcut.options import Options
 from svdcut.pairing import Action, Pair
-from svdcut.plan import Plan
+from svdcut.plan import Output, Plan
 from svdcut.pool import Pool, num_cores
 from svdcut.publication import publish
 from svdcut.ranks import Rule, RuleKind, allocate_budget
@@ -41,14 +40,6 @@ _SPARE_BYTES = 200 << 20
 """Memory for small matrices beside the largest one."""
 
 _COPY_BYTES = 32 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Output:
-    """One result of a run: where it goes, and the rule that makes it."""
-
-    path: Path
-    rule: Rule
 
 
 @dataclass(frozen=True, slots=True)

@@ -196,22 +196,40 @@ def _print_pairing(console: Console, request: Request) -> None:
 
 
 def _result_table(groups: Sequence[Group]) -> Table:
+    start, end = common_ends([group.name for group in groups])
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("tensors", overflow="fold")
-    for column in ("n", "shape", "rank", "of", "energy", "cut", "rounding"):
+    table.add_column(f"{escape(start)}...{escape(end)}", overflow="fold")
+    for column in ("n", "shape", "rank", "energy", "cut", "rounding"):
         table.add_column(column, justify="right", no_wrap=True)
     for group in groups:
+        name = group.name[len(start) : len(group.name) - len(end)]
         table.add_row(
-            escape(printable(group.name)),
+            escape(printable(name)),
             str(group.count),
             "x".join(map(str, group.shape)),
-            group.rank_text(),
-            str(group.full_rank),
+            f"{group.rank_text()}/{group.full_rank}",
             f"{group.energy_retained:.1%}",
-            f"{group.tail_norm:.2e}",
+            f"{group.tail_norm:.1e}",
             f"{group.rounding_error:.0e}",
         )
     return table
+
+
+def common_ends(names: Sequence[str]) -> tuple[str, str]:
+    """Return the dotted parts that all names start with, and end with."""
+    if len(names) < 2:
+        return "", ""
+    parts = [name.split(".") for name in names]
+    room = min(map(len, parts)) - 1
+    start = 0
+    while start < room and len({part[start] for part in parts}) == 1:
+        start += 1
+    end = 0
+    while start + end < room and len({part[-1 - end] for part in parts}) == 1:
+        end += 1
+    first = parts[0]
+    head = "".join(f"{part}." for part in first[:start])
+    return head, "".join(f".{part}" for part in first[len(first) - end :])
 
 
 def _result_lines(manifest: Manifest) -> Iterator[str]:
@@ -230,7 +248,8 @@ def _result_lines(manifest: Manifest) -> Iterator[str]:
         yield f"Error at most {worst:.0e} above the best possible at each rank ({routes})."
     escalated = sum(bool(cut.svd.rejected) for cut in cuts)
     if escalated:
-        yield f"{escalated} tensors needed a more careful route than the first; see the manifest."
+        noun = "tensor" if escalated == 1 else "tensors"
+        yield f"{escalated} {noun} needed a more careful route than the first; see the manifest."
 
 
 def warn_of_rounding(manifest: Manifest) -> None:

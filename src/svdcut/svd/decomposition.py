@@ -169,5 +169,5 @@ def sum_of_squares(a: Tensor) -> float:
     """Return the sum of squares of all entries, accumulated in float64."""
     total = 0.0
     for start, stop in row_blocks(a.shape[0], a[0].numel() if len(a) else 1):
-        total += float(a[start:stop].double().square_().sum())
+        total += float(a[start:stop].double().square().sum())
     return total

@@ -291,7 +291,8 @@ def _orthonormal(block: Tensor, negligible: float) -> tuple[Tensor, Tensor]:
     values, vectors = torch.linalg.eigh(wide.T @ wide)
     norms = values.clamp_min(0).sqrt()
     # The Gram matrix in float64 sees nothing below sqrt(eps) of its largest value.
-    keep = norms > max(negligible, 1e-7 * float(norms[-1]), 1e-300)
+    largest = float(norms[-1]) if len(norms) else 0.0
+    keep = norms > max(negligible, 1e-7 * largest, 1e-300)
     norms, vectors = norms[keep], vectors[:, keep]
     q = (wide @ (vectors / norms)).to(block.dtype)
     return q, (vectors * norms).T.to(block.dtype)

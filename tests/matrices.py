@@ -1,0 +1,117 @@
+"""Matrices with a known spectrum, as the tests of the numerics need them.
+
+Singular vectors are random and orthonormal in float64; nothing here decomposes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def orthonormal(rows: int, columns: int, generator: torch.Generator) -> Tensor:
+    """Random orthonormal columns, (rows, columns), float64."""
+    return torch.linalg.qr(
+        torch.randn(rows, columns, generator=generator, dtype=torch.float64)
+    ).Q
+
+
+def with_spectrum(
+    m: int, n: int, s: Tensor, *, seed: int = 0, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """An (m, n) matrix with the singular values `s`, up to the rounding of `dtype`."""
+    generator = torch.Generator().manual_seed(seed)
+    u, v = orthonormal(m, len(s), generator), orthonormal(n, len(s), generator)
+    return ((u * s.double()) @ v.T).to(dtype)
+
+
+def power_law(r: int, exponent: float = 1.0) -> Tensor:
+    """1, 2**-exponent, 3**-exponent, ..."""
+    return torch.arange(1, r + 1, dtype=torch.float64) ** -exponent
+
+
+def flat(r: int) -> Tensor:
+    """All values equal."""
+    return torch.ones(r, dtype=torch.float64)
+
+
+def head_over_flat_tail(r: int, head: int = 12, tail: float = 0.05) -> Tensor:
+    """Some large values over a tail of equal ones."""
+    s = torch.full((r,), tail, dtype=torch.float64)
+    head = min(head, r)
+    s[:head] = torch.linspace(1.0, 4 * tail, head, dtype=torch.float64)
+    return s
+
+
+def repeated(r: int, copies: int, below: float = 0.01) -> Tensor:
+    """One value that is repeated, over a power law far below."""
+    copies = min(copies, r)
+    return torch.cat((flat(copies), below * power_law(max(r - copies, 1), 0.5)))[:r]
+
+
+def deficient(r: int, rank: int) -> Tensor:
+    """Exactly `rank` values that are not zero."""
+    s = torch.zeros(r, dtype=torch.float64)
+    s[:rank] = power_law(min(rank, r), 0.7)
+    return s
+
+
+def nearly_deficient(r: int, rank: int, tail: float = 1e-7) -> Tensor:
+    """`rank` large values over a tail at the edge of float32."""
+    s = torch.full((r,), tail, dtype=torch.float64)
+    s[:rank] = power_law(min(rank, r), 0.7)
+    return s
+
+
+def noise(m: int, n: int, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    """White noise, entries of unit variance."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(m, n, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def planted(m: int, n: int, s: Tensor, *, noise_rms: float, seed: int = 0) -> Tensor:
+    """The values `s` under white noise, float64."""
+    return with_spectrum(m, n, s, seed=seed, dtype=torch.float64) + noise_rms * noise(
+        m, n, seed=seed + 1, dtype=torch.float64
+    )
+
+
+@dataclass(frozen=True)
+class Case:
+    """One matrix of the tests, built on demand."""
+
+    name: str
+    m: int
+    n: int
+    kind: str
+    dtype: torch.dtype = torch.float32
+    scale: float = 1.0
+
+    def build(self) -> Tensor:
+        """The matrix, (m, n)."""
+        r = min(self.m, self.n)
+        if self.kind == "noise":
+            a = noise(self.m, self.n, seed=7, dtype=torch.float64)
+        elif self.kind == "zero":
+            a = torch.zeros(self.m, self.n, dtype=torch.float64)
+        else:
+            a = with_spectrum(self.m, self.n, SPECTRA[self.kind](r), seed=7, dtype=torch.float64)
+        return (a * self.scale).to(self.dtype)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+SPECTRA = {
+    "power": power_law,
+    "steep": lambda r: power_law(r, 2.0),
+    "flat": flat,
+    "flat_tail": head_over_flat_tail,
+    "repeated40": lambda r: repeated(r, 40),
+    "repeated100": lambda r: repeated(r, 100),
+    "deficient": lambda r: deficient(r, max(1, r // 8)),
+    "nearly_deficient": lambda r: nearly_deficient(r, max(1, r // 8)),
+}
