@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -24,3 +26,11 @@ def pairs(tmp_path_factory):
         return built[key]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def real_pair():
+    """Return the real pair, fetched once for all processes that run tests."""
+    from real_pair import make_real_pair
+
+    return make_real_pair(Path(__file__).parent.parent / "demo")

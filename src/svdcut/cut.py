@@ -160,7 +160,7 @@ def _cut(
     first_cut = next((i for i, index in enumerate(indices) if index != i), rank)
     return Cut(
         indices=tuple(indices),
-        bounds=_bounds(decomposition, request.keep, indices, squares, residuals),
+        bounds=_bounds(decomposition, request.keep, indices, residuals),
         residual=max((residuals[i] for i in indices), default=0.0) / squares[0],
         edge=edge,
         kept_norm=math.sqrt(kept) * decomposition.scale,
@@ -185,7 +185,6 @@ def _bounds(
     decomposition: Decomposition,
     keep: Keep,
     indices: Sequence[int],
-    squares: Sequence[float],
     residuals: Sequence[float],
 ) -> Bounds:
     if keep is Keep.TOP or not indices:

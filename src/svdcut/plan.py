@@ -5,6 +5,7 @@ A pure function of headers and options; it writes nothing and imports no torch.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from svdcut.options import STORED_DTYPES, Options, StoredDtype
 from svdcut.pairing import Action, Pair, Pairing, check_patterns, pair_tensors
 from svdcut.ranks import Rule
 from svdcut.tensorfile import Dtype, FileLayout, TensorEntry, lay_out, size_bytes
+
+_SHARD_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*[KMGT]B", re.ASCII | re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,20 +127,20 @@ def _shards(
     """Return the names of each file's tensors, in order."""
     if max_shard_size is None:
         return {file.path.name: [e.name for e in file.entries] for file in finetuned.files}
+    size = _SHARD_SIZE.fullmatch(max_shard_size.strip())
+    if size is None or float(size[1]) == 0:
+        raise UsageError(
+            f"--max-shard-size {max_shard_size!r}: expected a size as '5GB' or '500MB'"
+        )
     # Imported here: the default layout needs no library, and starts faster without.
     from huggingface_hub import split_state_dict_into_shards_factory
 
-    try:
-        split = split_state_dict_into_shards_factory(
-            dict(stored),
-            get_storage_size=lambda tensor: size_bytes(*tensor),
-            filename_pattern="model{suffix}.safetensors",
-            max_shard_size=max_shard_size,
-        )
-    except ValueError as error:
-        raise UsageError(
-            f"--max-shard-size {max_shard_size!r}: expected a size as '5GB' or '500MB'"
-        ) from error
+    split = split_state_dict_into_shards_factory(
+        dict(stored),
+        get_storage_size=lambda tensor: size_bytes(*tensor),
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=max_shard_size,
+    )
     return dict(split.filename_to_tensors)
 
 

@@ -68,7 +68,7 @@ class Dtype(str, Enum):
     @property
     def is_quantized(self) -> bool:
         """Whether the elements are codes that need scales kept elsewhere."""
-        return self.value.startswith(("F8", "F6", "F4"))
+        return self.value.startswith(("F8_", "F6_", "F4"))
 
 
 _PLAIN_FLOATS = frozenset({Dtype.F16, Dtype.BF16, Dtype.F32, Dtype.F64})

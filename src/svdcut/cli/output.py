@@ -113,7 +113,8 @@ def print_plan(request: Request, *, as_json: bool) -> None:
     outs = ", ".join(str(output.path) for output in request.outputs)
     console.print(
         f"{plan.num_truncated} of {len(plan.tensors)} tensors to truncate, "
-        f"{_megabytes(plan.size_bytes)} to write to {escape(outs)}. Nothing was written."
+        f"{_megabytes(plan.size_bytes)} to write to {escape(outs)}. Nothing was written.",
+        soft_wrap=True,
     )
 
 
@@ -172,11 +173,12 @@ def print_result(request: Request, manifests: Sequence[Manifest]) -> None:
         console.print(_result_table(summarize(manifest)))
         console.print()
         for line in _result_lines(manifest):
-            console.print(line)
+            console.print(line, soft_wrap=True)
         size = _megabytes(request.plan.size_bytes)
         console.print(
             f"[bold]{escape(str(output.path))}[/bold]: {size} in {manifest.totals.seconds:.1f} s "
-            f"on {escape(manifest.device)}"
+            f"on {escape(manifest.device)}",
+            soft_wrap=True,
         )
 
 
@@ -192,13 +194,13 @@ def _print_pairing(console: Console, request: Request) -> None:
         names = ", ".join(printable(name) for name in pairing.base_only[:3])
         more = len(pairing.base_only) - 3
         rest = f" and {more} more" if more > 0 else ""
-        console.print(f"Only in base, not written: {escape(names)}{rest}.")
+        console.print(f"Only in base, not written: {escape(names)}{rest}.", soft_wrap=True)
 
 
 def _result_table(groups: Sequence[Group]) -> Table:
     start, end = common_ends([group.name for group in groups])
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column(f"{escape(start)}...{escape(end)}", overflow="fold")
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    table.add_column(f"{escape(start)} … {escape(end)}".strip(), overflow="fold")
     for column in ("n", "shape", "rank", "energy", "cut", "rounding"):
         table.add_column(column, justify="right", no_wrap=True)
     for group in groups:
