@@ -28,7 +28,7 @@ picture: .venv/.installed-dev  ## Measure and draw docs/agreement.png anew
 	$(PYTHON) scripts/agreement.py demo --out docs/agreement
 
 .venv/.installed: pyproject.toml scripts/install.sh
-	scripts/install.sh
+	scripts/install.sh eval
 	@touch $@
 
 .venv/.installed-dev: pyproject.toml scripts/install.sh

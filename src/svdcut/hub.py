@@ -168,6 +168,8 @@ def _explained(error: BaseException, repo_id: str, revision: str) -> HubError:
     else:
         what = f"{uncached}; download failed: {reason}"
         hint = "check the connection and HF_ENDPOINT, and run again: whole files are kept"
+    if Path(repo_id).parent.is_dir():
+        what = f"there is no folder {repo_id!r}, and as a Hub id: {what}"
     return HubError(what, hint=hint)
 
 

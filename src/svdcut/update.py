@@ -5,7 +5,6 @@ One matrix at a time, on the device. It decomposes nothing.
 
 from __future__ import annotations
 
-import ctypes
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -180,6 +179,4 @@ def compose(
 def write_values(sink: TensorSink, values: Tensor) -> None:
     """Write the elements of a tensor, in order."""
     flat = values.contiguous().cpu().reshape(-1).view(torch.uint8)
-    # Not by way of numpy, which torch does not require.
-    window = (ctypes.c_ubyte * flat.numel()).from_address(flat.data_ptr())
-    sink.write(memoryview(window).cast("B"))
+    sink.write(flat.numpy().data)

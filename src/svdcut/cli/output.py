@@ -247,7 +247,7 @@ def _result_lines(manifest: Manifest) -> Iterator[str]:
         methods = Counter(cut.svd.method for cut in cuts)
         routes = ", ".join(f"{count} by {method}" for method, count in sorted(methods.items()))
         worst = max(cut.svd.excess_bound for cut in cuts)
-        yield f"Error at most {worst:.0e} above the best possible at each rank ({routes})."
+        yield f"Certified within {worst:.0e} of the best possible error at each rank ({routes})."
     escalated = sum(bool(cut.svd.rejected) for cut in cuts)
     if escalated:
         noun = "tensor" if escalated == 1 else "tensors"
