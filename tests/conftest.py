@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
+from huggingface_hub.utils import close_session
 
 import checkpoints
+from hub_server import HubServer
 
 # Tests run beside each other, one process a core: threads would only wait for threads.
 torch.set_num_threads(1)
@@ -34,3 +38,39 @@ def real_pair():
     from real_pair import make_real_pair
 
     return make_real_pair(Path(__file__).parent.parent / "demo")
+
+
+@pytest.fixture(scope="session")
+def client():
+    """One HTTP client of huggingface_hub for all tests, that goes to 127.0.0.1 directly."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NO_PROXY", "127.0.0.1")
+        for name in ("DISABLE_XET", "DISABLE_TELEMETRY", "DISABLE_IMPLICIT_TOKEN"):
+            patch.setattr(constants, f"HF_HUB_{name}", True)
+        close_session()
+        yield
+        close_session()
+
+
+@pytest.fixture
+def hub(client, tmp_path, monkeypatch):
+    """A stand-in that huggingface_hub is set to use, with an empty cache in tmp_path."""
+    with HubServer() as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        yield server
+
+
+@pytest.fixture
+def go_offline(tmp_path, monkeypatch):
+    def go_offline(*, with_listing=True):
+        """As HF_HUB_OFFLINE=1; no listing is what a cache filled file by file looks like."""
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        if not with_listing:
+            shutil.rmtree(tmp_path / "cache" / "models--org--toy" / "trees")
+            monkeypatch.setattr("huggingface_hub._tree_cache._IN_MEMORY_TREE_CACHE", {})
+
+    return go_offline

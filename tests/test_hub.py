@@ -5,20 +5,17 @@ from __future__ import annotations
 import io
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from huggingface_hub import constants
 from huggingface_hub.errors import HFValidationError, HTTPError
-from huggingface_hub.utils import close_session, validate_repo_id
+from huggingface_hub.utils import validate_repo_id
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import svdcut.hub
-from hub_server import HubServer
 from svdcut.errors import CheckpointError, HubError
 from svdcut.hub import Snapshot, fetch_snapshot, is_local
 
@@ -37,40 +34,7 @@ UNWANTED = [
 TEMPLATE = "additional_chat_templates/tool_use.jinja"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def client():
-    """One HTTP client of huggingface_hub for all tests, that goes to 127.0.0.1 directly."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NO_PROXY", "127.0.0.1")
-        for name in ("DISABLE_XET", "DISABLE_TELEMETRY", "DISABLE_IMPLICIT_TOKEN"):
-            patch.setattr(constants, f"HF_HUB_{name}", True)
-        close_session()
-        yield
-        close_session()
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """A stand-in that huggingface_hub is set to use, with an empty cache in tmp_path."""
-    with HubServer() as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        yield server
-
-
-@pytest.fixture
-def go_offline(tmp_path, monkeypatch):
-    def go_offline(*, with_listing=True):
-        """As HF_HUB_OFFLINE=1; no listing is what a cache filled file by file looks like."""
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-        if not with_listing:
-            shutil.rmtree(tmp_path / "cache" / "models--org--toy" / "trees")
-            monkeypatch.setattr("huggingface_hub._tree_cache._IN_MEMORY_TREE_CACHE", {})
-
-    return go_offline
+pytestmark = pytest.mark.usefixtures("client")
 
 
 @pytest.fixture
