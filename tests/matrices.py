@@ -5,7 +5,6 @@ Singular vectors are random and orthonormal in float64; nothing here decomposes.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -14,9 +13,7 @@ from torch import Tensor
 
 def orthonormal(rows: int, columns: int, generator: torch.Generator) -> Tensor:
     """Random orthonormal columns, (rows, columns), float64."""
-    return torch.linalg.qr(
-        torch.randn(rows, columns, generator=generator, dtype=torch.float64)
-    ).Q
+    return torch.linalg.qr(torch.randn(rows, columns, generator=generator, dtype=torch.float64)).Q
 
 
 def with_spectrum(
@@ -40,69 +37,30 @@ def flat(r: int) -> Tensor:
 
 def head_over_flat_tail(r: int, head: int = 12, tail: float = 0.05) -> Tensor:
     """Some large values over a tail of equal ones."""
-    s = torch.full((r,), tail, dtype=torch.float64)
     head = min(head, r)
-    s[:head] = torch.linspace(1.0, 4 * tail, head, dtype=torch.float64)
-    return s
+    return torch.cat((torch.linspace(1, 4 * tail, head).double(), tail * flat(r - head)))
 
 
 def repeated(r: int, copies: int, below: float = 0.01) -> Tensor:
-    """One value that is repeated, over a power law far below."""
+    """One value `copies` times over a power law far below."""
     copies = min(copies, r)
-    return torch.cat((flat(copies), below * power_law(max(r - copies, 1), 0.5)))[:r]
+    return torch.cat((flat(copies), below * power_law(r - copies, 0.5)))
 
 
 def deficient(r: int, rank: int) -> Tensor:
-    """Exactly `rank` values that are not zero."""
-    s = torch.zeros(r, dtype=torch.float64)
-    s[:rank] = power_law(min(rank, r), 0.7)
-    return s
+    """`rank` values that are not zero."""
+    return torch.cat((power_law(rank, 0.7), torch.zeros(r - rank, dtype=torch.float64)))
 
 
 def nearly_deficient(r: int, rank: int, tail: float = 1e-7) -> Tensor:
     """`rank` large values over a tail at the edge of float32."""
-    s = torch.full((r,), tail, dtype=torch.float64)
-    s[:rank] = power_law(min(rank, r), 0.7)
-    return s
+    return torch.cat((power_law(rank, 0.7), tail * flat(r - rank)))
 
 
 def noise(m: int, n: int, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
     """White noise, entries of unit variance."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(m, n, generator=generator, dtype=torch.float64).to(dtype)
-
-
-def planted(m: int, n: int, s: Tensor, *, noise_rms: float, seed: int = 0) -> Tensor:
-    """The values `s` under white noise, float64."""
-    return with_spectrum(m, n, s, seed=seed, dtype=torch.float64) + noise_rms * noise(
-        m, n, seed=seed + 1, dtype=torch.float64
-    )
-
-
-@dataclass(frozen=True)
-class Case:
-    """One matrix of the tests, built on demand."""
-
-    name: str
-    m: int
-    n: int
-    kind: str
-    dtype: torch.dtype = torch.float32
-    scale: float = 1.0
-
-    def build(self) -> Tensor:
-        """The matrix, (m, n)."""
-        r = min(self.m, self.n)
-        if self.kind == "noise":
-            a = noise(self.m, self.n, seed=7, dtype=torch.float64)
-        elif self.kind == "zero":
-            a = torch.zeros(self.m, self.n, dtype=torch.float64)
-        else:
-            a = with_spectrum(self.m, self.n, SPECTRA[self.kind](r), seed=7, dtype=torch.float64)
-        return (a * self.scale).to(self.dtype)
-
-    def __str__(self) -> str:
-        return self.name
 
 
 SPECTRA = {
@@ -115,3 +73,28 @@ SPECTRA = {
     "deficient": lambda r: deficient(r, max(1, r // 8)),
     "nearly_deficient": lambda r: nearly_deficient(r, max(1, r // 8)),
 }
+"""Singular values of each kind, for r of them."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One matrix of the tests, built on demand."""
+
+    kind: str
+    m: int
+    n: int
+    dtype: torch.dtype = torch.float32
+    scale: float = 1.0
+
+    def build(self) -> Tensor:
+        """The matrix, (m, n)."""
+        if self.kind == "noise":
+            a = noise(self.m, self.n, seed=7, dtype=torch.float64)
+        else:
+            s = SPECTRA[self.kind](min(self.m, self.n))
+            a = with_spectrum(self.m, self.n, s, seed=7, dtype=torch.float64)
+        return (a * self.scale).to(self.dtype)
+
+    def __str__(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"{self.kind}-{self.m}x{self.n}-{dtype}-{self.scale:g}"

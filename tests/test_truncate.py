@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
@@ -669,6 +670,41 @@ def test_large_matrices_take_the_fast_route(tmp_path, transpose):
     # Between two values of the planted head: at a tie no vector is determined.
     manifest = run(Expected(pair, fixed(6), dtype="float32", loose=1e6), tmp_path, "6")
     assert manifest["tensors"]["w"]["svd"]["method"] == "krylov"
+
+
+@pytest.mark.parametrize("route", ["gram", "krylov", "exact"])
+@pytest.mark.parametrize("rule", ["4", "full", "0", "noise"])
+def test_work_in_blocks_of_rows(pairs, tmp_path, monkeypatch, route, rule):
+    """As matrices of more than 32 MB take it, and copies of more than 16 MB."""
+    pair = pairs("toy")
+    results = []
+    for name in ("whole", "blocks"):
+        if name == "blocks":
+            monkeypatch.setattr("svdcut.tensorfile._COPY_BYTES", 16)
+            for module in [m for n, m in sys.modules.items() if n.startswith("svdcut.")]:
+                if hasattr(module, "row_blocks"):
+                    monkeypatch.setattr(module, "row_blocks", blocks_of_five)
+        out = tmp_path / name
+        svdcut.truncate(pair.base, pair.finetuned, out, rank=rule, svd=route, dtype="float32")
+        results.append(read_folder(out))
+    if rule != "noise":
+        check(
+            Expected(
+                pair,
+                by_rule(rule),
+                dtype="float32",
+                options={"svd": route},
+                loose=1e6 if route == "krylov" else 1.0,
+            ),
+            tmp_path / "blocks",
+            rule,
+        )
+    for name, stored in results[0].items():
+        assert torch.allclose(stored.value, results[1][name].value, rtol=1e-5, atol=1e-9)
+
+
+def blocks_of_five(rows, columns, itemsize=8):
+    return [(start, min(rows, start + 5)) for start in range(0, rows, 5)]
 
 
 @pytest.mark.parametrize("only", [[], ["*attn*", "*embed*"]])

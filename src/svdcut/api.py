@@ -190,6 +190,7 @@ def prepare(
     if len({path.resolve() for path in paths}) != len(paths):
         raise UsageError("several ranks, one output", hint="Name it with {k}: -o 'out-{k}'.")
     resolved = resolve_options(options)
+    restart = options.get("restart", False)
     quiet = options.get("quiet", False)
     ours, theirs = (open_checkpoint(side, quiet=quiet) for side in (base, finetuned))
     inputs = [side.directory or side.files[0].path for side in (ours, theirs)]
@@ -198,10 +199,10 @@ def prepare(
             path,
             inputs,
             force=options.get("force", False),
-            restart=options.get("restart", False),
+            restart=restart,
         )
     plan = make_plan(ours, theirs, resolved)
-    outputs = tuple(Output(path, rule) for path, rule in zip(paths, rules, strict=True))
+    outputs = tuple(Output(path, rule, restart) for path, rule in zip(paths, rules, strict=True))
     return Request(plan, outputs, resolved)
 
 

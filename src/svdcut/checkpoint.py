@@ -31,7 +31,11 @@ _SIDECARS = (
     "*.tiktoken",
     "*.spm",
     "*.vocab",
-    "LICENSE*",
+    "*.bpe",
+    "*.codes",
+    "LICEN[CS]E*",
+    "[Ll]icen[cs]e*",
+    "COPYING*",
     "NOTICE*",
     "additional_chat_templates/*.jinja",
 )
@@ -81,10 +85,11 @@ class Checkpoint:
     @property
     def quantization(self) -> str | None:
         """The quantisation that the config names."""
-        config = self.config.get("quantization_config")
-        if not isinstance(config, dict):
-            return None
-        return str(config.get("quant_method", "quantization_config"))
+        for config in (self.config, self.config.get("text_config")):
+            found = config.get("quantization_config") if isinstance(config, dict) else None
+            if isinstance(found, dict):
+                return str(found.get("quant_method", "quantization_config"))
+        return None
 
     def sidecars(self) -> list[Path]:
         """Return config, tokenizer, chat template and code files, relative, sorted."""
@@ -199,16 +204,20 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 def _shard_names(path: Path, weight_map: object) -> list[str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{path}: has no 'weight_map'")
-    names = list(dict.fromkeys(weight_map.values()))
+    for name in weight_map.values():
+        beside = isinstance(name, str) and Path(name).name == name
+        if not (beside and name.endswith(".safetensors")):
+            raise CheckpointError(
+                f"{path}: names {name!r}, which is not a .safetensors file beside it"
+            )
+    names = sorted(set(weight_map.values()))
     for name in names:
-        if not isinstance(name, str) or Path(name).name != name:
-            raise CheckpointError(f"{path}: names {name!r}, which is not a file beside it")
         if not (path.parent / name).is_file():
             raise CheckpointError(
                 f"{path}: names {name!r}, which is not there",
                 hint="The checkpoint is incomplete; fetch or save it again.",
             )
-    return sorted(names)
+    return names
 
 
 def _check_index(path: Path, weight_map: Mapping[str, str], checkpoint: Checkpoint) -> None:

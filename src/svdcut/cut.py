@@ -73,6 +73,7 @@ def cut_matrix(
     requests: Sequence[CutRequest],
     *,
     rounding_rms: float,
+    zero_fraction: float,
     route: Route,
     tolerance: float,
     seed: int,
@@ -85,7 +86,7 @@ def cut_matrix(
         Finite; it is scaled in place.
     requests : sequence of CutRequest
         What to keep.
-    rounding_rms : float
+    rounding_rms, zero_fraction : float
         Of the storage of an entry, for the noise rule.
     route : Route
         Where the engine starts.
@@ -105,9 +106,14 @@ def cut_matrix(
         If not even the exact route is certified to `tolerance`.
     """
     m, n = matrix.shape
+    noise = any(request.rule.kind is RuleKind.NOISE for request in requests)
 
     def cut(decomposition: Decomposition) -> list[Cut]:
-        return [_cut(decomposition, request, m, n, rounding_rms) for request in requests]
+        edge = None
+        if noise and decomposition.energy:
+            s = decomposition.singular_values()
+            edge = storage_edge(s, m, n, rounding_rms, zero_fraction)
+        return [_cut(decomposition, request, edge) for request in requests]
 
     def accept(decomposition: Decomposition) -> bool:
         return all(is_certified(found.bounds, tolerance) for found in cut(decomposition))
@@ -141,15 +147,11 @@ def _num_needed(requests: Sequence[CutRequest], full_rank: int) -> int | None:
     return most
 
 
-def _cut(
-    decomposition: Decomposition, request: CutRequest, m: int, n: int, rounding_rms: float
-) -> Cut:
+def _cut(decomposition: Decomposition, request: CutRequest, edge: float | None) -> Cut:
     full_rank = decomposition.full_rank
     if decomposition.energy == 0:
         return Cut((), Bounds(0.0, 0.0), 0.0, None, 0.0, 0.0, 0.0, None, 0.0)
     s = decomposition.singular_values()
-    noise = request.rule.kind is RuleKind.NOISE
-    edge = storage_edge(s, m, n, rounding_rms) if noise else None
     rank = request.known_rank(full_rank)
     if rank is None:
         rank = select_rank(request.rule, s, full_rank, edge=edge or 0.0)
@@ -162,7 +164,7 @@ def _cut(
         indices=tuple(indices),
         bounds=_bounds(decomposition, request.keep, indices, residuals),
         residual=max((residuals[i] for i in indices), default=0.0) / squares[0],
-        edge=edge,
+        edge=edge if request.rule.kind is RuleKind.NOISE else None,
         kept_norm=math.sqrt(kept) * decomposition.scale,
         tail_norm=math.sqrt(tail) * decomposition.scale,
         sigma_first=s[0],

@@ -12,6 +12,9 @@ from functools import lru_cache
 _TRACY_WIDOM_99 = 2.02
 """99 % quantile of the Tracy-Widom law of order 1."""
 
+_SPARSE = 0.25
+"""With more exact zeros than this, the rounding of an update is not white (measured)."""
+
 
 def noise_edge(m: int, n: int, entry_rms: float) -> float:
     """Return the largest singular value to expect of white noise.
@@ -82,12 +85,16 @@ def marchenko_pastur_median(beta: float) -> float:
     return b
 
 
-def storage_edge(s: Sequence[float], m: int, n: int, rounding_rms: float) -> float:
+def storage_edge(
+    s: Sequence[float], m: int, n: int, rounding_rms: float, zero_fraction: float
+) -> float:
     """Return the noise edge of a stored update.
 
-    Below one unit in the last place the rounding error is about the update itself,
-    and its unit overstates it: the smaller of two edges counts, that of the unit
-    and that of white noise which explains the bulk of the spectrum.
+    The unit in the last place bounds what rounding explains. Where the update is
+    well above it, rounding is white noise, and the bulk of the spectrum may show
+    that there is less of it. Where many entries are exactly zero it is not: an
+    error is then about the update itself, sparse and uneven, and the bulk says
+    nothing of its largest values (measured: up to a hundred values too many).
 
     Parameters
     ----------
@@ -96,7 +103,12 @@ def storage_edge(s: Sequence[float], m: int, n: int, rounding_rms: float) -> flo
     m, n : int
         Shape.
     rounding_rms : float
-        Root mean square of the rounding error of an entry, from the unit in the
-        last place of the stored weights.
+        Root mean square of the rounding error of an entry, of both sides, from
+        the unit in the last place of the stored weights.
+    zero_fraction : float
+        Share of the update's entries that are exactly zero.
     """
-    return noise_edge(m, n, min(rounding_rms, bulk_rms(s, m, n)))
+    edge = noise_edge(m, n, rounding_rms)
+    if zero_fraction > _SPARSE:
+        return edge
+    return min(edge, noise_edge(m, n, bulk_rms(s, m, n)))

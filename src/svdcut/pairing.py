@@ -133,7 +133,7 @@ def pair_tensors(
             used.add(other.name)
             if not _fits(entry, other):
                 mismatches.append(
-                    f"{name}: base {list(other.shape)}, fine-tuned {list(entry.shape)}"
+                    f"{name!r}: base {list(other.shape)}, fine-tuned {list(entry.shape)}"
                 )
         wanted = _matches(name, only, default=True) and not _matches(name, skip, default=False)
         pairs.append(Pair(name, _decide(entry, other, rest, wanted=wanted), entry, other))

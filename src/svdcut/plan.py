@@ -35,6 +35,8 @@ class Output:
 
     path: Path
     rule: Rule
+    restart: bool = False
+    """Whether to drop unfinished work there."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,9 @@ def publish(writer: CheckpointWriter, plan: Plan, manifest: Manifest, options: O
         assert finetuned.directory is not None
         if str(name) == _CONFIG_NAME and options.dtype is not StoredDtype.AUTO:
             config = with_dtype(finetuned.config, options.dtype)
+            if "torch_dtype" not in config:
+                # Without it, a loader takes the dtype of the first tensor for all of them.
+                config.setdefault("dtype", options.dtype.value)
             writer.write_text(_CONFIG_NAME, json.dumps(config, indent=2) + "\n")
         else:
             writer.copy_file(finetuned.directory / name, name)

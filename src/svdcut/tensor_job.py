@@ -143,6 +143,7 @@ def _truncate(job: Job, planned: PlannedTensor, sinks: Sequence[TensorSink]) -> 
             update.matrix,
             job.requests(pair, number),
             rounding_rms=update.rounding_rms,
+            zero_fraction=update.zero_fraction,
             route=job.options.svd,
             tolerance=job.options.tolerance,
             seed=stable_seed(pair.name, number),
@@ -192,11 +193,7 @@ def _write_rows(planned: PlannedTensor, rows: Iterator[Rows], sink: TensorSink) 
     """Write a matrix; return the sum of squares of its rounding error."""
     total = 0.0
     for block in rows:
-        if not bool(torch.isfinite(block.stored).all()):
-            raise NonFiniteError(
-                f"tensor {planned.pair.name!r}: the result overflows {planned.target.dtype.value}",
-                hint="Store it in another --dtype, or use a smaller --scale.",
-            )
+        _refuse_overflow(planned, block.stored)
         total += float((block.stored.double() - block.intended.double()).square_().sum())
         write_values(sink, block.stored)
     return total
@@ -213,4 +210,14 @@ def _write_new_rows(planned: PlannedTensor, sink: TensorSink) -> None:
     data = read_bytes(pair.finetuned, start, stop)
     _refuse_nonfinite_bytes(pair.finetuned, data)
     values = torch.frombuffer(data, dtype=TORCH_DTYPES[pair.finetuned.dtype])
-    write_values(sink, values.to(TORCH_DTYPES[planned.target.dtype]))
+    stored = values.to(TORCH_DTYPES[planned.target.dtype])
+    _refuse_overflow(planned, stored)
+    write_values(sink, stored)
+
+
+def _refuse_overflow(planned: PlannedTensor, stored: torch.Tensor) -> None:
+    if not bool(torch.isfinite(stored).all()):
+        raise NonFiniteError(
+            f"tensor {planned.pair.name!r}: the result overflows {planned.target.dtype.value}",
+            hint="Store it in another --dtype, or use a smaller --scale.",
+        )

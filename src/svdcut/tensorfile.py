@@ -9,6 +9,7 @@ the tensors' bytes without holes. See https://github.com/huggingface/safetensors
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -24,6 +25,9 @@ from svdcut.errors import CheckpointError
 _LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 100_000_000
 """The limit of the safetensors library."""
+
+_MAX_SIZE = 2**63 - 1
+"""Of a file; larger numbers are not even printed."""
 
 _COPY_BYTES = 16 << 20
 _HASH_BYTES = 4 << 20
@@ -172,7 +176,8 @@ def _malformed(path: Path, what: str) -> CheckpointError:
 
 def _parse_json(path: Path, raw: bytes) -> dict[str, Any]:
     try:
-        header = json.loads(raw, object_pairs_hook=_unique)
+        # Decoded here: json would take UTF-16 too, and half surrogate pairs.
+        header = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise _malformed(path, f"the header is not valid JSON ({error})") from error
     if not isinstance(header, dict):
@@ -181,6 +186,9 @@ def _parse_json(path: Path, raw: bytes) -> dict[str, Any]:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    for text in itertools.chain.from_iterable(pairs):
+        if isinstance(text, str):
+            text.encode()  # an escape can still make half a pair, which no file can hold
     result = dict(pairs)
     if len(result) != len(pairs):
         names = [name for name, _ in pairs]
@@ -195,7 +203,8 @@ def _is_text_map(value: object) -> bool:
 
 def _is_sizes(value: object) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(
-        isinstance(item, int) and not isinstance(item, bool) and item >= 0 for item in value
+        isinstance(item, int) and not isinstance(item, bool) and 0 <= item <= _MAX_SIZE
+        for item in value
     )
 
 
@@ -212,6 +221,8 @@ def _parse_entry(path: Path, name: str, fields: object, start: int) -> TensorEnt
     if not _is_sizes(shape) or not _is_sizes(offsets) or len(offsets) != 2:
         raise _malformed(path, f"the entry of {name!r} has no valid shape and data_offsets")
     entry = TensorEntry(name, dtype, tuple(shape), path, start + offsets[0])
+    if entry.size_bytes > _MAX_SIZE:
+        raise _malformed(path, f"tensor {name!r} is larger than a file can be")
     if offsets[1] - offsets[0] != entry.size_bytes:
         raise _malformed(
             path,

@@ -110,7 +110,8 @@ def run_truncation(
     sizes = [_working_bytes(tensor.pair) for tensor in plan.tensors]
     with ExitStack() as stack:
         writers = [
-            stack.enter_context(CheckpointWriter(output.path, plan.files)) for output in outputs
+            stack.enter_context(CheckpointWriter(output.path, plan.files, restart=output.restart))
+            for output in outputs
         ]
         workers = num_cores() if device.type == "cpu" else 1
         pool = stack.enter_context(Pool(workers, max(sizes) + _SPARE_BYTES))

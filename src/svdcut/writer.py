@@ -42,6 +42,8 @@ def check_output(out: Path, inputs: Sequence[Path], *, force: bool, restart: boo
     OutputExistsError
         If it is there, or unfinished work is.
     """
+    if out.name in ("", ".."):
+        raise UsageError(f"{out}: the output needs a name of its own", hint="As -o out.")
     target = out.resolve()
     for source in (path.resolve() for path in inputs):
         if target == source or source in target.parents:
@@ -51,17 +53,19 @@ def check_output(out: Path, inputs: Sequence[Path], *, force: bool, restart: boo
     if os.path.lexists(out):
         if not force:
             raise OutputExistsError(f"{out} exists", hint="--force replaces it.")
-        if not (out / MANIFEST_NAME).is_file() and not _is_empty(out):
+        if not _is_ours(out):
             raise UsageError(
                 f"{out} exists and was not written by svdcut (it has no {MANIFEST_NAME})",
                 hint="Remove it yourself, or choose another output.",
             )
-    partial = partial_path(out)
-    if os.path.lexists(partial) and not restart:
-        raise OutputExistsError(
-            f"{partial} exists: a run to {out} is under way or was killed",
-            hint="If none is running, --restart drops it and starts anew.",
-        )
+        replaced = _replaced_path(out)
+        if os.path.lexists(replaced):
+            raise OutputExistsError(
+                f"{replaced} exists: a run was killed while it replaced {out}",
+                hint="It is the result before that one; move it away or remove it.",
+            )
+    if os.path.lexists(partial_path(out)) and not restart:
+        raise _unfinished(out)
 
 
 def partial_path(out: Path) -> Path:
@@ -69,8 +73,22 @@ def partial_path(out: Path) -> Path:
     return out.with_name(out.name + ".partial")
 
 
-def _is_empty(path: Path) -> bool:
-    return path.is_dir() and not path.is_symlink() and not any(path.iterdir())
+def _replaced_path(out: Path) -> Path:
+    """Return where an old `out` is while the new one takes its place."""
+    return out.with_name(out.name + ".replaced")
+
+
+def _unfinished(out: Path) -> OutputExistsError:
+    return OutputExistsError(
+        f"{partial_path(out)} exists: a run to {out} is under way or was killed",
+        hint="If none is running, --restart drops it and starts anew.",
+    )
+
+
+def _is_ours(out: Path) -> bool:
+    """Whether svdcut may replace what is there."""
+    empty = out.is_dir() and not out.is_symlink() and not any(out.iterdir())
+    return empty or (out / MANIFEST_NAME).is_file()
 
 
 class TensorSink:
@@ -124,29 +142,41 @@ class CheckpointWriter:
         The folder to write; see `check_output`.
     files : sequence of FileLayout
         Its weight files.
+    restart : bool
+        Whether to drop unfinished work.
 
     Raises
     ------
+    OutputExistsError
+        If there is unfinished work, as that of another process which began meanwhile.
     OutputError
         If the disk is full or the folder cannot be written.
     """
 
-    def __init__(self, out: Path, files: Sequence[FileLayout]) -> None:
+    def __init__(self, out: Path, files: Sequence[FileLayout], *, restart: bool = False) -> None:
         self._out = out
         self._partial = partial_path(out)
         self._files = files
+        self._restart = restart
+        self._owns_partial = False
         self._descriptors: dict[str, int] = {}
 
     def __enter__(self) -> CheckpointWriter:
         try:
-            if self._partial.is_dir() and not self._partial.is_symlink():
-                shutil.rmtree(self._partial)
-            self._partial.mkdir(parents=True)
+            if self._restart:
+                _remove(self._partial)
+            self._partial.parent.mkdir(parents=True, exist_ok=True)
+            self._partial.mkdir()
+            self._owns_partial = True
             for file in self._files:
                 self._create(file)
-        except OSError as error:
+        except BaseException as error:
+            if not self._owns_partial and os.path.lexists(self._partial):
+                raise _unfinished(self._out) from error
             self._abandon()
-            raise _output_error(self._partial, error) from error
+            if isinstance(error, OSError):
+                raise _output_error(self._partial, error) from error
+            raise
         return self
 
     def __exit__(
@@ -209,6 +239,7 @@ class CheckpointWriter:
                     _sync(path)
             _sync(self._partial)
             self._publish()
+            self._owns_partial = False
             _sync(self._out.absolute().parent)
         except OSError as error:
             raise _output_error(self._out, error) from error
@@ -217,22 +248,34 @@ class CheckpointWriter:
         if not os.path.lexists(self._out):
             self._partial.rename(self._out)
             return
+        if not _is_ours(self._out):
+            raise OutputError(f"{self._out} appeared during the run; svdcut did not write it")
         # A folder with content cannot be renamed over: step it aside first.
-        old = self._out.with_name(f"{self._out.name}.replaced")
+        old = _replaced_path(self._out)
         self._out.rename(old)
         try:
             self._partial.rename(self._out)
-        except OSError:
+        except BaseException:
             old.rename(self._out)
             raise
-        shutil.rmtree(old)
+        _remove(old)
 
     def _abandon(self) -> None:
         """Close everything, and drop what was not committed."""
         for descriptor in self._descriptors.values():
             os.close(descriptor)
         self._descriptors.clear()
-        shutil.rmtree(self._partial, ignore_errors=True)
+        if self._owns_partial:
+            shutil.rmtree(self._partial, ignore_errors=True)
+            self._owns_partial = False
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder with all in it, a file, or a link alone."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:
@@ -244,4 +287,4 @@ def _sync(path: Path) -> None:
 
 
 def _output_error(path: Path, error: OSError) -> OutputError:
-    return OutputError(f"{path}: cannot be written: {error.strerror}")
+    return OutputError(f"{path}: cannot be written: {error.strerror or error}")

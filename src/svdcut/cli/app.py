@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import os
+import sys
+from pathlib import Path
+
 import typer
 
 from svdcut._version import __version__
@@ -65,4 +70,11 @@ svdcut truncate base/ ft/ -k 64 -o out/ --dry-run  # show the plan, write nothin
 
 def run() -> None:
     """Run the command line on the arguments of the process."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by the caller
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            # A terminal that lacks a character must not end a run that is done.
+            stream.reconfigure(errors="backslashreplace")
     app(prog_name="svdcut")

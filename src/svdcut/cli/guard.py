@@ -14,6 +14,8 @@ import typer
 
 from svdcut.errors import Interrupted, SvdcutError
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
 
 @contextmanager
 def guard(*, verbose: bool) -> Iterator[None]:
@@ -24,7 +26,7 @@ def guard(*, verbose: bool) -> Iterator[None]:
     verbose : bool
         Whether an error shows its traceback.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _SIGNALS:
         signal.signal(number, _interrupt)
     try:
         yield
@@ -54,18 +56,21 @@ def warn(text: str) -> None:
 
 
 def _interrupt(number: int, _frame: FrameType | None) -> None:
+    # A second one would break into the clean-up, and leave threads at work behind.
+    for other in _SIGNALS:
+        signal.signal(other, signal.SIG_IGN)
     raise Interrupted(number)
 
 
 def _explain(text: str, *, verbose: bool) -> None:
     if verbose:
         traceback.print_exc()
-    _say(f"svdcut: {printable(text)}")
+    _say("svdcut: " + "\n".join(printable(line) for line in text.split("\n")))
 
 
 def printable(text: str) -> str:
     """Return a text without control characters: names in files are a stranger's."""
-    return "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text)
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
 
 
 def _say(text: str) -> None:

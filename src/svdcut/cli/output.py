@@ -31,9 +31,17 @@ _ROUNDING_SHARE = 0.1
 """Rounding above this share of what was cut deserves a warning."""
 
 
+class _Console(Console):
+    """A console that leaves a closed pipe to `guard`, as `print_json` does."""
+
+    def on_broken_pipe(self) -> None:
+        raise  # noqa: PLE0704 - called while the BrokenPipeError is handled
+
+
 def print_json(document: object) -> None:
     """Print one JSON document on stdout."""
-    sys.stdout.write(json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+    plain = (sys.stdout.encoding or "").lower() not in ("utf-8", "utf8")
+    sys.stdout.write(json.dumps(document, indent=1, allow_nan=False, ensure_ascii=plain) + "\n")
 
 
 @contextmanager
@@ -64,7 +72,7 @@ def show_progress(*, quiet: bool, verbose: bool) -> Iterator[Observer]:
     def observe(done: TensorDone) -> None:
         if done.stage not in tasks:
             tasks[done.stage] = bar.add_task(_STAGES[done.stage], total=done.total_bytes, name="")
-        bar.update(tasks[done.stage], advance=done.size_bytes, name=escape(done.name))
+        bar.update(tasks[done.stage], advance=done.size_bytes, name=escape(printable(done.name)))
         if verbose and done.facts:
             console.print(_describe(done), highlight=False, markup=False, soft_wrap=True)
 
@@ -106,7 +114,7 @@ def print_plan(request: Request, *, as_json: bool) -> None:
             tensor.target.dtype.value,
             rule,
         )
-    console = Console(highlight=False)
+    console = _Console(highlight=False)
     console.print(table)
     console.print()
     _print_pairing(console, request)
@@ -167,7 +175,7 @@ def plan_document(request: Request, number: int) -> dict[str, Any]:
 
 def print_result(request: Request, manifests: Sequence[Manifest]) -> None:
     """Print what was done, one table for each output."""
-    console = Console(highlight=False)
+    console = _Console(highlight=False)
     _print_pairing(console, request)
     for output, manifest in zip(request.outputs, manifests, strict=True):
         console.print(_result_table(summarize(manifest)))

@@ -2,29 +2,39 @@ r"""Bounds on what a set of approximate triplets can have missed.
 
 Pure arithmetic on squared singular values; it touches no matrix.
 
-Let `M` be the Gram matrix of `A` and `v_i` orthonormal with `rho_i = |A v_i|^2`
-and residuals `e_i = |M v_i - rho_i v_i|`. Let `h` bound the spectrum of `M` on
-the complement of `v_1 .. v_j`. Then, for the true squared values `lambda_i`, the
-energy that the first `k` triplets lack, ``sum_{i<=k} (lambda_i - rho_i)``, is at most
+Let `M` be the Gram matrix of `A` and `v_i` orthonormal with `rho_i = |A v_i|^2` and
+residuals `M v_i - rho_i v_i` of norm `e_i`, of which a part of norm `c_i` lies in the
+span of the `v_i`: rounding, mostly. Let `h_j` bound the spectrum of `M` on the
+complement of `v_1 .. v_j`. Then, for the true squared values `lambda_i`, the energy
+that the first `k` triplets lack, ``sum_{i<=k} (lambda_i - rho_i)``, is at most
 
-1. ``sum_{i<=k} (sqrt(g_i^2 + 4 e_i^2) - g_i) / 2``, ``g_i = rho_i - h``, for ``j = k``;
-2. ``sum_{i<=j} e_i^2 / max(rho_i - rho_k, rho_k - h)`` for any ``j >= k`` with a gap.
+1. ``sum_{i<=k} (sqrt(g_i^2 + 4 e_i^2) - g_i) / 2``, ``g_i = rho_i - h_k``;
+2. ``sum_{i<=j} e_i^2 / max(rho_i - rho_k, g) + sqrt(b sum c_i^2) / 2`` for any ``j >= k``
+   with a gap ``g = rho_k - h_j > 0``; the last sum is over the `b` of the first `j`
+   triplets with ``rho_i - rho_k < g``.
 
 Both follow from Ky Fan's principle, ``sum lambda_i = max trace X^T M X`` over
 orthonormal `X` of `k` columns. Split `X` into its part along the `v_i`, rows of
-squared norm ``d_i``, and its part across, of squared norm `t` in all. The `v_i`
-and the rest are coupled by at most ``2 e_i sqrt(d_i (1 - d_i))`` each, and those of
-any subset by at most ``2 sqrt(sum e_i^2) sqrt(t)`` together. Weight that moves
+squared norm ``d_i``, and its part across, of squared norm `t` in all. What couples
+`v_i` to anything else gains at most ``2 e_i sqrt(d_i (1 - d_i))``; what couples any
+subset to the part across, ``2 sqrt(sum e_i^2) sqrt(t)`` together; and `b` of them among
+themselves, half the nuclear norm of a matrix without a trace. Weight that moves
 across gains `h` and loses `rho_i` (1), or is made up for at `rho_k` (2). Maximise
-over the `d_i` and `t`. Each term of the sum is at least zero (Cauchy interlacing),
-so a bound on the sum bounds each singular value too.
+over the `d_i` and `t`.
+
+With ``k = 1`` on the complement of the first `j`, the same two bounds, and the largest
+eigenvalue of ``[[rho_{j+1}, sqrt(sum e_i^2)], [., h]]``, give `h_j` from those after it.
+By Courant and Fischer ``lambda_{j+1} <= h_j``, which bounds each single value.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import operator
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 VALUE_TOLERANCE = 1e-5
 """Relative error allowed in a singular value that is reported."""
@@ -50,6 +60,67 @@ class Bounds:
     """Relative error of the singular values around the cut, at most."""
 
 
+def complement_bounds(
+    squares: Sequence[float],
+    residuals: Sequence[float],
+    couplings: Sequence[float],
+    beyond: float,
+) -> list[float]:
+    """Return `h_j` for every `j` from 0 to the number of triplets.
+
+    Parameters
+    ----------
+    squares, residuals, couplings : sequence of float
+        `rho_i`, `e_i` and `c_i` of all triplets at hand.
+    beyond : float
+        The last of them: the largest squared singular value that is not at hand.
+
+    Notes
+    -----
+    O(j log j): of all places where a gap may be, those at distances 1, 2, 4, ...
+    and the last are looked at.
+    """
+    count = len(squares)
+    energies = _sums_from_the_end(residuals)
+    inner = _sums_from_the_end(couplings)
+    h = [beyond] * (count + 1)
+    for j in range(count - 1, -1, -1):
+        top = squares[j]
+        half = (top - beyond) / 2
+        bound = (top + beyond) / 2 + math.hypot(half, math.sqrt(energies[j]))
+        bound = min(bound + math.sqrt(inner[j]), top + _moved(top - h[j + 1], residuals[j]))
+        for end in _candidates(j + 1, count):
+            gap = top - h[end]
+            if gap > 0:
+                missed = max(energies[j] - energies[end], 0.0) / gap
+                bound = min(bound, top + missed + math.sqrt(max(inner[j] - inner[end], 0.0)))
+        h[j] = bound
+    return h
+
+
+def _sums_from_the_end(values: Sequence[float]) -> list[float]:
+    """Return the sums of squares of ``values[j:]``, for every `j`."""
+    return [*accumulate((value * value for value in reversed(values)), initial=0.0)][::-1]
+
+
+def _candidates(first: int, last: int) -> Iterator[int]:
+    """Yield `first`, places at twice the distance each, and `last`."""
+    step = 1
+    while first < last:
+        yield first
+        first += step
+        step *= 2
+    yield last
+
+
+def _moved(gap: float, residual: float) -> float:
+    """Return ``(sqrt(gap^2 + 4 residual^2) - gap) / 2``."""
+    root = math.hypot(gap, 2 * residual)
+    if gap <= 0:
+        return (root - gap) / 2
+    return 2 * residual * residual / (root + gap)  # the form that does not cancel
+
+
 def excess_energy(squares: Sequence[float], residuals: Sequence[float], beyond: float) -> float:
     """Return bound 1 on the energy that the leading triplets lack.
 
@@ -58,30 +129,28 @@ def excess_energy(squares: Sequence[float], residuals: Sequence[float], beyond: 
     squares, residuals : sequence of float
         `rho_i` and `e_i` of the kept triplets.
     beyond : float
-        `h`, the largest squared singular value of the complement.
+        `h_k`, the largest squared singular value of their complement.
     """
-    total = 0.0
-    for rho, e in zip(squares, residuals, strict=True):
-        gap = max(rho - beyond, 0.0)
-        # (sqrt(g^2 + 4 e^2) - g) / 2, in the form that does not cancel.
-        root = math.hypot(gap, 2 * e)
-        total += 2 * e * e / (root + gap) if root + gap > 0 else 0.0
-    return total
+    return math.fsum(_moved(rho - beyond, e) for rho, e in zip(squares, residuals, strict=True))
 
 
 def gap_energy(
-    squares: Sequence[float], residuals: Sequence[float], k: int, beyond: float
+    squares: Sequence[float],
+    residuals: Sequence[float],
+    couplings: Sequence[float],
+    k: int,
+    h: Sequence[float],
 ) -> float:
     """Return bound 2 on the energy that the first `k` triplets lack.
 
     Parameters
     ----------
-    squares, residuals : sequence of float
-        `rho_i` and `e_i` of all triplets at hand.
+    squares, residuals, couplings : sequence of float
+        `rho_i`, `e_i` and `c_i` of all triplets at hand.
     k : int
         At least 1.
-    beyond : float
-        Largest squared singular value that is not at hand.
+    h : sequence of float
+        From `complement_bounds`.
 
     Returns
     -------
@@ -90,21 +159,21 @@ def gap_energy(
     """
     edge = squares[k - 1]
     best = math.inf
-    j = k
-    while True:
-        h = squares[j] + residuals[j] if j < len(squares) else beyond
-        gap = edge - h
+    for j in _candidates(k, len(squares)):
+        gap = edge - h[j]
         if gap > 0:
             pairs = zip(squares[:j], residuals[:j], strict=True)
-            best = min(best, math.fsum(e * e / max(rho - edge, gap) for rho, e in pairs))
-        if j == len(squares):
-            return best
-        j = min(len(squares), max(j + 1, k + 2 * (j - k)))
+            missed = math.fsum(e * e / max(rho - edge, gap) for rho, e in pairs)
+            near = bisect_right(squares, -(edge + gap), 0, k, key=operator.neg)
+            inner = math.fsum(c * c for c in couplings[near:j])
+            best = min(best, missed + math.sqrt((j - near) * inner) / 2)
+    return best
 
 
 def bound_cut(
     squares: Sequence[float],
     residuals: Sequence[float],
+    couplings: Sequence[float],
     k: int,
     *,
     rest: float,
@@ -115,7 +184,7 @@ def bound_cut(
 
     Parameters
     ----------
-    squares, residuals : sequence of float
+    squares, residuals, couplings : sequence of float
         Of all triplets at hand, descending; more than `k` of them unless `k` is
         the full rank.
     k : int
@@ -135,33 +204,34 @@ def bound_cut(
 
     Notes
     -----
-    O(number of triplets).
+    O(j log j) for `j` triplets.
     """
     kept, cut = math.fsum(squares[:k]), math.fsum(squares[k:]) + rest
     energy = kept + cut
     if energy == 0:
         return Bounds(0.0, 0.0)
-    coupling = math.sqrt(math.fsum(e * e for e in residuals))
+    h = complement_bounds(squares, residuals, couplings, beyond)
 
-    def square_bound(index: int) -> float:
-        return min(gap_energy(squares, residuals, index + 1, beyond), coupling)
+    def value_error(index: int) -> float:
+        square, floor = squares[index], VALUE_FLOOR**2 * squares[0]
+        # Rounding moves a value by the norm of what it couples to values of its size.
+        start = bisect_left(squares, -2 * square, 0, index, key=operator.neg)
+        moved = h[index] - square + max(couplings[start:])
+        if moved <= 0:
+            return 0.0
+        root = math.sqrt(square)
+        return moved / (math.sqrt(square + moved) + root) / math.sqrt(max(square, floor))
 
-    floor = VALUE_FLOOR**2 * squares[0]
-    # |s - s'| <= |s^2 - s'^2| / s'
-    value = max(
-        square_bound(index) / (2 * max(squares[index], floor))
-        for index in {0, max(k - 1, 0), min(k, len(squares) - 1)}
-    )
+    value = max(value_error(i) for i in {0, max(k - 1, 0), min(k, len(squares) - 1)})
     # Where the tail is measured as a whole (rest > 0), no sum of its values is needed.
     tail_error = 0.0 if rest > 0 else math.fsum(residuals[k:])
     tail_error /= 2 * max(cut, VALUE_FLOOR**2 * energy)
     if k == 0 or k == len(squares):
         lacking = 0.0
     else:
-        following = squares[k] + square_bound(k)
         lacking = min(
-            excess_energy(squares[:k], residuals[:k], following),
-            gap_energy(squares, residuals, k, beyond),
+            excess_energy(squares[:k], residuals[:k], h[k]),
+            gap_energy(squares, residuals, couplings, k, h),
         )
     # The rounding of the factors is at right angles to the tail: it adds in squares.
     lacking += (_FACTOR_ROUNDING * epsilon) ** 2 * kept

@@ -55,7 +55,11 @@ class Triplets:
     """(j,) float64, descending: squared singular values."""
 
     residuals: Tensor
-    """(j,) float64: measured norms of ``a.T @ a @ v - square * v``."""
+    """(j,) float64: measured norms of ``a.T @ a @ v - square * v``, of which the part
+    along larger triplets may count by the ratio of their values."""
+
+    couplings: Tensor
+    """(j,) float64: norms of the part of these that lies in the span of `right`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +123,7 @@ class Decomposition:
         return bound_cut(
             self.triplets.squares.tolist(),
             self.triplets.residuals.tolist(),
+            self.triplets.couplings.tolist(),
             k,
             rest=self.rest,
             beyond=self.next_square,

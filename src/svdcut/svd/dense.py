@@ -49,7 +49,7 @@ def exact_triplets(a: Tensor) -> Triplets:
     squares = s.square()
     residuals = (wide.T @ left - right * squares).norm(dim=0)
     residuals += torch.finfo(torch.float64).eps * s[0] * s
-    return Triplets(right, left, squares, residuals)
+    return Triplets(right, left, squares, residuals, residuals)
 
 
 def gram_triplets(a: Tensor, *, energy: float) -> Triplets:
@@ -82,7 +82,7 @@ def gram_triplets(a: Tensor, *, energy: float) -> Triplets:
     residuals = (gram @ right - right * squares).norm(dim=0)
     # Rounding in the Gram matrix itself, which the residual cannot see.
     residuals += torch.finfo(torch.float64).eps * energy
-    return Triplets(right, None, squares, residuals)
+    return Triplets(right, None, squares, residuals, residuals)
 
 
 def _gram(a: Tensor) -> Tensor:

@@ -184,4 +184,5 @@ def _normalise(a: Tensor) -> tuple[Tensor, int]:
 
 def _no_triplets(a: Tensor) -> Triplets:
     none = a.new_zeros(0, dtype=torch.float64)
-    return Triplets(a.new_zeros(min(a.shape), 0), a.new_zeros(max(a.shape), 0), none, none)
+    right, left = a.new_zeros(min(a.shape), 0), a.new_zeros(max(a.shape), 0)
+    return Triplets(right, left, none, none, none)

@@ -26,7 +26,7 @@ from svdcut.svd.decomposition import Triplets, row_blocks
 
 _PROBE_COLUMNS = 8
 _PROBE_STEPS = 2
-_CANCELLATION = {torch.float32: 1e-3, torch.float64: 1e-10}
+_CANCELLATION = {torch.float32: 1e-2, torch.float64: 1e-10}
 """Below this share of the energy, a difference of energies is mostly rounding."""
 
 _SAFETY = 0.3
@@ -79,7 +79,7 @@ def krylov_triplets(
     lanczos = _Lanczos(a, energy=energy, generator=generator)
     lanczos.inject(width)
     next_check = num_wanted + 2 * width
-    probed = False
+    probed: _Ritz | None = None
     while lanczos.num_left <= limit:
         lanczos.step()
         exhausted = lanczos.num_pending == 0
@@ -87,15 +87,15 @@ def krylov_triplets(
             continue
         ritz = lanczos.ritz(num_wanted)
         if not (exhausted or ritz.converged(k, energy, tolerance * _SAFETY)):
-            probed = False
+            probed = None
             next_check = lanczos.num_left + max(width, lanczos.num_left // 8)
-        elif probed:
+        elif probed is not None and not lanczos.has_grown(probed, ritz, k, tolerance):
             return lanczos.measure(ritz)
         else:
             # Directions that the start block cannot see, as further copies of a
             # singular value repeated more often than the block is wide, show up
             # in a probe drawn afresh.
-            probed = True
+            probed = ritz
             lanczos.inject(max(_PROBE_COLUMNS, num_wanted - lanczos.num_right))
             for _ in range(_PROBE_STEPS - 1):
                 lanczos.step()
@@ -111,7 +111,7 @@ class _Ritz:
     """(p,) float64, descending."""
 
     coefficients: Tensor
-    """(q, num_wanted): right vectors in the right basis."""
+    """(q, num_wanted) float64: right vectors in the right basis."""
 
     residuals: Tensor
     """(num_wanted,) float64: estimates."""
@@ -124,6 +124,7 @@ class _Ritz:
         bounds = bound_cut(
             self.squares[:num_wanted].tolist(),
             self.residuals.tolist(),
+            [0.0] * num_wanted,
             k,
             rest=max(energy - float(self.squares[:num_wanted].sum()), 0.0),
             beyond=self.beyond(),
@@ -197,26 +198,33 @@ class _Lanczos:
         # All right vectors are needed only where the matrix has fewer triplets
         # than are wanted.
         full = projected.shape[0] < num_wanted
-        _, s, vh = torch.linalg.svd(projected, full_matrices=full)
+        _, s, vh = torch.linalg.svd(projected.double(), full_matrices=full)
         coefficients = vh[:num_wanted].T
-        squares = s.double().square()
-        tails = coefficients[self._right.size - self.num_pending :].double().norm(dim=0)
+        tails = coefficients[self._right.size - self.num_pending :].norm(dim=0)
         scales = torch.zeros(coefficients.shape[1], dtype=torch.float64, device=s.device)
-        scales[: len(s)] = s[: len(scales)].double()
-        return _Ritz(squares, coefficients, scales * tails * self._coupling)
+        scales[: len(s)] = s[: len(scales)]
+        return _Ritz(s.square(), coefficients, scales * tails * self._coupling)
+
+    def has_grown(self, old: _Ritz, new: _Ritz, k: int, tolerance: float) -> bool:
+        """Whether the leading `k` + 1 Ritz values gained more than may be missed."""
+        found, next_square = float(new.squares[:k].sum()), float(new.squares[k : k + 1].sum())
+        allowed = 2 * min(tolerance * (self._energy - found), VALUE_TOLERANCE * next_square)
+        gained = float(new.squares[: k + 1].sum() - old.squares[: k + 1].sum())
+        return bool(gained > max(allowed * _SAFETY, self._negligible**2))
 
     def measure(self, ritz: _Ritz) -> KrylovResult:
         """Return the Ritz triplets with residuals measured on the matrix."""
         a, dtype = self._a, self._a.dtype
-        right = torch.linalg.qr((self._right.columns @ ritz.coefficients).double())[0]
+        right = torch.linalg.qr((self._right.columns @ ritz.coefficients.to(dtype)).double())[0]
         left = (a @ right.to(dtype)).double()
-        squares, rotation = torch.linalg.eigh(left.T @ left)
-        squares, rotation = squares.flip(0).clamp_min(0), rotation.flip(1)
-        right, left = (right @ rotation).to(dtype), (left @ rotation).to(dtype)
-        residuals = ((a.T @ left).double() - right.double() * squares).norm(dim=0)
-        residuals += torch.finfo(dtype).eps * (squares[0] * squares).sqrt()
+        # Not by the Gram matrix of `left`, which squares the condition number.
+        _, s, rotation = torch.linalg.svd(torch.linalg.qr(left, mode="r").R)
+        squares = s.square()
+        right, left = (right @ rotation.T).to(dtype), (left @ rotation.T).to(dtype)
+        residuals, couplings = _defects(right.double(), (a.T @ left).double(), s)
+        residuals += torch.finfo(dtype).eps * s[0] * s
         return KrylovResult(
-            Triplets(right, left, squares, residuals),
+            Triplets(right, left, squares, residuals, couplings),
             next_square=ritz.beyond(),
             rest=self._rest(left, right, float(squares.sum())),
         )
@@ -232,6 +240,22 @@ class _Lanczos:
             for start, stop in row_blocks(*self._a.shape)
             for block, part in [(self._a[start:stop], left[start:stop])]
         )
+
+
+def _defects(right: Tensor, image: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the norms of ``image - right * s**2``, and of what of it `right` spans.
+
+    A defect along a larger triplet is one of that triplet too, which it moves more:
+    here it counts by the ratio of their values.
+    """
+    outside = image - right * s.square()
+    inside = right.T @ outside
+    outside -= right @ inside
+    inside *= (s / s.clamp_min(1e-300).unsqueeze(1)).clamp_max(1)
+    couplings = inside.norm(dim=0)
+    residuals = (outside.norm(dim=0).square() + couplings.square()).sqrt()
+    # Twice: an error of ``left = a @ right`` is in its norm as well.
+    return residuals, 2 * couplings
 
 
 class _Basis:

@@ -1,0 +1,71 @@
+"""The pool: order, memory, errors, threads."""
+
+import threading
+import time
+
+import pytest
+import torch
+
+from svdcut.pool import MemoryGate, Pool
+
+
+def test_results_come_in_order():
+    with Pool(3, 100) as pool:
+        found = pool.map(lambda i: (time.sleep(0.002 * (5 - i)), i)[1], [1] * 5)
+    assert found == [0, 1, 2, 3, 4]
+
+
+def test_memory_in_use_stays_within_the_bound():
+    lock, used, peak = threading.Lock(), [0], [0]
+    sizes = [3, 5, 2, 9, 4, 30, 1, 6]
+
+    def task(number):
+        with lock:
+            used[0] += sizes[number]
+            peak[0] = max(peak[0], used[0] if sizes[number] <= 10 else 0)
+            if sizes[number] > 10:
+                assert used[0] == sizes[number]  # what is larger than the bound runs alone
+        time.sleep(0.002)
+        with lock:
+            used[0] -= sizes[number]
+
+    with Pool(4, 10) as pool:
+        pool.map(task, sizes)
+    assert 0 < peak[0] <= 10
+
+
+def test_the_first_error_is_raised_and_the_rest_dropped():
+    begun = []
+
+    def task(number):
+        begun.append(number)
+        if number == 1:
+            raise KeyError(number)
+        time.sleep(0.01)
+
+    with pytest.raises(KeyError), Pool(1, 1) as pool:
+        pool.map(task, [1] * 50)
+    assert len(begun) < 10
+
+
+def test_each_task_computes_on_one_thread_and_the_setting_comes_back():
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        with Pool(2, 10) as pool:
+            assert set(pool.map(lambda _: torch.get_num_threads(), [1] * 8)) == {1}
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_the_gate_waits():
+    gate = MemoryGate(10)
+    gate.enter(8)
+    entered = threading.Event()
+    thread = threading.Thread(target=lambda: (gate.enter(5), entered.set()))
+    thread.start()
+    assert not entered.wait(0.05)
+    gate.leave(8)
+    assert entered.wait(5)
+    thread.join()

@@ -1,0 +1,435 @@
+"""Every route against a float64 SVD of the same matrix, and the certificates against both."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import svdcut.svd.krylov as krylov
+from matrices import Case, flat, noise, power_law, repeated, with_spectrum
+from svdcut.cut import is_certified
+from svdcut.svd.certificate import ERROR_FLOOR, VALUE_FLOOR, VALUE_TOLERANCE
+from svdcut.svd.decomposition import Decomposition, Method, Proof
+from svdcut.svd.engine import decompose
+from svdcut.svd.route import Route
+
+TOLERANCE = 1e-6
+EPS = torch.finfo(torch.float64).eps
+ROUTES = list(Route)
+
+# The reference is a float64 SVD: its values are off by some units in the last place of the
+# first one, the product that is subtracted from the matrix by some of the norm, and a norm
+# of 200,000 entries by some hundreds of its own.
+ERROR_SLACK = 64 * EPS
+NORM_SLACK = 1e-13
+VALUE_SLACK = 4 * EPS
+
+SHAPES = [(300, 200), (160, 280), (480, 400), (48, 500), (500, 48), (2, 50), (50, 2), (17, 17)]
+KINDS = ["power", "flat", "flat_tail", "repeated40", "deficient", "nearly_deficient", "noise"]
+CASES = [
+    *(Case(kind, *shape) for kind in KINDS for shape in SHAPES),
+    *(Case(kind, 300, 200, torch.float64) for kind in KINDS),
+    *(Case("flat_tail", *shape, torch.float64) for shape in SHAPES[1:]),
+    *(Case("repeated100", *shape) for shape in SHAPES[:3]),
+    *(Case("steep", *shape, dtype) for shape in SHAPES[:3] for dtype in (torch.float32,)),
+    *(Case("power", 300, 200, scale=scale) for scale in (1e-30, 1e30)),
+    *(Case("noise", 160, 280, torch.float64, scale) for scale in (1e-30, 1e30, 1e-300, 1e300)),
+]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A matrix over a power of two, its float64 singular values, and that power."""
+
+    a: torch.Tensor
+    unit: torch.Tensor
+    s: torch.Tensor
+    exponent: int
+
+
+def refer(a: torch.Tensor) -> Reference:
+    exponent = math.frexp(float(a.abs().max()))[1]
+    half = exponent // 2
+    unit = a.double() * 2.0**-half * 2.0 ** (half - exponent)
+    return Reference(a, unit, torch.linalg.svdvals(unit), exponent)
+
+
+@lru_cache(maxsize=1)
+def reference(case: Case) -> Reference:
+    return refer(case.build())
+
+
+def run(a, k, route, *, tolerance=TOLERANCE, seed=1, **options) -> Decomposition:
+    return decompose(
+        a.clone(),
+        k,
+        accept=lambda found: is_certified(found.bounds(k), tolerance),
+        route=route,
+        tolerance=tolerance,
+        seed=seed,
+        **options,
+    )
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a decomposition at rank `k` is worth, over the reference."""
+
+    excess: float
+    values: float
+    tail: float
+    best_share: float
+    """Best possible error over the norm."""
+
+
+def measure(found: Decomposition, k: int, truth: Reference) -> Measured:
+    scale = math.ldexp(1.0, found.exponent - truth.exponent)
+    left, right = found.factors(list(range(k)))
+    assert left.shape == (truth.a.shape[0], k)
+    assert right.shape == (k, truth.a.shape[1])
+    reached = float((truth.unit - (left.double() @ right.double()) * scale).norm())
+    best, norm, first = float(truth.s[k:].norm()), float(truth.s.norm()), float(truth.s[0])
+    s = (found.triplets.squares.sqrt() * scale).tolist()
+    worst = max(
+        abs(s[i] - float(truth.s[i])) / max(float(truth.s[i]), VALUE_FLOOR * first)
+        for i in {0, max(k - 1, 0), min(k, len(truth.s) - 1)}
+    )
+    tail = (math.fsum(found.triplets.squares[k:].tolist()) + found.rest) * scale**2
+    return Measured(
+        excess=(reached - best) / max(best, ERROR_FLOOR * norm),
+        values=worst,
+        tail=abs(tail - best**2) / best**2 if best > 1e-8 * norm else 0.0,
+        best_share=best / norm,
+    )
+
+
+def check(found: Decomposition, k: int, truth: Reference) -> None:
+    """The promises, and that the certificate claims no more than is so."""
+    bounds, measured = found.bounds(k), measure(found, k, truth)
+    error_slack = NORM_SLACK + ERROR_SLACK / max(measured.best_share, ERROR_FLOOR)
+    share = float(truth.s[min(k, len(truth.s) - 1)] / truth.s[0])
+    value_slack = VALUE_SLACK / max(share, VALUE_FLOOR)
+    assert is_certified(bounds, TOLERANCE), found.rejected
+    assert measured.excess <= TOLERANCE + error_slack
+    assert measured.excess <= bounds.excess + error_slack
+    assert measured.values <= VALUE_TOLERANCE
+    assert measured.values <= bounds.value + value_slack
+    assert measured.tail <= 1e-5
+    assert found.norm == pytest.approx(
+        math.ldexp(float(truth.s.norm()), truth.exponent), rel=1e-12
+    )
+
+
+def ranks_for(full_rank: int) -> list[int]:
+    return sorted({0, 1, min(16, full_rank), min(64, full_rank), full_rank})
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.value)
+def test_promises_hold(case, route):
+    truth = reference(case)
+    for k in ranks_for(len(truth.s)):
+        found = run(truth.a, k, route)
+        check(found, k, truth)
+        check_vectors(found)
+
+
+def check_vectors(found: Decomposition) -> None:
+    """Right vectors are orthonormal, and left ones orthogonal with norms s."""
+    right = found.triplets.right.double()
+    slack = 8 * torch.finfo(found.triplets.right.dtype).eps * math.sqrt(len(right))
+    assert (right.T @ right - torch.eye(right.shape[1])).abs().max() <= slack
+    if found.triplets.left is None:
+        return
+    left, s = found.triplets.left.double(), found.triplets.squares.sqrt()
+    defect = left.T @ left - torch.diag(s.square())
+    assert (defect.abs() <= slack * s[0] * torch.maximum(s[:, None], s[None, :]) + 1e-30).all()
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("k", [None, 0, 2, 5])
+def test_zeros_have_no_triplets(route, k):
+    found = decompose(torch.zeros(7, 5), k, accept=lambda _: False, route=route)
+    assert (found.energy, found.num_triplets, found.method) == (0.0, 0, Method.NONE)
+    assert found.full_rank == 5
+    left, right = found.factors([])
+    assert torch.equal(left @ right, torch.zeros(7, 5))
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_a_single_entry(route):
+    a = torch.zeros(40, 30)
+    a[3, 4] = -2.5
+    found = run(a, 1, route)
+    left, right = found.factors([0])
+    assert torch.allclose(left @ right * found.scale, a.to(left.dtype), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_matrix_is_kept_but_for_a_power_of_two(route, dtype):
+    a = noise(30, 40, seed=2, dtype=dtype) * 3e-9
+    found = run(a, 3, route)
+    assert found.transposed
+    assert torch.equal(found.matrix.T * found.scale, a)
+
+
+@pytest.mark.parametrize("route", [Route.KRYLOV, Route.GRAM])
+def test_factors_of_chosen_triplets_are_projections(route):
+    a = with_spectrum(60, 90, power_law(60), seed=3, dtype=torch.float64)
+    u, s, vh = torch.linalg.svd(a, full_matrices=False)
+    found = run(a, 5, route)
+    left, right = found.factors([1, 4])
+    expected = (u[:, [1, 4]] * s[[1, 4]]) @ vh[[1, 4]]
+    assert torch.allclose(left @ right * found.scale, expected, atol=1e-7)
+
+
+def spectra(draw, r: int) -> torch.Tensor:
+    """A descending spectrum with ties, cliffs, plateaus and zeros."""
+    kind = draw(st.sampled_from(["steps", "free", "plateau"]))
+    if kind == "steps":
+        levels = st.sampled_from([1.0, 0.999999, 0.5, 0.1, 1e-3, 1e-5, 1e-7, 0.0])
+        values = draw(st.lists(levels, min_size=r, max_size=r))
+    elif kind == "free":
+        exponents = st.floats(-9, 0)
+        values = [10**e for e in draw(st.lists(exponents, min_size=r, max_size=r))]
+    else:
+        heads, tail = draw(st.integers(1, r)), 10 ** draw(st.floats(-7, 0))
+        spread = 10 ** draw(st.floats(-6, 0))
+        values = [1.0] * heads + [tail * (1 + spread * i / r) for i in range(r - heads)]
+    s = torch.tensor(values, dtype=torch.float64).sort(descending=True).values
+    return s if s[0] > 0 else flat(r)
+
+
+@st.composite
+def problems(draw):
+    m, n = draw(st.integers(2, 60)), draw(st.integers(2, 60))
+    r = min(m, n)
+    dtype = draw(st.sampled_from([torch.float32, torch.float64]))
+    a = with_spectrum(m, n, spectra(draw, r), seed=draw(st.integers(0, 99)), dtype=dtype)
+    scale = draw(st.sampled_from([1.0, 1e-30, 1e30]))
+    return a * scale, draw(st.integers(0, r)), draw(st.sampled_from(ROUTES))
+
+
+@settings(deadline=None, derandomize="CI" in os.environ, max_examples=400)
+@given(problem=problems(), seed=st.integers(0, 9))
+def test_promises_hold_for_any_small_matrix(problem, seed):
+    a, k, route = problem
+    truth = refer(a)
+    check(run(a, k, route, seed=seed), k, truth)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("below", [0.3, 0.01, 1e-4])
+@pytest.mark.parametrize("copies", [40, 100])
+@pytest.mark.parametrize("tail", ["power", "flat"])
+def test_values_repeated_more_often_than_a_block_is_wide(dtype, below, copies, tail):
+    """In float64, with two levels, the start block spans what it will ever see in two steps."""
+    below_it = flat(240 - copies) if tail == "flat" else power_law(240 - copies, 0.5)
+    s = torch.cat((flat(copies), below * below_it))
+    truth = refer(with_spectrum(300, 240, s, seed=4, dtype=dtype))
+    for k in (16, 32, 64, 80):
+        check(run(truth.a, k, Route.KRYLOV), k, truth)
+
+
+@pytest.mark.parametrize("heads", [1, 5])
+@pytest.mark.parametrize("tail", [1e-6, 3e-6, 1e-5])
+@pytest.mark.parametrize("spread", [1e-4, 1e-2])
+def test_cuts_within_a_cluster_below_the_rounding_of_the_gram_matrix(heads, tail, spread):
+    """Rounding mixes the cluster's vectors: an error of first order, which no gap damps."""
+    generator = torch.Generator().manual_seed(5)
+    cluster = torch.rand(100 - heads, generator=generator, dtype=torch.float64)
+    s = torch.cat((flat(heads), tail * (1 + spread * cluster).sort(descending=True).values))
+    truth = refer(with_spectrum(200, 100, s, dtype=torch.float64))
+    for route in (Route.AUTO, Route.KRYLOV):
+        for k in (50, 90):
+            check(run(truth.a, k, route), k, truth)
+
+
+@pytest.mark.parametrize("share", [9e-4, 2e-3, 2e-2])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_energy_of_a_small_tail_is_not_lost_in_a_difference(share, seed):
+    for k in (1, 5):
+        tail = math.sqrt(share * k / (50 - k)) * (1 + 0.3 * torch.linspace(1, -1, 50 - k))
+        truth = refer(with_spectrum(60, 50, torch.cat((flat(k), tail)), seed=seed))
+        check(run(truth.a, k, Route.KRYLOV), k, truth)
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_the_same_seed_gives_the_same_bits(route):
+    a = with_spectrum(420, 400, power_law(400), seed=5)
+    once, again = (run(a, 12, route, seed=3) for _ in range(2))
+    for name in ("right", "squares", "residuals", "couplings"):
+        assert torch.equal(getattr(once.triplets, name), getattr(again.triplets, name))
+    assert (once.rest, once.next_square) == (again.rest, again.next_square)
+    assert once.rejected == again.rejected
+
+
+def test_other_seeds_agree_within_the_promise():
+    truth = refer(with_spectrum(420, 400, power_law(400, 0.3), seed=5))
+    for seed in range(4):
+        check(run(truth.a, 12, Route.KRYLOV, seed=seed), 12, truth)
+
+
+class TestLadder:
+    """Where it starts, where it goes on, and what it leaves on record."""
+
+    def test_auto_iterates_on_large_matrices_at_low_rank_alone(self):
+        a = with_spectrum(400, 390, power_law(390))
+        assert run(a, 4, Route.AUTO).method is Method.KRYLOV
+        assert run(a, 100, Route.AUTO).method is Method.GRAM
+        assert run(a[:, :300].clone(), 4, Route.AUTO).method is Method.GRAM
+
+    def test_proof_says_what_was_computed(self):
+        a = with_spectrum(90, 60, power_law(60))
+        assert run(a, 3, Route.KRYLOV).proof is Proof.RANDOM_START
+        assert run(a, 3, Route.GRAM).proof is Proof.SPECTRUM
+        assert run(a, 3, Route.EXACT).proof is Proof.SPECTRUM
+
+    def test_whole_spectra_are_not_iterated_for(self):
+        a = noise(30, 20)
+        for top in (None, 20):
+            found = decompose(a.clone(), top, accept=lambda _: True, route=Route.KRYLOV)
+            assert (found.method, found.num_triplets) == (Method.GRAM, 20)
+
+    def test_every_rung_that_was_left_is_on_record(self):
+        found = decompose(noise(60, 50), 3, accept=lambda _: False, route=Route.KRYLOV)
+        assert found.method is Method.EXACT
+        assert found.rejected == (
+            "krylov/float32: bound missed",
+            "krylov/float64: bound missed",
+            "gram/float64: bound missed",
+        )
+
+    def test_a_flat_spectrum_ends_where_a_basis_of_half_the_side_is_too_small(self):
+        a = noise(400, 400)
+        found = run(a, 60, Route.KRYLOV)
+        assert found.method is Method.GRAM
+        assert found.rejected == ("krylov/float32: no convergence",)
+
+    def test_values_below_the_reach_of_a_route_are_left_to_the_next(self):
+        truth = refer(Case("nearly_deficient", 300, 200).build())
+        found = run(truth.a, 40, Route.GRAM)
+        assert (found.method, found.rejected) == (Method.EXACT, ("gram/float64: bound missed",))
+        check(found, 40, truth)
+
+    def test_a_tolerance_that_no_route_reaches_ends_exact_and_uncertified(self):
+        found = run(noise(40, 30), 3, Route.KRYLOV, tolerance=1e-40)
+        assert found.method is Method.EXACT
+        assert not is_certified(found.bounds(3), 1e-40)
+
+
+class TestDamage:
+    """A certificate is worth what it refuses."""
+
+    @pytest.fixture(params=[Route.KRYLOV, Route.GRAM, Route.EXACT], ids=lambda r: r.value)
+    def found(self, request):
+        a = with_spectrum(220, 200, power_law(200, 0.5), seed=6, dtype=torch.float64)
+        found = run(a, 8, request.param)
+        assert is_certified(found.bounds(8), TOLERANCE)
+        return found
+
+    @staticmethod
+    def measured(found: Decomposition, right: torch.Tensor) -> Decomposition:
+        """The same decomposition with other right vectors, measured as they are."""
+        left = found.matrix @ right
+        squares = left.square().sum(0)
+        order = squares.argsort(descending=True)
+        right, left, squares = right[:, order], left[:, order], squares[order]
+        defects = found.matrix.T @ left - right * squares
+        triplets = replace(
+            found.triplets,
+            right=right,
+            left=left,
+            squares=squares,
+            residuals=defects.norm(dim=0),
+            couplings=(right.T @ defects).norm(dim=0),
+        )
+        rest = max(found.energy - float(squares.sum()), 0.0)
+        return replace(found, triplets=triplets, rest=rest)
+
+    def test_the_measure_used_here_accepts_what_is_right(self, found):
+        same = self.measured(found, found.triplets.right)
+        assert is_certified(same.bounds(8), TOLERANCE)
+
+    @pytest.mark.parametrize("index", [0, 3, 7])
+    def test_a_random_vector_in_place_of_a_triplet(self, found, index):
+        right = found.triplets.right.clone()
+        right[:, index] = noise(len(right), 1, seed=8, dtype=torch.float64)[:, 0]
+        right = torch.linalg.qr(right[:, [index, *(i for i in range(9) if i != index)]].flip(1)).Q
+        assert not is_certified(self.measured(found, right).bounds(8), TOLERANCE)
+
+    @pytest.mark.parametrize("angle", [1e-1, 1e-2])
+    def test_a_triplet_turned_out_of_the_span(self, found, angle):
+        right = found.triplets.right[:, :9].clone()
+        other = noise(len(right), 1, seed=9, dtype=torch.float64)[:, 0]
+        other -= right @ (right.T @ other)
+        right[:, 2] = math.cos(angle) * right[:, 2] + math.sin(angle) * other / other.norm()
+        assert not is_certified(self.measured(found, right).bounds(8), TOLERANCE)
+
+    def test_a_kept_triplet_turned_into_one_that_is_cut(self, found):
+        right = found.triplets.right[:, :9].clone()
+        right[:, 7] = math.cos(0.1) * right[:, 7] + math.sin(0.1) * right[:, 8]
+        right = torch.linalg.qr(right).Q
+        assert not is_certified(self.measured(found, right).bounds(8), TOLERANCE)
+
+    @pytest.mark.parametrize("missing", [0, 4])
+    def test_a_triplet_left_out_of_a_whole_spectrum(self, found, missing):
+        if found.proof is not Proof.SPECTRUM:
+            pytest.skip("see the next test")
+        kept = [i for i in range(found.num_triplets) if i != missing]
+        part = self.measured(found, found.triplets.right[:, kept])
+        part = replace(part, next_square=float(found.triplets.squares[missing]))
+        assert not is_certified(part.bounds(8), TOLERANCE)
+
+    def test_no_certificate_sees_a_triplet_that_nothing_touched(self):
+        """What protects from it is not arithmetic: a random start, and a random probe."""
+        a = with_spectrum(220, 200, power_law(200, 0.5), seed=6, dtype=torch.float64)
+        found = run(a, 8, Route.KRYLOV)
+        part = self.measured(found, found.triplets.right[:, 1:])
+        assert is_certified(part.bounds(8), TOLERANCE)
+
+
+class TestBlindStart:
+    """A start block without a trace of what matters: the probe has to find it."""
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    @pytest.mark.parametrize("tail", ["flat", "power"])
+    def test_leading_values(self, monkeypatch, dtype, tail):
+        below = flat(235) if tail == "flat" else power_law(235, 0.5)
+        s = torch.cat((torch.tensor([1.0, 0.9, 0.8, 0.8, 0.7]).double(), 0.1 * below))
+        truth = refer(with_spectrum(300, 240, s, seed=4, dtype=dtype))
+        top = torch.linalg.svd(truth.unit).Vh[:5].T
+        draw, blocks = torch.randn, []
+
+        def first_is_blind(*shape, **options):
+            block = draw(*shape, **options)
+            if not blocks:
+                block = block.double()
+                block -= top @ (top.T @ block)
+            blocks.append(block)
+            return block
+
+        monkeypatch.setattr(krylov.torch, "randn", first_is_blind)
+        for k in (3, 5, 8):
+            blocks.clear()
+            check(run(truth.a, k, Route.KRYLOV), k, truth)
+            assert len(blocks) > 1
+
+    def test_without_the_probe_nobody_would_know(self, monkeypatch):
+        """Why the probe is there, and why it must be repeated until it finds nothing."""
+        s = torch.cat((flat(100), 0.1 * flat(200)))
+        truth = refer(with_spectrum(400, 300, s, seed=3, dtype=torch.float64))
+        monkeypatch.setattr(krylov._Lanczos, "has_grown", lambda *_: False)
+        found = run(truth.a, 64, Route.KRYLOV)
+        assert found.method is Method.KRYLOV
+        assert measure(found, 64, truth).excess > 0.01
+        monkeypatch.undo()
+        check(run(truth.a, 64, Route.KRYLOV), 64, truth)
