@@ -24,12 +24,12 @@ TOLERANCE = 1e-6
 EPS = torch.finfo(torch.float64).eps
 ROUTES = list(Route)
 
-# The reference is a float64 SVD: its values are off by some units in the last place of the
+# The reference is a float64 SVD: its values are off by tens of units in the last place of the
 # first one, the product that is subtracted from the matrix by some of the norm, and a norm
 # of 200,000 entries by some hundreds of its own.
 ERROR_SLACK = 64 * EPS
 NORM_SLACK = 1e-13
-VALUE_SLACK = 4 * EPS
+VALUE_SLACK = 32 * EPS
 
 SHAPES = [(300, 200), (160, 280), (480, 400), (48, 500), (500, 48), (2, 50), (50, 2), (17, 17)]
 KINDS = ["power", "flat", "flat_tail", "repeated40", "deficient", "nearly_deficient", "noise"]
@@ -122,9 +122,7 @@ def check(found: Decomposition, k: int, truth: Reference) -> None:
     assert measured.values <= VALUE_TOLERANCE
     assert measured.values <= bounds.value + value_slack
     assert measured.tail <= 1e-5
-    assert found.norm == pytest.approx(
-        math.ldexp(float(truth.s.norm()), truth.exponent), rel=1e-12
-    )
+    assert found.norm == pytest.approx(math.ldexp(float(truth.s.norm()), truth.exponent), rel=1e-12)
 
 
 def ranks_for(full_rank: int) -> list[int]:
@@ -169,7 +167,7 @@ def test_a_single_entry(route):
     a[3, 4] = -2.5
     found = run(a, 1, route)
     left, right = found.factors([0])
-    assert torch.allclose(left @ right * found.scale, a.to(left.dtype), rtol=1e-6, atol=0)
+    assert torch.allclose(left @ right * found.scale, a.to(left.dtype), atol=1e-15)
 
 
 @pytest.mark.parametrize("route", ROUTES)
@@ -191,39 +189,56 @@ def test_factors_of_chosen_triplets_are_projections(route):
     assert torch.allclose(left @ right * found.scale, expected, atol=1e-7)
 
 
-def spectra(draw, r: int) -> torch.Tensor:
-    """A descending spectrum with ties, cliffs, plateaus and zeros."""
+@dataclass(frozen=True)
+class Problem:
+    """A small matrix, and what is asked of it."""
+
+    m: int
+    n: int
+    spectrum: tuple[float, ...]
+    dtype: torch.dtype
+    scale: float
+    vectors: int
+    k: int
+    route: Route
+    seed: int
+
+
+def spectra(draw, r: int) -> list[float]:
+    """Singular values with ties, cliffs, plateaus and zeros."""
     kind = draw(st.sampled_from(["steps", "free", "plateau"]))
     if kind == "steps":
         levels = st.sampled_from([1.0, 0.999999, 0.5, 0.1, 1e-3, 1e-5, 1e-7, 0.0])
-        values = draw(st.lists(levels, min_size=r, max_size=r))
-    elif kind == "free":
-        exponents = st.floats(-9, 0)
-        values = [10**e for e in draw(st.lists(exponents, min_size=r, max_size=r))]
-    else:
-        heads, tail = draw(st.integers(1, r)), 10 ** draw(st.floats(-7, 0))
-        spread = 10 ** draw(st.floats(-6, 0))
-        values = [1.0] * heads + [tail * (1 + spread * i / r) for i in range(r - heads)]
-    s = torch.tensor(values, dtype=torch.float64).sort(descending=True).values
-    return s if s[0] > 0 else flat(r)
+        return draw(st.lists(levels, min_size=r - 1, max_size=r - 1)) + [1.0]
+    if kind == "free":
+        return [10**e for e in draw(st.lists(st.floats(-9, 0), min_size=r, max_size=r))]
+    heads, tail = draw(st.integers(1, r)), 10 ** draw(st.floats(-7, 0))
+    spread = 10 ** draw(st.floats(-6, 0))
+    return [1.0] * heads + [tail * (1 + spread * i / r) for i in range(r - heads)]
 
 
 @st.composite
-def problems(draw):
+def problems(draw) -> Problem:
     m, n = draw(st.integers(2, 60)), draw(st.integers(2, 60))
-    r = min(m, n)
-    dtype = draw(st.sampled_from([torch.float32, torch.float64]))
-    a = with_spectrum(m, n, spectra(draw, r), seed=draw(st.integers(0, 99)), dtype=dtype)
-    scale = draw(st.sampled_from([1.0, 1e-30, 1e30]))
-    return a * scale, draw(st.integers(0, r)), draw(st.sampled_from(ROUTES))
+    return Problem(
+        m,
+        n,
+        spectrum=tuple(sorted(spectra(draw, min(m, n)), reverse=True)),
+        dtype=draw(st.sampled_from([torch.float32, torch.float64])),
+        scale=draw(st.sampled_from([1.0, 1e-30, 1e30])),
+        vectors=draw(st.integers(0, 99)),
+        k=draw(st.integers(0, min(m, n))),
+        route=draw(st.sampled_from(ROUTES)),
+        seed=draw(st.integers(0, 9)),
+    )
 
 
 @settings(deadline=None, derandomize="CI" in os.environ, max_examples=400)
-@given(problem=problems(), seed=st.integers(0, 9))
-def test_promises_hold_for_any_small_matrix(problem, seed):
-    a, k, route = problem
-    truth = refer(a)
-    check(run(a, k, route, seed=seed), k, truth)
+@given(p=problems())
+def test_promises_hold_for_any_small_matrix(p):
+    s = torch.tensor(p.spectrum, dtype=torch.float64)
+    truth = refer(with_spectrum(p.m, p.n, s * p.scale, seed=p.vectors, dtype=p.dtype))
+    check(run(truth.a, p.k, p.route, seed=p.seed), p.k, truth)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -288,7 +303,7 @@ class TestLadder:
         assert run(a[:, :300].clone(), 4, Route.AUTO).method is Method.GRAM
 
     def test_proof_says_what_was_computed(self):
-        a = with_spectrum(90, 60, power_law(60))
+        a = with_spectrum(240, 200, power_law(200))
         assert run(a, 3, Route.KRYLOV).proof is Proof.RANDOM_START
         assert run(a, 3, Route.GRAM).proof is Proof.SPECTRUM
         assert run(a, 3, Route.EXACT).proof is Proof.SPECTRUM
@@ -425,11 +440,12 @@ class TestBlindStart:
 
     def test_without_the_probe_nobody_would_know(self, monkeypatch):
         """Why the probe is there, and why it must be repeated until it finds nothing."""
-        s = torch.cat((flat(100), 0.1 * flat(200)))
-        truth = refer(with_spectrum(400, 300, s, seed=3, dtype=torch.float64))
+        s = torch.cat((flat(60), 0.1 * flat(180)))
+        truth = refer(with_spectrum(300, 240, s, seed=3, dtype=torch.float64))
         monkeypatch.setattr(krylov._Lanczos, "has_grown", lambda *_: False)
-        found = run(truth.a, 64, Route.KRYLOV)
+        found = run(truth.a, 32, Route.KRYLOV)
         assert found.method is Method.KRYLOV
-        assert measure(found, 64, truth).excess > 0.01
+        assert is_certified(found.bounds(32), TOLERANCE)
+        assert measure(found, 32, truth).excess > 0.1
         monkeypatch.undo()
-        check(run(truth.a, 64, Route.KRYLOV), 64, truth)
+        check(run(truth.a, 32, Route.KRYLOV), 32, truth)

@@ -234,6 +234,8 @@ BAD_HEADERS = {
     "fractional offsets": {"a": entry(offsets=(0.0, 4.0))},
     "a shape larger than the offsets": {"a": entry(shape=(5,))},
     "a shape smaller than the offsets": {"a": entry(shape=(3,))},
+    "an end that is too far alone": {"a": entry(offsets=(0, 5))},
+    "an end that is too near alone": {"a": entry(offsets=(0, 3))},
     "a wider dtype than the offsets": {"a": entry("F32")},
     "offsets beyond the file": {"a": entry(shape=(8,), offsets=(0, 8))},
     "offsets far beyond the file": {"a": entry(shape=(2**62,), offsets=(0, 2**62))},

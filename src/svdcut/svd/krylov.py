@@ -222,7 +222,10 @@ class _Lanczos:
         squares = s.square()
         right, left = (right @ rotation.T).to(dtype), (left @ rotation.T).to(dtype)
         residuals, couplings = _defects(right.double(), (a.T @ left).double(), s)
-        residuals += torch.finfo(dtype).eps * s[0] * s
+        rounding = torch.finfo(dtype).eps * s
+        residuals += rounding * s[0]
+        # That of ``a @ v``, at no particular angle, and those of `v` and `left`.
+        couplings += rounding * ((self._energy / len(a)) ** 0.5 + 2 * s)
         return KrylovResult(
             Triplets(right, left, squares, residuals, couplings),
             next_square=ritz.beyond(),
