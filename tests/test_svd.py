@@ -12,9 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import svdcut.svd.krylov as krylov
-from matrices import Case, flat, noise, power_law, repeated, with_spectrum
+from matrices import Case, flat, noise, power_law, with_spectrum
 from svdcut.cut import is_certified
+from svdcut.svd import krylov
 from svdcut.svd.certificate import ERROR_FLOOR, VALUE_FLOOR, VALUE_TOLERANCE
 from svdcut.svd.decomposition import Decomposition, Method, Proof
 from svdcut.svd.engine import decompose
@@ -209,7 +209,7 @@ def spectra(draw, r: int) -> list[float]:
     kind = draw(st.sampled_from(["steps", "free", "plateau"]))
     if kind == "steps":
         levels = st.sampled_from([1.0, 0.999999, 0.5, 0.1, 1e-3, 1e-5, 1e-7, 0.0])
-        return draw(st.lists(levels, min_size=r - 1, max_size=r - 1)) + [1.0]
+        return [*draw(st.lists(levels, min_size=r - 1, max_size=r - 1)), 1.0]
     if kind == "free":
         return [10**e for e in draw(st.lists(st.floats(-9, 0), min_size=r, max_size=r))]
     heads, tail = draw(st.integers(1, r)), 10 ** draw(st.floats(-7, 0))
