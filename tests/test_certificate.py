@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass
+from functools import cached_property
 
 import pytest
 import torch
@@ -43,28 +44,28 @@ class Trial:
     def size(self) -> int:
         return len(self.gram)
 
-    @property
+    @cached_property
     def truth(self) -> list[float]:
         """Eigenvalues, descending."""
         return torch.linalg.eigvalsh(self.gram).flip(0).tolist()
 
-    @property
+    @cached_property
     def at_hand(self) -> Tensor:
         return self.vectors[:, : self.count]
 
-    @property
+    @cached_property
     def squares(self) -> list[float]:
-        return (self.at_hand * (self.gram @ self.at_hand)).sum(0).tolist()
+        return (self.at_hand * (self.gram @ self.at_hand)).sum(0).clamp_min(0).tolist()
 
-    @property
+    @cached_property
     def defects(self) -> Tensor:
-        return self.gram @ self.at_hand - self.at_hand * torch.tensor(self.squares).double()
+        return self.gram @ self.at_hand - self.at_hand * torch.tensor(self.squares, dtype=torch.float64)
 
-    @property
+    @cached_property
     def residuals(self) -> list[float]:
         return self.defects.norm(dim=0).tolist()
 
-    @property
+    @cached_property
     def couplings(self) -> list[float]:
         return (self.at_hand.T @ self.defects).norm(dim=0).tolist()
 
@@ -140,7 +141,7 @@ def slack(trial: Trial) -> float:
     return SLACK * trial.size * trial.truth[0]
 
 
-@many(1500)
+@many(1000)
 @given(trial=st.one_of(trials(exact_ritz=True), trials(exact_ritz=False)), data=st.data())
 def test_bound_1_with_the_true_spectrum_of_the_complement(trial, data):
     k = data.draw(st.integers(1, trial.count))
@@ -148,7 +149,7 @@ def test_bound_1_with_the_true_spectrum_of_the_complement(trial, data):
     assert trial.lacking(k) <= bound + slack(trial)
 
 
-@many(1500)
+@many(1000)
 @given(trial=st.one_of(trials(exact_ritz=True), trials(exact_ritz=False)), data=st.data())
 def test_bounds_1_and_2_with_what_an_engine_knows(trial, data):
     k = data.draw(st.integers(1, trial.count))
@@ -158,7 +159,7 @@ def test_bounds_1_and_2_with_what_an_engine_knows(trial, data):
     assert trial.lacking(k) <= gap_energy(s, e, c, k, h) + slack(trial)
 
 
-@many(1500)
+@many(1000)
 @given(trial=st.one_of(trials(exact_ritz=True), trials(exact_ritz=False)))
 def test_the_spectrum_of_every_complement_is_bounded(trial):
     beyond = trial.largest_beyond(trial.count)
@@ -171,7 +172,7 @@ def test_the_spectrum_of_every_complement_is_bounded(trial):
             assert trial.truth[j] <= bound + slack(trial)
 
 
-@many(1500)
+@many(1000)
 @given(trial=trials(exact_ritz=True), data=st.data())
 def test_errors_of_a_cut_are_bounded(trial, data):
     k = data.draw(st.integers(0, trial.count - (trial.count < trial.size)))
@@ -255,8 +256,7 @@ class TestHoles:
 
     def test_vectors_mixed_within_the_span(self):
         """All vectors are at hand, two of them mixed: nothing is coupled to the outside."""
-        turn = torch.tensor([[1.0, -1.0], [1.0, 1.0]], dtype=torch.float64) / math.sqrt(2)
-        gram = turn @ torch.diag(torch.tensor([1.001, 0.999]).double()) @ turn.T
+        gram = torch.tensor([[1.0, 1e-3], [1e-3, 1.0]], dtype=torch.float64)
         trial = Trial(gram, torch.eye(2, dtype=torch.float64), 2)
         assert trial.lacking(1) == pytest.approx(1e-3)
         s, e, c = trial.squares, trial.residuals, trial.couplings
