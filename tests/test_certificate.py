@@ -59,7 +59,9 @@ class Trial:
 
     @cached_property
     def defects(self) -> Tensor:
-        return self.gram @ self.at_hand - self.at_hand * torch.tensor(self.squares, dtype=torch.float64)
+        return self.gram @ self.at_hand - self.at_hand * torch.tensor(
+            self.squares, dtype=torch.float64
+        )
 
     @cached_property
     def residuals(self) -> list[float]:
