@@ -1,0 +1,88 @@
+"""The real pair from end to end: numbers, prefix, and what transformers makes of it."""
+
+import pytest
+import torch
+from transformers import BertForSequenceClassification, BertModel
+
+import svdcut
+from checkpoints import read_folder
+
+RULES = ("1", "16", "64", "full")
+TOKENS = torch.arange(5, 45).reshape(2, 20)
+
+
+@pytest.fixture(scope="module", params=["finetuned", "finetuned_encoder"])
+def cut(request, real_pair, tmp_path_factory):
+    """Return the two sides' folders, and manifest and folder of each rule."""
+    finetuned = getattr(real_pair, request.param)
+    folder = tmp_path_factory.mktemp(request.param)
+    outs = {rule: folder / rule for rule in RULES}
+    manifests = svdcut.truncate_many(real_pair.base, finetuned, outs)
+    return finetuned, dict(zip(RULES, manifests, strict=True)), outs
+
+
+def load(kind, path):
+    model, info = kind.from_pretrained(path, output_loading_info=True)
+    assert not info["missing_keys"] or kind is BertModel
+    assert not info["unexpected_keys"] or kind is BertModel
+    return model.eval()
+
+
+def outputs(model):
+    with torch.no_grad():
+        return model(input_ids=TOKENS)[0]
+
+
+def test_the_prefix_is_found_where_there_is_one(cut):
+    finetuned, manifests, _ = cut
+    expected = "bert." if finetuned.name.endswith("encoder") else None
+    for manifest in manifests.values():
+        assert manifest.base.prefix == expected
+        assert manifest.finetuned.prefix is None
+        assert manifest.totals.truncated >= 72
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_against_a_float64_svd(cut, real_pair, rule):
+    finetuned, manifests, outs = cut
+    manifest, result = manifests[rule], read_folder(outs[rule])
+    base, tuned = read_folder(real_pair.base), read_folder(finetuned)
+    prefix = manifest.base.prefix or ""
+    for name, fact in manifest.tensors.items():
+        assert fact.sha256 == result[name].sha256
+        if fact.truncation is None:
+            assert result[name].raw == tuned[name].raw
+            continue
+        theirs, ours = base[prefix + name].value, tuned[name].value
+        update = (ours - theirs).double()
+        s = torch.linalg.svdvals(update)
+        k, t = fact.truncation.rank, fact.truncation
+        assert k == (len(s) if rule == "full" else min(int(rule), len(s)))
+        assert t.svd.certified
+        assert t.sigma_first == pytest.approx(float(s[0]), rel=1e-5)
+        floor = 1e-13 * float(s[0])
+        assert t.sigma_last_kept == pytest.approx(float(s[k - 1]), rel=1e-5, abs=floor)
+        if k < len(s):
+            assert t.sigma_next == pytest.approx(float(s[k]), rel=1e-5, abs=floor)
+        best = float(s[k:].norm())
+        norm = float(s.norm())
+        assert t.update_norm == pytest.approx(norm, rel=1e-6)
+        assert t.tail_norm == pytest.approx(best, rel=1e-5, abs=1e-8 * norm)
+        # Storage in float32 adds its own rounding, at any angle: the manifest says how much.
+        error = float((result[name].value.double() - theirs.double() - update).norm())
+        assert error <= best * (1 + 1e-6) + t.rounding_error + 2.0**-24 * norm
+
+
+def test_all_of_it_gives_the_logits_of_the_finetuned_model(cut):
+    finetuned, _, outs = cut
+    kind = BertModel if finetuned.name.endswith("encoder") else BertForSequenceClassification
+    here, there = (outputs(load(kind, path)) for path in (outs["full"], finetuned))
+    assert torch.equal(here, there)
+    assert not torch.equal(outputs(load(kind, outs["16"])), there)
+
+
+def test_nothing_of_it_gives_the_encoder_of_base(real_pair, tmp_path):
+    out = tmp_path / "out"
+    svdcut.truncate(real_pair.base, real_pair.finetuned_encoder, out, rank=0, rest="base")
+    here, there = (outputs(load(BertModel, path)) for path in (out, real_pair.base))
+    assert torch.equal(here, there)
