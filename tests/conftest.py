@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -9,12 +10,17 @@ import pytest
 import torch
 from huggingface_hub import constants
 from huggingface_hub.utils import close_session
+from hypothesis import settings
 
 import checkpoints
 from hub_server import HubServer
 
 # Tests run beside each other, one process a core: threads would only wait for threads.
 torch.set_num_threads(1)
+
+# No deadline: how long a case takes says how busy the machine is.
+settings.register_profile("svdcut", deadline=None, derandomize="CI" in os.environ)
+settings.load_profile("svdcut")
 
 
 @pytest.fixture(scope="session")

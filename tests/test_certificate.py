@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -26,8 +25,6 @@ from svdcut.svd.certificate import (
 
 SLACK = 1e-13
 """Rounding of the brute force, relative to the largest eigenvalue."""
-
-CI = "CI" in os.environ
 
 
 @dataclass(frozen=True)
@@ -135,15 +132,11 @@ def trials(draw, *, exact_ritz: bool, smallest: float = -7.0) -> Trial:
     return Trial(gram, torch.cat((part, vectors[:, count:]), dim=1), count)
 
 
-def many(number: int):
-    return settings(deadline=None, derandomize=CI, max_examples=number)
-
-
 def slack(trial: Trial) -> float:
     return SLACK * trial.size * trial.truth[0]
 
 
-@many(1000)
+@settings(max_examples=700)
 @given(trial=st.one_of(trials(exact_ritz=True), trials(exact_ritz=False)), data=st.data())
 def test_bound_1_with_the_true_spectrum_of_the_complement(trial, data):
     k = data.draw(st.integers(1, trial.count))
@@ -151,7 +144,7 @@ def test_bound_1_with_the_true_spectrum_of_the_complement(trial, data):
     assert trial.lacking(k) <= bound + slack(trial)
 
 
-@many(1000)
+@settings(max_examples=700)
 @given(trial=st.one_of(trials(exact_ritz=True), trials(exact_ritz=False)), data=st.data())
 def test_bounds_1_and_2_with_what_an_engine_knows(trial, data):
     k = data.draw(st.integers(1, trial.count))
@@ -161,7 +154,7 @@ def test_bounds_1_and_2_with_what_an_engine_knows(trial, data):
     assert trial.lacking(k) <= gap_energy(s, e, c, k, h) + slack(trial)
 
 
-@many(1000)
+@settings(max_examples=700)
 @given(trial=st.one_of(trials(exact_ritz=True), trials(exact_ritz=False)))
 def test_the_spectrum_of_every_complement_is_bounded(trial):
     beyond = trial.largest_beyond(trial.count)
@@ -174,7 +167,7 @@ def test_the_spectrum_of_every_complement_is_bounded(trial):
             assert trial.truth[j] <= bound + slack(trial)
 
 
-@many(1000)
+@settings(max_examples=700)
 @given(trial=trials(exact_ritz=True), data=st.data())
 def test_errors_of_a_cut_are_bounded(trial, data):
     k = data.draw(st.integers(0, trial.count - (trial.count < trial.size)))

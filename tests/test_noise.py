@@ -39,7 +39,7 @@ def planted_count(m, n, rank, strength, dtype, update_size, seed):
     bits = {torch.bfloat16: 8, torch.float16: 11, torch.float32: 24}[dtype]
     ulp = torch.exp2(torch.frexp(base.double())[1].double() - bits)
     rounding = float(ulp.square().mean().div(12).sqrt())
-    s = torch.linspace(strength, 1.0, rank).double() * 1.0
+    s = torch.linspace(strength, 1.0, rank).double()
     edge = noise_edge(m, n, rounding)
     planted = with_spectrum(m, n, s * edge * update_size, seed=seed + 1, dtype=torch.float64)
     finetuned = (base.double() + planted).to(dtype)
@@ -50,7 +50,7 @@ def planted_count(m, n, rank, strength, dtype, update_size, seed):
     return select_rank(Rule(RuleKind.NOISE), values, min(m, n), edge=found)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("rank", [1, 6])
 def test_planted_ranks_are_found(shape, rank, dtype):

@@ -48,6 +48,20 @@ def test_the_first_error_is_raised_and_the_rest_dropped():
     assert len(begun) < 10
 
 
+def test_tasks_in_the_queue_are_dropped_too():
+    begun = []
+
+    def task(number):
+        begun.append(number)
+        time.sleep(0.4 if number == 0 else 0.05 if number == 1 else 0.01)
+        if number == 1:
+            raise KeyError(number)
+
+    with pytest.raises(KeyError), Pool(2, 100) as pool:
+        pool.map(task, [1] * 50)
+    assert len(begun) < 10
+
+
 def test_each_task_computes_on_one_thread_and_the_setting_comes_back():
     before = torch.get_num_threads()
     try:

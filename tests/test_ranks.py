@@ -49,7 +49,7 @@ def test_good_rules(text, rule):
 @pytest.mark.parametrize(
     "text",
     ["", "-1", "1.5", "x", "energy", "energy=", "energy=0", "energy=1.1", "energy=nan", "energy=x",
-     "rank=3", "full=1", "noise=2", "fixed=3", "²", "energy=inf", "64 32"],
+     "rank=3", "full=1", "noise=2", "fixed=3", "²", "energy=inf", "64 32", "9" * 5000],
 )  # fmt: skip
 def test_bad_rules(text):
     with pytest.raises(UsageError) as caught:
@@ -158,11 +158,22 @@ def test_the_whole_budget_is_full_rank(problem):
 
 
 @given(problems, shares, shares)
-def test_more_budget_is_never_less_rank(problem, one, two):
+def test_more_budget_never_spends_or_keeps_less(problem, one, two):
     spectra = {name: s for name, (s, _, _) in problem.items()}
     shapes = {name: (m, n) for name, (_, m, n) in problem.items()}
     small, large = (allocate_budget(spectra, shapes, share) for share in sorted((one, two)))
-    assert sum(large.values()) >= sum(small.values())
+    for worth in (
+        lambda ranks: sum(k * sum(shapes[n]) for n, k in ranks.items()),
+        lambda ranks: math.fsum(v**2 for n, k in ranks.items() for v in spectra[n][:k]),
+    ):
+        assert worth(large) >= worth(small) * (1 - 1e-12)
+
+
+def test_more_budget_may_be_less_rank_where_densities_tie():
+    spectra, shapes = {"a": [2.0], "b": [1.0, 1.0]}, {"a": (8, 8), "b": (2, 2)}
+    whole = 16 * 8 + 4 * 2
+    assert allocate_budget(spectra, shapes, 15 / whole) == {"a": 0, "b": 2}
+    assert allocate_budget(spectra, shapes, 17 / whole) == {"a": 1, "b": 0}
 
 
 def test_ties_are_spent_in_order_and_zeros_not_at_all():

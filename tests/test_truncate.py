@@ -1016,6 +1016,15 @@ def test_bare_files(pairs, tmp_path):
     }
 
 
+def test_a_bare_file_of_any_name_makes_a_folder_that_can_be_read(pairs, tmp_path):
+    pair = pairs("toy")
+    tuned = tmp_path / "tuned.safetensors"
+    tuned.write_bytes((pair.finetuned / "model.safetensors").read_bytes())
+    svdcut.truncate(pair.base, tuned, tmp_path / "out", rank=4)
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+    svdcut.truncate(pair.base, tmp_path / "out", tmp_path / "again", rank=2)
+
+
 def test_strings_and_integers_are_taken(pairs, tmp_path, capfd):
     pair = pairs("toy")
     seen = []

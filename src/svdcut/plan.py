@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from svdcut.checkpoint import Checkpoint
+from svdcut.checkpoint import WEIGHTS_NAME, Checkpoint
 from svdcut.errors import UsageError
 from svdcut.options import STORED_DTYPES, Options, StoredDtype
 from svdcut.pairing import Action, Pair, Pairing, check_patterns, pair_tensors
@@ -127,6 +127,9 @@ def _shards(
     max_shard_size: str | None,
 ) -> dict[str, Sequence[str]]:
     """Return the names of each file's tensors, in order."""
+    if max_shard_size is None and finetuned.directory is None:
+        # A bare file becomes a folder, where loaders look for this name.
+        return {WEIGHTS_NAME: [entry.name for entry in finetuned.files[0].entries]}
     if max_shard_size is None:
         return {file.path.name: [e.name for e in file.entries] for file in finetuned.files}
     size = _SHARD_SIZE.fullmatch(max_shard_size.strip())

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import TypeVar
 
@@ -109,6 +109,10 @@ class Pool:
         return [future.result() for future in futures]
 
     def _run(self, task: Callable[[int], T], number: int, size: int) -> T:
+        if self._failed.is_set():
+            # The task that failed has a lower number: its error is the one raised.
+            self._gate.leave(size)
+            raise CancelledError
         try:
             return task(number)
         except BaseException:

@@ -64,6 +64,9 @@ class Rule:
 
 
 _SHARES = (RuleKind.ENERGY, RuleKind.RATIO, RuleKind.BUDGET)
+_MAX_DIGITS = 16
+"""Of a rank; more are a slip of the hand, and no float holds them."""
+
 _HELP = "Rules: 64, full, 0, noise, energy=0.9, ratio=0.05, budget=0.1."
 
 
@@ -88,7 +91,7 @@ def parse_rule(text: str | int) -> Rule:
     text = str(text).strip()
     name, equals, number = text.partition("=")
     if not equals:
-        if text.isascii() and text.isdigit():
+        if text.isascii() and text.isdigit() and len(text) < _MAX_DIGITS:
             return Rule(RuleKind.FIXED, int(text))
         if text in (RuleKind.FULL.value, RuleKind.NOISE.value):
             return Rule(RuleKind(text))

@@ -28,6 +28,10 @@ _PRECISION_BITS = {Dtype.F16: 11, Dtype.BF16: 8, Dtype.F32: 24, Dtype.F64: 53}
 """Bits of the significand, the hidden one included."""
 
 
+_LARGEST = 2.0**1000
+"""Room for norms below the end of float64."""
+
+
 @dataclass(frozen=True, slots=True)
 class MatrixEntry:
     """Consecutive rows of a stored tensor, seen as a matrix."""
@@ -96,10 +100,10 @@ def read_update(
     # A copy of its own even where the dtype is right: the buffer is Python's.
     matrix = ours.to(dtype, copy=True).sub_(theirs.to(dtype))
     largest = float(matrix.abs().max())
-    if not math.isfinite(largest):
+    if not largest < _LARGEST:
         _refuse_nonfinite(finetuned, ours, "the fine-tuned side")
         _refuse_nonfinite(base, theirs, "base")
-        raise NonFiniteError(f"tensor {finetuned.tensor.name!r}: the update overflows {dtype}")
+        raise NonFiniteError(f"tensor {finetuned.tensor.name!r}: the update overflows")
     rounding = 0.0
     if measure_rounding:
         rounding = _rounding_square(ours, finetuned.tensor.dtype)

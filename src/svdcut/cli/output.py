@@ -20,6 +20,7 @@ from rich.table import Table
 from svdcut.cli.guard import printable, warn
 from svdcut.manifest import Manifest
 from svdcut.summary import Group, summarize
+from svdcut.tensorfile import Dtype
 
 if TYPE_CHECKING:
     from svdcut.api import Request
@@ -268,6 +269,8 @@ def warn_of_rounding(manifest: Manifest) -> None:
     if totals.rounding_error <= _ROUNDING_SHARE * totals.tail_norm:
         return
     dtypes = sorted({fact.dtype for fact in manifest.tensors.values() if fact.truncation})
+    narrow = {Dtype.F16.value, Dtype.BF16.value}
+    remedy = " --dtype float32 avoids it." if narrow & set(dtypes) else ""
     if totals.tail_norm == 0:
         what = f"adds an error of norm {totals.rounding_error:.2g} where nothing was cut"
     else:
@@ -278,7 +281,7 @@ def warn_of_rounding(manifest: Manifest) -> None:
         )
     warn(
         f"at rank rule {manifest.options['rank']}, rounding to {', '.join(dtypes)} {what}.\n"
-        "  The stored update is not of low rank then. --dtype float32 avoids it."
+        f"  The stored update is not of low rank then.{remedy}"
     )
 
 
