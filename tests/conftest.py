@@ -51,6 +51,7 @@ def client():
     """One HTTP client of huggingface_hub for all tests, that goes to 127.0.0.1 directly."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NO_PROXY", "127.0.0.1")
+        patch.setattr(constants, "HF_HUB_OFFLINE", False)
         for name in ("DISABLE_XET", "DISABLE_TELEMETRY", "DISABLE_IMPLICIT_TOKEN"):
             patch.setattr(constants, f"HF_HUB_{name}", True)
         close_session()
