@@ -115,12 +115,17 @@ def cut_matrix(
             edge = storage_edge(s, m, n, rounding_rms, zero_fraction)
         return [_cut(decomposition, request, edge) for request in requests]
 
+    cuts: list[Cut] = []
+
     def accept(decomposition: Decomposition) -> bool:
-        return all(is_certified(found.bounds, tolerance) for found in cut(decomposition))
+        cuts[:] = cut(decomposition)
+        return all(is_certified(found.bounds, tolerance) for found in cuts)
 
     top = _num_needed(requests, min(m, n))
     found = decompose(matrix, top, accept=accept, route=route, tolerance=tolerance, seed=seed)
-    cuts = cut(found)
+    if not found.energy:
+        # Of a matrix of zeros there was nothing to accept.
+        cuts[:] = cut(found)
     worst = max((c.bounds for c in cuts), key=lambda bounds: bounds.excess)
     if worst.excess > tolerance:
         raise QualityError(

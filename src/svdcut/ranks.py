@@ -57,11 +57,6 @@ class Rule:
         number = short if float(short) == self.value else repr(self.value)
         return f"{self.kind.value}={number}"
 
-    @property
-    def needs_spectrum(self) -> bool:
-        """Whether the whole spectrum decides, not a known rank."""
-        return self.kind not in (RuleKind.FIXED, RuleKind.FULL)
-
 
 _SHARES = (RuleKind.ENERGY, RuleKind.RATIO, RuleKind.BUDGET)
 _MAX_DIGITS = 16

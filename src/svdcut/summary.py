@@ -26,12 +26,9 @@ class Group:
     ranks: tuple[int, ...]
     full_rank: int
     energy_retained: float
-    update_norm: float
     tail_norm: float
     rounding_error: float
     count: int
-    num_escalated: int
-    """How many needed more than the first route."""
 
     def rank_text(self) -> str:
         """Return the rank, or its range."""
@@ -63,11 +60,9 @@ def _group(name: str, shape: tuple[int, ...], members: list[Truncation]) -> Grou
         ranks=tuple(ranks),
         full_rank=members[0].full_rank,
         energy_retained=1 - (tail / norm) ** 2 if norm else 1.0,
-        update_norm=norm,
         tail_norm=tail,
         rounding_error=_norm(member.rounding_error for member in members),
         count=len(members),
-        num_escalated=sum(bool(member.svd.rejected) for member in members),
     )
 
 
