@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, TypeVar
 
 from svdcut.checkpoint import open_checkpoint
+from svdcut.destination import check_output
 from svdcut.errors import UsageError
 from svdcut.manifest import Manifest
 from svdcut.options import Options, Rest, StoredDtype
 from svdcut.plan import Output, Plan, make_plan
 from svdcut.ranks import Keep, Rule, parse_override, parse_rules
 from svdcut.svd.route import Route
-from svdcut.writer import check_output
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -74,7 +74,7 @@ class TruncateOptions(TypedDict, total=False):
     """Replace an existing output."""
 
     restart: bool
-    """Drop unfinished work on the same output."""
+    """Drop unfinished work on the same output, instead of going on from it."""
 
     quiet: bool
     """Show no progress of downloads."""
@@ -190,19 +190,16 @@ def prepare(
     if len({path.resolve() for path in paths}) != len(paths):
         raise UsageError("several ranks, one output", hint="Name it with {k}: -o 'out-{k}'.")
     resolved = resolve_options(options)
-    restart = options.get("restart", False)
+    restart, force = options.get("restart", False), options.get("force", False)
     quiet = options.get("quiet", False)
     ours, theirs = (open_checkpoint(side, quiet=quiet) for side in (base, finetuned))
     inputs = [side.directory or side.files[0].path for side in (ours, theirs)]
     for path in paths:
-        check_output(
-            path,
-            inputs,
-            force=options.get("force", False),
-            restart=restart,
-        )
+        check_output(path, inputs, force=force)
     plan = make_plan(ours, theirs, resolved)
-    outputs = tuple(Output(path, rule, restart) for path, rule in zip(paths, rules, strict=True))
+    outputs = tuple(
+        Output(path, rule, restart, force) for path, rule in zip(paths, rules, strict=True)
+    )
     return Request(plan, outputs, resolved)
 
 

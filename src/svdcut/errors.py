@@ -11,7 +11,8 @@ SvdcutError                      exit 1
 │   ├── HubError                          the Hub could not deliver it
 │   ├── MismatchError                     the two sides do not fit each other
 │   ├── QuantizedError                    weights that are not plain numbers
-│   └── NonFiniteError                    NaN or infinity in a tensor
+│   ├── NonFiniteError                    NaN or infinity in a tensor
+│   └── InputChangedError                 a file changed while it was read
 ├── QualityError                 exit 4   the asked-for accuracy was not reached
 ├── OutputError                  exit 1   the result could not be written
 └── Interrupted                  exit 130 or 143, stopped by a signal
@@ -34,6 +35,8 @@ class SvdcutError(Exception):
     """
 
     exit_code: ClassVar[int] = 1
+    keeps_work: ClassVar[bool] = True
+    """Whether finished tensors can be of use to another attempt."""
 
     def __init__(self, what: str, *, hint: str | None = None) -> None:
         super().__init__(what)
@@ -79,11 +82,20 @@ class QuantizedError(InputError):
 class NonFiniteError(InputError):
     """A tensor of an input or of the result holds NaN or infinity."""
 
+    keeps_work = False
+
+
+class InputChangedError(InputError):
+    """A file of an input changed while it was read."""
+
+    keeps_work = False
+
 
 class QualityError(SvdcutError):
     """No route reached the asked-for accuracy."""
 
     exit_code = 4
+    keeps_work = False
 
 
 class OutputError(SvdcutError):

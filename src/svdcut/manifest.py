@@ -1,26 +1,40 @@
 """The manifest: what was done to every tensor, with the numbers to check it by.
 
-The file is ``svdcut.json``; its JSON Schema is `SCHEMA_PATH`. It computes nothing.
+The file is ``svdcut.json``; its JSON Schema is `SCHEMA_PATH`. It computes no claim.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 SCHEMA = "svdcut/manifest/1"
 SCHEMA_PATH = Path(__file__).with_name("manifest.schema.json")
 
+_NO_DIGEST = "0" * 64
+
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, slots=True)
 class FileFact:
-    """Size and hash of an input file."""
+    """Size and hash of a file."""
 
     size: int
     sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class WeightFileFact:
+    """Size of a weight file, and hash of its header; its tensors have their own."""
+
+    size: int
+    header_sha256: str
+    """Of the 8 bytes of the length and the header that follows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +107,22 @@ class TensorFact:
     sha256: str
     truncation: Truncation | None = None
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object; what is said of a truncation is not nested."""
+        document = asdict(self)
+        return document | (document.pop("truncation") or {})
+
+    @staticmethod
+    def from_json(document: Mapping[str, Any]) -> TensorFact:
+        """Return the fact that `to_json` made this of.
+
+        Raises
+        ------
+        ValueError
+            If it is none.
+        """
+        return _parse(TensorFact, _nest(document))
+
 
 @dataclass(frozen=True, slots=True)
 class Totals:
@@ -129,14 +159,57 @@ class Manifest:
     base_only: tuple[str, ...]
     """Tensors of base that have no place in the result."""
 
+    files: Mapping[str, WeightFileFact | FileFact] = field(default_factory=dict)
+    """Every file of the result but the manifest."""
+
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object."""
-        document: dict[str, Any] = {"schema": SCHEMA, **asdict(self)}
-        for name, fact in document["tensors"].items():
-            truncation = fact.pop("truncation")
-            document["tensors"][name] = {**fact, **(truncation or {})}
+        document: dict[str, Any] = json.loads(self.dumps())
         return document
 
     def dumps(self) -> str:
-        """Return the JSON text; every number is finite."""
-        return json.dumps(self.to_json(), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+        """Return the JSON text; every number is finite.
+
+        The last value, ``digest``, is the SHA-256 of the text with 64 zeros in its place.
+        """
+        document: dict[str, Any] = {"schema": SCHEMA, **asdict(self)}
+        document["tensors"] = {name: fact.to_json() for name, fact in self.tensors.items()}
+        document["digest"] = _NO_DIGEST
+        text = json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+        # Half a surrogate pair stands for a byte of a path that is no text: escape it.
+        text = text.encode("utf-8", "backslashreplace").decode()
+        start, end = text.rsplit(_NO_DIGEST, 1)
+        return start + hashlib.sha256(text.encode()).hexdigest() + end
+
+    @staticmethod
+    def loads(text: str) -> Manifest:
+        """Return the manifest that `dumps` made this of.
+
+        Raises
+        ------
+        ValueError
+            If it is none. What was added or changed shows in the text of `dumps`.
+        """
+        document = json.loads(text)
+        if not isinstance(document, dict) or not isinstance(document.get("tensors"), dict):
+            raise ValueError("not an object with tensors")  # noqa: TRY004
+        tensors = {name: _nest(fact) for name, fact in document["tensors"].items()}
+        return _parse(Manifest, {**document, "tensors": tensors})
+
+
+_TRUNCATION_KEYS = frozenset(item.name for item in fields(Truncation))
+
+
+def _nest(fact: object) -> object:
+    """Return a tensor's facts with those of its truncation in an object of their own."""
+    if not isinstance(fact, dict) or not fact.keys() >= _TRUNCATION_KEYS:
+        return fact
+    own = {key: value for key, value in fact.items() if key not in _TRUNCATION_KEYS}
+    return own | {"truncation": {key: fact[key] for key in _TRUNCATION_KEYS}}
+
+
+def _parse(kind: type[T], document: object) -> T:
+    # Imported here: it is slow to import, and most commands read no manifest.
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind).validate_python(document)

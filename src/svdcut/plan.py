@@ -38,6 +38,9 @@ class Output:
     restart: bool = False
     """Whether to drop unfinished work there."""
 
+    force: bool = False
+    """Whether to replace what svdcut wrote there before."""
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:

@@ -5,21 +5,25 @@ It computes no numbers and writes no weights.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from svdcut.card import render_card
 from svdcut.checkpoint import CARD_NAME, INDEX_NAME
-from svdcut.manifest import Manifest
+from svdcut.destination import MANIFEST_NAME
+from svdcut.manifest import FileFact, Manifest, WeightFileFact
 from svdcut.options import Options, StoredDtype
 from svdcut.plan import Plan
-from svdcut.writer import MANIFEST_NAME, CheckpointWriter
+from svdcut.writer import CheckpointWriter
 
 _CONFIG_NAME = "config.json"
 
 
-def publish(writer: CheckpointWriter, plan: Plan, manifest: Manifest, options: Options) -> None:
+def publish(writer: CheckpointWriter, plan: Plan, manifest: Manifest, options: Options) -> Manifest:
     """Write what makes the weights a complete checkpoint.
 
     Parameters
@@ -29,10 +33,25 @@ def publish(writer: CheckpointWriter, plan: Plan, manifest: Manifest, options: O
     plan : Plan
         For the fine-tuned side's files.
     manifest : Manifest
-        Of the result.
+        Of the result, without its files.
     options : Options
         For the dtype that config.json must then name.
+
+    Returns
+    -------
+    Manifest
+        With all files; as it is written.
     """
+    files: dict[str, WeightFileFact | FileFact] = {
+        file.name: WeightFileFact(file.size_bytes, hashlib.sha256(file.header).hexdigest())
+        for file in plan.files
+    }
+
+    def write(name: str, text: str) -> None:
+        data = text.encode()
+        writer.write_file(Path(name), data)
+        files[name] = FileFact(len(data), hashlib.sha256(data).hexdigest())
+
     finetuned = plan.finetuned
     for name in finetuned.sidecars():
         assert finetuned.directory is not None
@@ -41,14 +60,15 @@ def publish(writer: CheckpointWriter, plan: Plan, manifest: Manifest, options: O
             if "torch_dtype" not in config:
                 # Without it, a loader takes the dtype of the first tensor for all of them.
                 config.setdefault("dtype", options.dtype.value)
-            writer.write_text(_CONFIG_NAME, json.dumps(config, indent=2) + "\n")
+            write(_CONFIG_NAME, json.dumps(config, indent=2) + "\n")
         else:
-            writer.copy_file(finetuned.directory / name, name)
+            files[str(name)] = FileFact(*writer.copy_file(finetuned.directory / name, name))
     if plan.index is not None:
-        writer.write_text(INDEX_NAME, json.dumps(plan.index, indent=2) + "\n")
-    writer.write_text(MANIFEST_NAME, manifest.dumps())
-    card = render_card(manifest, finetuned.card(), plan.base.card())
-    writer.write_text(CARD_NAME, card)
+        write(INDEX_NAME, json.dumps(plan.index, indent=2) + "\n")
+    write(CARD_NAME, render_card(manifest, finetuned.card(), plan.base.card()))
+    manifest = replace(manifest, files=files)
+    writer.write_file(Path(MANIFEST_NAME), manifest.dumps().encode())
+    return manifest
 
 
 def with_dtype(config: Mapping[str, Any], dtype: StoredDtype) -> dict[str, Any]:

@@ -6,8 +6,9 @@ It decides on no rank and on no action: `cut` and `pairing` do.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol, TypeVar
 
 import torch
 
@@ -31,6 +32,8 @@ from svdcut.update import (
     write_values,
 )
 from svdcut.writer import TensorSink
+
+T = TypeVar("T")
 
 BudgetRanks = Mapping[tuple[Rule, str, int], int]
 """Rank of matrix `i` of a tensor under a budget rule."""
@@ -68,8 +71,15 @@ def matrix_entries(pair: Pair) -> Iterator[tuple[MatrixEntry, MatrixEntry]]:
         yield MatrixEntry(pair.base, first, shape), MatrixEntry(pair.finetuned, first, shape)
 
 
+class Destination(Protocol):
+    """Where the tensors of one output go."""
+
+    def sink(self, entry: TensorEntry) -> TensorSink:
+        """Return where the bytes of a planned tensor go."""
+
+
 def process_tensor(
-    job: Job, planned: PlannedTensor, sinks: Sequence[TensorSink]
+    job: Job, planned: PlannedTensor, outputs: Sequence[Destination]
 ) -> list[TensorFact]:
     """Write one tensor.
 
@@ -79,8 +89,8 @@ def process_tensor(
         Of the run.
     planned : PlannedTensor
         Where it comes from.
-    sinks : sequence of TensorSink
-        Where it goes, one for each output.
+    outputs : sequence of Destination
+        Where it goes.
 
     Returns
     -------
@@ -97,13 +107,34 @@ def process_tensor(
         If no decomposition converges.
     """
     pair = planned.pair
+
+    def sinks() -> list[TensorSink]:
+        return [output.sink(planned.target) for output in outputs]
+
     if pair.action is Action.TRUNCATE:
         try:
-            return _truncate(job, planned, sinks)
+            facts, failed = or_on_cpu(
+                job.device,
+                lambda device: _truncate(replace(job, device=device), planned, sinks()),
+            )
         except QualityError as error:
             raise QualityError(f"tensor {pair.name!r}: {error.what}", hint=error.hint) from error
         except LinAlgError as error:
             raise SvdcutError(f"tensor {pair.name!r}: no SVD converged ({error})") from error
+        return [_reject(fact, failed) for fact in facts]
+    return _copy(planned, sinks())
+
+
+def _reject(fact: TensorFact, failed: tuple[str, ...]) -> TensorFact:
+    """Add what the device failed at to what was tried in vain."""
+    if fact.truncation is None or not failed:
+        return fact
+    svd = replace(fact.truncation.svd, rejected=failed + fact.truncation.svd.rejected)
+    return replace(fact, truncation=replace(fact.truncation, svd=svd))
+
+
+def _copy(planned: PlannedTensor, sinks: Sequence[TensorSink]) -> list[TensorFact]:
+    pair = planned.pair
     source = pair.base if pair.action is Action.COPY_BASE else pair.finetuned
     assert source is not None
     for data in iterate_bytes(source):
@@ -128,6 +159,32 @@ def _refuse_nonfinite_bytes(entry: TensorEntry, data: bytearray) -> None:
     # Only looked at: the bytes themselves are what is written.
     if not bool(torch.isfinite(torch.frombuffer(data, dtype=TORCH_DTYPES[entry.dtype])).all()):
         raise NonFiniteError(f"tensor {entry.name!r} holds NaN or infinity ({entry.path})")
+
+
+def or_on_cpu(device: torch.device, work: Callable[[torch.device], T]) -> tuple[T, tuple[str, ...]]:
+    """Do some work on a device, or on the CPU where the device fails at it.
+
+    Parameters
+    ----------
+    device : torch.device
+        Tried first.
+    work : callable
+        Takes the device; it may be called twice.
+
+    Returns
+    -------
+    tuple of object and tuple of str
+        What `work` returned, and how the device failed, if it did.
+    """
+    try:
+        return work(device), ()
+    except (torch.OutOfMemoryError, LinAlgError) as error:
+        if device.type == "cpu":
+            raise
+        reason = "no convergence" if isinstance(error, LinAlgError) else "out of memory"
+    # Out of the handler: its traceback would keep the tensors on the device alive.
+    torch.cuda.empty_cache()
+    return work(torch.device("cpu")), (f"{device.type}: {reason}",)
 
 
 def _truncate(job: Job, planned: PlannedTensor, sinks: Sequence[TensorSink]) -> list[TensorFact]:

@@ -118,6 +118,8 @@ class TensorFile:
     """In the order of their bytes."""
 
     metadata: Mapping[str, str]
+    modified_ns: int
+    """When it was last modified, as the system tells it."""
 
 
 def read_header(path: Path) -> TensorFile:
@@ -144,7 +146,8 @@ def read_header(path: Path) -> TensorFile:
     Reads the header alone.
     """
     try:
-        size = path.stat().st_size
+        status = path.stat()
+        size = status.st_size
         with path.open("rb") as file:
             length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
             if size < _LENGTH_BYTES or length > size - _LENGTH_BYTES:
@@ -164,7 +167,7 @@ def read_header(path: Path) -> TensorFile:
         key=lambda entry: (entry.offset, entry.offset + entry.size_bytes),
     )
     _check_contiguous(path, entries, start, size)
-    return TensorFile(path, size, tuple(entries), metadata)
+    return TensorFile(path, size, tuple(entries), metadata, status.st_mtime_ns)
 
 
 def _malformed(path: Path, what: str) -> CheckpointError:

@@ -13,25 +13,26 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from typing import cast
 
 import torch
 
 from svdcut._version import __version__
 from svdcut.checkpoint import Checkpoint
-from svdcut.errors import UsageError
+from svdcut.errors import InputChangedError, UsageError
 from svdcut.manifest import FileFact, Manifest, Source, TensorFact
 from svdcut.options import Options
 from svdcut.pairing import Action, Pair
-from svdcut.plan import Output, Plan
+from svdcut.plan import Output, Plan, PlannedTensor
 from svdcut.pool import Pool, num_cores
 from svdcut.publication import publish
 from svdcut.ranks import Rule, RuleKind, allocate_budget
 from svdcut.report import sum_totals
 from svdcut.svd.engine import decompose
-from svdcut.tensor_job import BudgetRanks, Job, matrix_entries, process_tensor
+from svdcut.tensor_job import BudgetRanks, Job, matrix_entries, or_on_cpu, process_tensor
 from svdcut.tensorfile import hash_file
 from svdcut.update import read_update
-from svdcut.writer import CheckpointWriter
+from svdcut.writer import TENSOR, CheckpointWriter
 
 _WORKING_COPIES = 6
 """Memory that a matrix takes at work, in copies of it in float32 (measured)."""
@@ -40,6 +41,9 @@ _SPARE_BYTES = 200 << 20
 """Memory for small matrices beside the largest one."""
 
 _COPY_BYTES = 32 << 20
+
+_SPECTRA, _INPUT = "spectra", "input"
+"""Kinds of records beside that of a tensor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +60,9 @@ class Progress:
 
     facts: tuple[TensorFact, ...] = ()
     """What was written, for each output."""
+
+    resumed: bool = False
+    """Whether an earlier run had done it."""
 
 
 Observer = Callable[[Progress], None]
@@ -107,10 +114,19 @@ def run_truncation(
     began = time.monotonic()
     device = resolve_device(options.device)
     torch.backends.cuda.matmul.allow_tf32 = False
+    identity = identify_run(plan, outputs, options, device)
     sizes = [_working_bytes(tensor.pair) for tensor in plan.tensors]
     with ExitStack() as stack:
         writers = [
-            stack.enter_context(CheckpointWriter(output.path, plan.files, restart=output.restart))
+            stack.enter_context(
+                CheckpointWriter(
+                    output.path,
+                    plan.files,
+                    identity,
+                    restart=output.restart,
+                    force=output.force,
+                )
+            )
             for output in outputs
         ]
         workers = num_cores() if device.type == "cpu" else 1
@@ -118,20 +134,27 @@ def run_truncation(
         hasher = stack.enter_context(ThreadPoolExecutor(1))
         stop = threading.Event()
         stack.callback(stop.set)
-        hashing = hasher.submit(_hash_inputs, plan, stop)
+        hashing = hasher.submit(_hash_inputs, plan, writers[0], stop)
         job = Job(tuple(output.rule for output in outputs), options, device, {})
-        job = replace(job, budgets=_allocate_budgets(job, plan, pool, sizes, observe))
+        job = replace(job, budgets=_allocate_budgets(job, plan, pool, sizes, writers[0], observe))
         total = sum(tensor.target.size_bytes for tensor in plan.tensors)
 
         def task(number: int) -> list[TensorFact]:
             planned = plan.tensors[number]
-            found = process_tensor(job, planned, [w.sink(planned.target) for w in writers])
-            size = planned.target.size_bytes
-            observe(Progress("truncate", planned.pair.name, size, total, tuple(found)))
+            name, size = planned.pair.name, planned.target.size_bytes
+            found = _finished(planned, writers)
+            if found is not None:
+                observe(Progress("truncate", name, size, total, tuple(found), resumed=True))
+                return found
+            found = process_tensor(job, planned, writers)
+            for writer, fact in zip(writers, found, strict=True):
+                writer.record(TENSOR, name, fact.to_json())
+            observe(Progress("truncate", name, size, total, tuple(found)))
             return found
 
         records = pool.map(task, sizes)
         sources = hashing.result()
+        _refuse_changed(plan)
         manifests = []
         for number, output in enumerate(outputs):
             facts = [record[number] for record in records]
@@ -140,7 +163,7 @@ def run_truncation(
                 svdcut_version=__version__,
                 torch_version=str(torch.__version__),
                 created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-                device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+                device=_device_name(device),
                 command=tuple(command),
                 base=sources[0],
                 finetuned=sources[1],
@@ -149,11 +172,67 @@ def run_truncation(
                 tensors=dict(zip(names, facts, strict=True)),
                 base_only=plan.pairing.base_only,
             )
-            publish(writers[number], plan, manifest, options)
-            manifests.append(manifest)
+            manifests.append(publish(writers[number], plan, manifest, options))
         for writer in writers:
             writer.commit()
     return manifests
+
+
+def identify_run(
+    plan: Plan, outputs: Sequence[Output], options: Options, device: torch.device
+) -> dict[str, str]:
+    """Return everything that shapes the bytes of a run's results, in words.
+
+    Unfinished work of the same identity is this run's own.
+    """
+    identity = {
+        "svdcut": __version__,
+        "torch": str(torch.__version__),
+        "device": _device_name(device),
+        "--rank": ", ".join(str(output.rule) for output in outputs),
+    }
+    for key, value in options.to_json(outputs[0].rule).items():
+        if key not in ("rank", "device"):
+            identity[f"--{key.replace('_', '-')}"] = str(value)
+    for side, checkpoint in (("base", plan.base), ("the fine-tuned side", plan.finetuned)):
+        for file in checkpoint.files:
+            modified = datetime.fromtimestamp(file.modified_ns / 1e9, timezone.utc)
+            identity[f"{file.path.name} of {side}"] = (
+                f"{file.size_bytes} bytes of {modified.isoformat()}"
+            )
+    return identity
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def _finished(
+    planned: PlannedTensor, writers: Sequence[CheckpointWriter]
+) -> list[TensorFact] | None:
+    """Return what an earlier run made of a tensor, if it did so for all outputs."""
+    found = []
+    for writer in writers:
+        document = writer.finished(planned.target)
+        if document is None:
+            return None
+        found.append(TensorFact.from_json(document))
+    return found
+
+
+def _refuse_changed(plan: Plan) -> None:
+    """Refuse a result of files that changed while they were read."""
+    for file in (*plan.base.files, *plan.finetuned.files):
+        try:
+            status = file.path.stat()
+            same = (status.st_size, status.st_mtime_ns) == (file.size_bytes, file.modified_ns)
+        except FileNotFoundError:
+            same = False
+        if not same:
+            raise InputChangedError(
+                f"{file.path} changed while it was read; nothing was published",
+                hint="Is a training run still writing it? Repeat this when it is complete.",
+            )
 
 
 def resolve_device(name: str) -> torch.device:
@@ -188,7 +267,12 @@ def _working_bytes(pair: Pair) -> int:
 
 
 def _allocate_budgets(
-    job: Job, plan: Plan, pool: Pool, sizes: Sequence[int], observe: Observer
+    job: Job,
+    plan: Plan,
+    pool: Pool,
+    sizes: Sequence[int],
+    writer: CheckpointWriter,
+    observe: Observer,
 ) -> BudgetRanks:
     """Take the spectra of all tensors under a budget, and spend the budgets."""
     rules = [
@@ -202,8 +286,15 @@ def _allocate_budgets(
 
     def task(index: int) -> list[list[float]]:
         planned = plan.tensors[needed[index]]
-        spectra = _spectra(job, planned.pair)
-        observe(Progress("spectra", planned.pair.name, planned.target.size_bytes, total))
+        name = planned.pair.name
+        kept = writer.find(_SPECTRA, name)
+        resumed = kept is not None
+        if resumed:
+            spectra = cast("list[list[float]]", kept)
+        else:
+            spectra, _ = or_on_cpu(job.device, lambda device: _spectra(planned.pair, device))
+            writer.record(_SPECTRA, name, spectra)
+        observe(Progress("spectra", name, planned.target.size_bytes, total, resumed=resumed))
         return spectra
 
     spectra = pool.map(task, [sizes[number] for number in needed])
@@ -223,27 +314,41 @@ def _allocate_budgets(
     return ranks
 
 
-def _spectra(job: Job, pair: Pair) -> list[list[float]]:
+def _spectra(pair: Pair, device: torch.device) -> list[list[float]]:
     spectra = []
     for base, finetuned in matrix_entries(pair):
-        update = read_update(base, finetuned, job.device, measure_rounding=False)
+        update = read_update(base, finetuned, device, measure_rounding=False)
         # Small values need not be exact here: they only rank the triplets.
         found = decompose(update.matrix, None, accept=lambda _: True)
         spectra.append(found.singular_values() or [0.0] * found.full_rank)
     return spectra
 
 
-def _hash_inputs(plan: Plan, stop: threading.Event) -> tuple[Source, Source]:
+def _hash_inputs(
+    plan: Plan, writer: CheckpointWriter, stop: threading.Event
+) -> tuple[Source, Source]:
     pairing = plan.pairing
     return (
-        _hash_source(plan.base, pairing.base_prefix, stop),
-        _hash_source(plan.finetuned, pairing.finetuned_prefix, stop),
+        _hash_source(plan.base, pairing.base_prefix, writer, stop),
+        _hash_source(plan.finetuned, pairing.finetuned_prefix, writer, stop),
     )
 
 
-def _hash_source(checkpoint: Checkpoint, prefix: str | None, stop: threading.Event) -> Source:
-    files = {
-        file.path.name: FileFact(file.size_bytes, hash_file(file.path, stop))
-        for file in checkpoint.files
-    }
+def _hash_source(
+    checkpoint: Checkpoint, prefix: str | None, writer: CheckpointWriter, stop: threading.Event
+) -> Source:
+    files = {}
+    for file in checkpoint.files:
+        digest = hash_file(file.path, stop)
+        if stop.is_set():
+            break
+        name = str(file.path.resolve())
+        before = writer.find(_INPUT, name)
+        if before not in (None, digest):
+            raise InputChangedError(
+                f"{file.path} is not what it was when this run began",
+                hint="Repeat this with --restart.",
+            )
+        writer.record(_INPUT, name, digest)
+        files[file.path.name] = FileFact(file.size_bytes, digest)
     return Source(checkpoint.source, checkpoint.revision, prefix, files)

@@ -2,7 +2,8 @@
 
 Everything goes to ``OUT.partial``, is synced, and renamed once. Memory is that of
 the bytes in flight: files get their full size first, and each tensor is written at
-its planned offset. It knows nothing of what the bytes mean.
+its planned offset. What is finished survives a crash. It knows nothing of what the
+bytes mean.
 """
 
 from __future__ import annotations
@@ -11,84 +12,27 @@ import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
-from svdcut.errors import OutputError, OutputExistsError, UsageError
-from svdcut.tensorfile import FileLayout, TensorEntry
+from svdcut.destination import is_ours, partial_path, replaced_path
+from svdcut.errors import OutputError, OutputExistsError, SvdcutError
+from svdcut.journal import Journal
+from svdcut.tensorfile import FileLayout, TensorEntry, iterate_bytes
 
-MANIFEST_NAME = "svdcut.json"
+TENSOR = "tensor"
+"""Kind of a record of a finished tensor."""
 
-
-def check_output(out: Path, inputs: Sequence[Path], *, force: bool, restart: bool) -> None:
-    """Refuse an output that cannot or must not be written, before any work.
-
-    Parameters
-    ----------
-    out : Path
-        The folder to write.
-    inputs : sequence of Path
-        What is read.
-    force : bool
-        Whether an existing result may be replaced.
-    restart : bool
-        Whether an unfinished one may be dropped.
-
-    Raises
-    ------
-    UsageError
-        If `out` is, holds or lies in an input, or is a folder that svdcut did not write.
-    OutputExistsError
-        If it is there, or unfinished work is.
-    """
-    if out.name in ("", ".."):
-        raise UsageError(f"{out}: the output needs a name of its own", hint="As -o out.")
-    target = out.resolve()
-    for source in (path.resolve() for path in inputs):
-        if target == source or source in target.parents:
-            raise UsageError(f"{out}: the output lies in the input {source}")
-        if target in source.parents:
-            raise UsageError(f"{out}: the output would replace a folder that holds {source}")
-    if os.path.lexists(out):
-        if not force:
-            raise OutputExistsError(f"{out} exists", hint="--force replaces it.")
-        if not _is_ours(out):
-            raise UsageError(
-                f"{out} exists and was not written by svdcut (it has no {MANIFEST_NAME})",
-                hint="Remove it yourself, or choose another output.",
-            )
-        replaced = _replaced_path(out)
-        if os.path.lexists(replaced):
-            raise OutputExistsError(
-                f"{replaced} exists: a run was killed while it replaced {out}",
-                hint="It is the result before that one; move it away or remove it.",
-            )
-    if os.path.lexists(partial_path(out)) and not restart:
-        raise _unfinished(out)
-
-
-def partial_path(out: Path) -> Path:
-    """Return where `out` is while it is written."""
-    return out.with_name(out.name + ".partial")
-
-
-def _replaced_path(out: Path) -> Path:
-    """Return where an old `out` is while the new one takes its place."""
-    return out.with_name(out.name + ".replaced")
-
-
-def _unfinished(out: Path) -> OutputExistsError:
-    return OutputExistsError(
-        f"{partial_path(out)} exists: a run to {out} is under way or was killed",
-        hint="If none is running, --restart drops it and starts anew.",
-    )
-
-
-def _is_ours(out: Path) -> bool:
-    """Whether svdcut may replace what is there."""
-    empty = out.is_dir() and not out.is_symlink() and not any(out.iterdir())
-    return empty or (out / MANIFEST_NAME).is_file()
+_RESULT_NAME = "checkpoint"
+_COPY_BYTES = 1 << 20
+_SYNC_SECONDS = 1.0
+"""Work that a power failure may cost."""
 
 
 class TensorSink:
@@ -114,13 +58,11 @@ class TensorSink:
         if self._done + len(view) > self._entry.size_bytes:
             raise ValueError(f"too many bytes for tensor {self._entry.name!r}")
         self._digest.update(view)
-        while view:
-            try:
-                count = os.pwrite(self._descriptor, view, self._entry.offset + self._done)
-            except OSError as error:
-                raise _output_error(self._entry.path, error) from error
-            self._done += count
-            view = view[count:]
+        try:
+            _write_at(self._descriptor, view, self._entry.offset + self._done)
+        except OSError as error:
+            raise output_error(self._entry.path, error) from error
+        self._done += len(view)
 
     def finish(self) -> str:
         """Return the sha256 of the tensor, once all of it is written."""
@@ -134,48 +76,73 @@ class TensorSink:
 class CheckpointWriter:
     """A checkpoint in the making; use it as a context.
 
-    Leaving the context without `commit` drops everything.
+    Leaving the context without `commit` keeps the tensors that were recorded, for a
+    writer of the same identity to go on from; an error that would come again drops
+    them, and so does a context that is left before any is finished.
 
     Parameters
     ----------
     out : Path
-        The folder to write; see `check_output`.
+        The folder to write; see `svdcut.destination.check_output`.
     files : sequence of FileLayout
         Its weight files.
+    identity : mapping
+        Everything that shapes the bytes, as JSON.
     restart : bool
         Whether to drop unfinished work.
+    force : bool
+        Whether to replace an existing result.
 
     Raises
     ------
     OutputExistsError
-        If there is unfinished work, as that of another process which began meanwhile.
+        If another process is at work there, or the unfinished work is of another identity.
     OutputError
         If the disk is full or the folder cannot be written.
     """
 
-    def __init__(self, out: Path, files: Sequence[FileLayout], *, restart: bool = False) -> None:
+    def __init__(
+        self,
+        out: Path,
+        files: Sequence[FileLayout],
+        identity: Mapping[str, Any],
+        *,
+        restart: bool = False,
+        force: bool = False,
+    ) -> None:
         self._out = out
         self._partial = partial_path(out)
+        self._result = self._partial / _RESULT_NAME
         self._files = files
+        self._identity = identity
         self._restart = restart
-        self._owns_partial = False
+        self._force = force
         self._descriptors: dict[str, int] = {}
+        self._pending: list[tuple[str, str, object]] = []
+        self._pending_lock = threading.Lock()
+        self._sync_lock = threading.Lock()
+        self._synced_at = time.monotonic()
+        self._whole: set[str] = set()
+        """Files that were there already, with the right header and length."""
 
     def __enter__(self) -> CheckpointWriter:
         try:
-            if self._restart:
-                _remove(self._partial)
-            self._partial.parent.mkdir(parents=True, exist_ok=True)
-            self._partial.mkdir()
-            self._owns_partial = True
+            self._journal = Journal(self._partial)
+        except OSError as error:
+            raise output_error(self._partial, error) from error
+        try:
+            if self._restart or self._journal.identity is None:
+                self._begin()
+            else:
+                self._refuse_other_work(self._journal.identity)
+            self._result.mkdir(exist_ok=True)
+            self._remove_strays()
             for file in self._files:
                 self._create(file)
         except BaseException as error:
-            if not self._owns_partial and os.path.lexists(self._partial):
-                raise _unfinished(self._out) from error
-            self._abandon()
+            self._leave(error)
             if isinstance(error, OSError):
-                raise _output_error(self._partial, error) from error
+                raise output_error(self._partial, error) from error
             raise
         return self
 
@@ -185,43 +152,136 @@ class CheckpointWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._abandon()
+        self._leave(error)
+
+    def _begin(self) -> None:
+        if self._result.is_dir():
+            shutil.rmtree(self._result)
+        self._journal.begin(self._identity)
+
+    def _refuse_other_work(self, found: Mapping[str, Any]) -> None:
+        different = [key for key in self._identity if found.get(key) != self._identity[key]]
+        if different:
+            key = different[0]
+            raise OutputExistsError(
+                f"{self._partial} is the unfinished work of another run: {key} was "
+                f"{found.get(key)!r}, is {self._identity[key]!r}",
+                hint="Repeat that run to finish it, or drop its work with --restart.",
+            )
+
+    def _remove_strays(self) -> None:
+        """Remove what a run left that was stopped while it wrote the small files."""
+        names = {file.name for file in self._files}
+        for path in self._result.iterdir():
+            if path.name not in names:
+                _remove(path)
 
     def _create(self, file: FileLayout) -> None:
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
-        descriptor = os.open(self._partial / file.name, flags, 0o666)
+        path = self._result / file.name
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         self._descriptors[file.name] = descriptor
+        if os.fstat(descriptor).st_size == file.size_bytes and file.header == os.pread(
+            descriptor, len(file.header), 0
+        ):
+            self._whole.add(file.name)
         try:
             # Claims the space now: a full disk is found before hours of work.
             os.posix_fallocate(descriptor, 0, file.size_bytes)
         except OSError as error:
             if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
                 raise
-            os.ftruncate(descriptor, file.size_bytes)
-        view = memoryview(file.header)
-        done = 0
-        while done < len(view):
-            done += os.pwrite(descriptor, view[done:], done)
+        os.ftruncate(descriptor, file.size_bytes)
+        _write_at(descriptor, memoryview(file.header), 0)
+
+    def finished(self, entry: TensorEntry) -> Mapping[str, Any] | None:
+        """Return what was recorded of a tensor in an earlier run, if its bytes are there.
+
+        Parameters
+        ----------
+        entry : TensorEntry
+            A planned tensor.
+
+        Returns
+        -------
+        mapping or None
+            The `data` of `record`; it must hold the hash under ``sha256``.
+
+        Notes
+        -----
+        Reads the tensor's bytes: what a failing disk has lost is made again.
+        """
+        data = self._journal.find(TENSOR, entry.name)
+        if not isinstance(data, dict) or entry.path.name not in self._whole:
+            return None
+        digest = hashlib.sha256()
+        for piece in iterate_bytes(replace(entry, path=self._result / entry.path.name)):
+            digest.update(piece)
+        return data if digest.hexdigest() == data["sha256"] else None
 
     def sink(self, entry: TensorEntry) -> TensorSink:
         """Return where the bytes of a planned tensor go."""
         return TensorSink(self._descriptors[entry.path.name], entry)
 
-    def write_text(self, name: str, text: str) -> None:
-        """Write a small file."""
-        try:
-            (self._partial / name).write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise _output_error(self._partial / name, error) from error
+    def find(self, kind: str, name: str) -> object:
+        """Return what was recorded beside the tensors, or None."""
+        return self._journal.find(kind, name)
 
-    def copy_file(self, source: Path, name: Path) -> None:
-        """Copy a small file."""
-        target = self._partial / name
+    def record(self, kind: str, name: str, data: object) -> None:
+        """Record a result; within a second it lasts, whatever happens.
+
+        Parameters
+        ----------
+        kind, name : str
+            What it is of; `TENSOR` and its name for a tensor whose bytes are written.
+        data : object
+            As JSON.
+        """
+        with self._pending_lock:
+            self._pending.append((kind, name, data))
+        due = time.monotonic() - self._synced_at >= _SYNC_SECONDS
+        if due and self._sync_lock.acquire(blocking=False):
+            try:
+                self._sync()
+            finally:
+                self._sync_lock.release()
+
+    def _sync(self) -> None:
+        """Put the bytes on disk, then the records that speak of them, in this order."""
+        with self._pending_lock:
+            pending, self._pending = self._pending, []
+        try:
+            for descriptor in self._descriptors.values():
+                os.fsync(descriptor)
+            for record in pending:
+                self._journal.record(*record)
+            self._journal.sync()
+        except OSError as error:
+            raise output_error(self._partial, error) from error
+        self._synced_at = time.monotonic()
+
+    def write_file(self, name: Path, data: bytes) -> None:
+        """Write a small file."""
+        target = self._result / name
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, target)
+            target.write_bytes(data)
         except OSError as error:
-            raise _output_error(target, error) from error
+            raise output_error(target, error) from error
+
+    def copy_file(self, source: Path, name: Path) -> tuple[int, str]:
+        """Copy a small file; return its size in bytes and its sha256."""
+        target = self._result / name
+        size, digest = 0, hashlib.sha256()
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with source.open("rb") as ours, target.open("wb") as theirs:
+                while data := ours.read(_COPY_BYTES):
+                    theirs.write(data)
+                    digest.update(data)
+                    size += len(data)
+        except OSError as error:
+            raise output_error(target, error) from error
+        return size, digest.hexdigest()
 
     def commit(self) -> None:
         """Sync everything and give the folder its name.
@@ -231,43 +291,56 @@ class CheckpointWriter:
         OutputError
             If that fails; the old folder, if any, is then still there.
         """
+        with self._sync_lock:
+            self._sync()
         try:
-            for descriptor in self._descriptors.values():
-                os.fsync(descriptor)
-            for path in self._partial.rglob("*"):
+            for path in self._result.rglob("*"):
                 if path.name not in self._descriptors:
                     _sync(path)
-            _sync(self._partial)
+            _sync(self._result)
             self._publish()
-            self._owns_partial = False
             _sync(self._out.absolute().parent)
         except OSError as error:
-            raise _output_error(self._out, error) from error
+            raise output_error(self._out, error) from error
 
     def _publish(self) -> None:
-        if not os.path.lexists(self._out):
-            self._partial.rename(self._out)
-            return
-        if not _is_ours(self._out):
-            raise OutputError(f"{self._out} appeared during the run; svdcut did not write it")
-        # A folder with content cannot be renamed over: step it aside first.
-        old = _replaced_path(self._out)
-        self._out.rename(old)
+        old = replaced_path(self._out)
+        if os.path.lexists(self._out):
+            if not (self._force and is_ours(self._out)):
+                raise OutputExistsError(f"{self._out} appeared during the run")
+            # A folder with content cannot be renamed over: step it aside first.
+            self._out.rename(old)
         try:
-            self._partial.rename(self._out)
+            self._result.rename(self._out)
         except BaseException:
-            old.rename(self._out)
+            if os.path.lexists(old):
+                old.rename(self._out)
             raise
-        _remove(old)
+        if self._force and os.path.lexists(old):
+            _remove(old)
 
-    def _abandon(self) -> None:
-        """Close everything, and drop what was not committed."""
-        for descriptor in self._descriptors.values():
-            os.close(descriptor)
-        self._descriptors.clear()
-        if self._owns_partial:
-            shutil.rmtree(self._partial, ignore_errors=True)
-            self._owns_partial = False
+    def _leave(self, error: BaseException | None) -> None:
+        """Close everything; keep what is finished, if it can be of use."""
+        try:
+            if self._is_useful(error):
+                with suppress(OutputError), self._sync_lock:
+                    self._sync()  # what cannot be recorded is made again
+        finally:
+            for descriptor in self._descriptors.values():
+                os.close(descriptor)
+            self._descriptors.clear()
+            if not self._is_useful(error):
+                shutil.rmtree(self._partial, ignore_errors=True)
+            self._journal.close()
+
+    def _is_useful(self, error: BaseException | None) -> bool:
+        """Whether a later run can go on from what there is."""
+        if isinstance(error, OutputExistsError):
+            return True  # it is another run's
+        if isinstance(error, SvdcutError) and not error.keeps_work:
+            return False
+        finished = self._journal.count(TENSOR) or any(r[0] == TENSOR for r in self._pending)
+        return self._result.is_dir() and bool(finished)
 
 
 def _remove(path: Path) -> None:
@@ -278,6 +351,13 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def _write_at(descriptor: int, view: memoryview, offset: int) -> None:
+    while view:
+        count = os.pwrite(descriptor, view, offset)
+        offset += count
+        view = view[count:]
+
+
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -286,5 +366,6 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _output_error(path: Path, error: OSError) -> OutputError:
+def output_error(path: Path, error: OSError) -> OutputError:
+    """Return the error to raise where the system refused to write."""
     return OutputError(f"{path}: cannot be written: {error.strerror or error}")

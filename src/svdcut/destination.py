@@ -1,0 +1,91 @@
+"""Where a result may go: refuse what must not be written, before any work.
+
+It looks at paths alone, and changes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from svdcut.errors import OutputExistsError, UsageError
+from svdcut.journal import JOURNAL_NAME
+
+MANIFEST_NAME = "svdcut.json"
+
+
+def check_output(out: Path, inputs: Sequence[Path], *, force: bool) -> None:
+    """Refuse an output that cannot or must not be written.
+
+    Parameters
+    ----------
+    out : Path
+        The folder to write.
+    inputs : sequence of Path
+        What is read.
+    force : bool
+        Whether an existing result may be replaced.
+
+    Raises
+    ------
+    UsageError
+        If `out` is, holds or lies in an input, or is a folder that svdcut did not write.
+    OutputExistsError
+        If it is there, or something is where its unfinished form would be.
+    """
+    if out.name in ("", ".."):
+        raise UsageError(f"{out}: the output needs a name of its own", hint="As -o out.")
+    target = out.resolve()
+    for source in (path.resolve() for path in inputs):
+        if target == source or source in target.parents:
+            raise UsageError(f"{out}: the output lies in the input {source}")
+        if target in source.parents:
+            raise UsageError(f"{out}: the output would replace a folder that holds {source}")
+    if os.path.lexists(out):
+        _check_existing(out, force=force)
+    _check_partial(partial_path(out))
+
+
+def _check_existing(out: Path, *, force: bool) -> None:
+    if not force:
+        raise OutputExistsError(f"{out} exists", hint="--force replaces it.")
+    if not is_ours(out):
+        raise UsageError(
+            f"{out} exists and was not written by svdcut (it has no {MANIFEST_NAME})",
+            hint="Remove it yourself, or choose another output.",
+        )
+    replaced = replaced_path(out)
+    if os.path.lexists(replaced):
+        raise OutputExistsError(
+            f"{replaced} exists: a run was killed while it replaced {out}",
+            hint="It is the result before that one; move it away or remove it.",
+        )
+
+
+def _check_partial(partial: Path) -> None:
+    """Refuse what no run of svdcut has left behind."""
+    if not os.path.lexists(partial):
+        return
+    folder = partial.is_dir() and not partial.is_symlink()
+    if not folder or (any(partial.iterdir()) and not (partial / JOURNAL_NAME).is_file()):
+        raise OutputExistsError(
+            f"{partial} exists and is no unfinished work of svdcut",
+            hint="It is the place for that: move it away, or choose another output.",
+        )
+
+
+def partial_path(out: Path) -> Path:
+    """Return where `out` is while it is written."""
+    return out.with_name(out.name + ".partial")
+
+
+def replaced_path(out: Path) -> Path:
+    """Return where an old `out` is while the new one takes its place."""
+    return out.with_name(out.name + ".replaced")
+
+
+def is_ours(out: Path) -> bool:
+    """Whether svdcut may replace what is there."""
+    empty = out.is_dir() and not out.is_symlink() and not any(out.iterdir())
+    return empty or (out / MANIFEST_NAME).is_file()

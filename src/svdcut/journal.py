@@ -1,0 +1,162 @@
+"""What a run has finished, so that the next one goes on from there; and its lock.
+
+One line of JSON a record, appended after the bytes that it speaks of are on disk. It
+knows nothing of what the records mean.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from svdcut.errors import OutputExistsError
+
+JOURNAL_NAME = "journal.jsonl"
+SCHEMA = "svdcut/journal/1"
+
+
+class Journal:
+    """Records of finished work, under a lock that ends with the process.
+
+    Parameters
+    ----------
+    folder : Path
+        Where the journal lies; it is made.
+
+    Raises
+    ------
+    OutputExistsError
+        If another process holds the lock.
+    OSError
+        If the file cannot be opened.
+
+    Notes
+    -----
+    The lock is ``flock``, which the system releases when a process dies in any way.
+    Where a file system has none, two runs at once go unnoticed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / JOURNAL_NAME
+        self._lock = threading.Lock()
+        self._descriptor = self._open()
+        self.identity: Mapping[str, Any] | None = None
+        """What the run was, as the first line says; None for a new journal."""
+        self._records: dict[tuple[str, str], object] = {}
+        try:
+            self._load()
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self) -> int:
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+        while True:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                descriptor = os.open(self._path, flags, 0o666)
+            except FileNotFoundError:
+                continue  # the run that held it has just taken the folder away
+            try:
+                self._take_lock(descriptor)
+                ours = os.fstat(descriptor)
+                try:
+                    current = os.path.samestat(ours, self._path.stat())
+                except FileNotFoundError:
+                    current = False
+                if current:
+                    return descriptor
+            except BaseException:
+                os.close(descriptor)
+                raise
+            # The run that held it has just finished and taken the file away.
+            os.close(descriptor)
+
+    def _take_lock(self, descriptor: int) -> None:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OutputExistsError(
+                f"{self._path.parent} is in use: another run writes there",
+                hint="Wait for it, or choose another output.",
+            ) from None
+        except OSError:
+            return  # no such thing as a lock here, as on some network file systems
+
+    def _load(self) -> None:
+        whole = 0
+        with os.fdopen(os.dup(self._descriptor), "rb") as file:
+            for line in file:
+                record = _parse(line)
+                if record is None:
+                    break  # cut off by a crash, and what follows it with it
+                whole += len(line)
+                if self.identity is None:
+                    self.identity = record
+                else:
+                    self._records[record["kind"], record["name"]] = record["data"]
+        os.ftruncate(self._descriptor, whole)
+
+    def begin(self, identity: Mapping[str, Any]) -> None:
+        """Forget everything, and say what the run is."""
+        os.ftruncate(self._descriptor, 0)
+        self._records.clear()
+        self.identity = {"schema": SCHEMA, **identity}
+        self._append(self.identity)
+        self.sync()
+
+    def find(self, kind: str, name: str) -> object:
+        """Return what was recorded, or None."""
+        return self._records.get((kind, name))
+
+    def count(self, kind: str) -> int:
+        """Return how many records of a kind there are."""
+        with self._lock:
+            return sum(found == kind for found, _ in self._records)
+
+    def record(self, kind: str, name: str, data: object) -> None:
+        """Append a record; `sync` makes it last."""
+        with self._lock:
+            self._records[kind, name] = data
+            self._append({"kind": kind, "name": name, "data": data})
+
+    def _append(self, document: Mapping[str, Any]) -> None:
+        line = memoryview(json.dumps(document, allow_nan=False).encode() + b"\n")
+        while line:
+            line = line[os.write(self._descriptor, line) :]
+
+    def sync(self) -> None:
+        """Put everything that was recorded on disk."""
+        os.fsync(self._descriptor)
+
+    def close(self) -> None:
+        """Release the lock."""
+        os.close(self._descriptor)
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    usable = isinstance(record, dict) and (
+        record.get("schema") == SCHEMA or {"kind", "name", "data"} <= record.keys()
+    )
+    return record if usable else None
+
+
+def count_finished(folder: Path, kind: str) -> int:
+    """Return how many records of a kind the journal in `folder` holds, without its lock."""
+    try:
+        with (folder / JOURNAL_NAME).open("rb") as file:
+            records = [_parse(line) for line in file]
+    except OSError:
+        return 0
+    return len({r["name"] for r in records if r is not None and r.get("kind") == kind})
