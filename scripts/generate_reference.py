@@ -24,8 +24,8 @@ ENVIRONMENT = {
 }
 OUTPUT = {
     "{}": "The result. It exists complete or not at all.",
-    "{}.partial": "An unfinished result. It goes when a run fails or is interrupted; "
-    "one that a kill left behind is dropped by --restart.",
+    "{}.partial": "An unfinished result. The same command goes on from it, however the run "
+    "ended; --restart drops it.",
     "{}/svdcut.json": "The manifest: what was made, from what, and how exactly.",
 }
 FILES = {  # by command; {} stands for the value of -o

@@ -222,12 +222,9 @@ def test_force_and_restart(cli, pair, tmp_path):
     shutil.rmtree(out)
     partial.mkdir()
     (partial / "half").write_text("half")
-    check_error(cli(*call), 2, "out.partial exists", "--restart")
-    check_error(cli(*call, "--force"), 2, "out.partial exists", "--restart")
+    for more in ((), ("--force",), ("--restart",)):
+        check_error(cli(*call, *more), 2, "out.partial exists", "move it away")
     assert (partial / "half").read_text() == "half"
-    assert cli(*call, "--restart").exit_code == 0
-    assert file_bytes(out).keys() == before.keys()
-    assert list(tmp_path.iterdir()) == [out]
 
 
 # Dry run

@@ -44,7 +44,7 @@ def check_output(out: Path, inputs: Sequence[Path], *, force: bool) -> None:
             raise UsageError(f"{out}: the output would replace a folder that holds {source}")
     if os.path.lexists(out):
         _check_existing(out, force=force)
-    _check_partial(partial_path(out))
+    check_partial(partial_path(out))
 
 
 def _check_existing(out: Path, *, force: bool) -> None:
@@ -63,8 +63,14 @@ def _check_existing(out: Path, *, force: bool) -> None:
         )
 
 
-def _check_partial(partial: Path) -> None:
-    """Refuse what no run of svdcut has left behind."""
+def check_partial(partial: Path) -> None:
+    """Refuse what no run of svdcut has left behind.
+
+    Raises
+    ------
+    OutputExistsError
+        If something else is there.
+    """
     if not os.path.lexists(partial):
         return
     folder = partial.is_dir() and not partial.is_symlink()

@@ -45,7 +45,7 @@ class Journal:
         self._path = folder / JOURNAL_NAME
         self._lock = threading.Lock()
         self._descriptor = self._open()
-        self.identity: Mapping[str, Any] | None = None
+        self.identity: Mapping[str, str] | None = None
         """What the run was, as the first line says; None for a new journal."""
         self._records: dict[tuple[str, str], object] = {}
         try:
@@ -92,22 +92,22 @@ class Journal:
         whole = 0
         with os.fdopen(os.dup(self._descriptor), "rb") as file:
             for line in file:
-                record = _parse(line)
+                record = _parse(line, first=self.identity is None)
                 if record is None:
                     break  # cut off by a crash, and what follows it with it
                 whole += len(line)
                 if self.identity is None:
-                    self.identity = record
+                    self.identity = record["identity"]
                 else:
                     self._records[record["kind"], record["name"]] = record["data"]
         os.ftruncate(self._descriptor, whole)
 
-    def begin(self, identity: Mapping[str, Any]) -> None:
+    def begin(self, identity: Mapping[str, str]) -> None:
         """Forget everything, and say what the run is."""
         os.ftruncate(self._descriptor, 0)
         self._records.clear()
-        self.identity = {"schema": SCHEMA, **identity}
-        self._append(self.identity)
+        self.identity = dict(identity)
+        self._append({"schema": SCHEMA, "identity": self.identity})
         self.sync()
 
     def find(self, kind: str, name: str) -> object:
@@ -139,24 +139,21 @@ class Journal:
         os.close(self._descriptor)
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
-    if not line.endswith(b"\n"):
-        return None
+def _parse(line: bytes, *, first: bool) -> dict[str, Any] | None:
     try:
         record = json.loads(line)
     except ValueError:
         return None
-    usable = isinstance(record, dict) and (
-        record.get("schema") == SCHEMA or {"kind", "name", "data"} <= record.keys()
-    )
-    return record if usable else None
+    keys = {"schema", "identity"} if first else {"kind", "name", "data"}
+    whole = line.endswith(b"\n") and isinstance(record, dict) and record.keys() == keys
+    return record if whole and (not first or record["schema"] == SCHEMA) else None
 
 
 def count_finished(folder: Path, kind: str) -> int:
     """Return how many records of a kind the journal in `folder` holds, without its lock."""
     try:
         with (folder / JOURNAL_NAME).open("rb") as file:
-            records = [_parse(line) for line in file]
+            records = [_parse(line, first=False) for line in file]
     except OSError:
         return 0
-    return len({r["name"] for r in records if r is not None and r.get("kind") == kind})
+    return len({r["name"] for r in records if r is not None and r["kind"] == kind})

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from svdcut.destination import is_ours, partial_path, replaced_path
+from svdcut.destination import check_partial, is_ours, partial_path, replaced_path
 from svdcut.errors import OutputError, OutputExistsError, SvdcutError
 from svdcut.journal import Journal
 from svdcut.tensorfile import FileLayout, TensorEntry, iterate_bytes
@@ -86,8 +86,8 @@ class CheckpointWriter:
         The folder to write; see `svdcut.destination.check_output`.
     files : sequence of FileLayout
         Its weight files.
-    identity : mapping
-        Everything that shapes the bytes, as JSON.
+    identity : mapping of str to str
+        Everything that shapes the bytes, in words.
     restart : bool
         Whether to drop unfinished work.
     force : bool
@@ -105,7 +105,7 @@ class CheckpointWriter:
         self,
         out: Path,
         files: Sequence[FileLayout],
-        identity: Mapping[str, Any],
+        identity: Mapping[str, str],
         *,
         restart: bool = False,
         force: bool = False,
@@ -126,6 +126,7 @@ class CheckpointWriter:
         """Files that were there already, with the right header and length."""
 
     def __enter__(self) -> CheckpointWriter:
+        check_partial(self._partial)
         try:
             self._journal = Journal(self._partial)
         except OSError as error:
@@ -159,15 +160,15 @@ class CheckpointWriter:
             shutil.rmtree(self._result)
         self._journal.begin(self._identity)
 
-    def _refuse_other_work(self, found: Mapping[str, Any]) -> None:
-        different = [key for key in self._identity if found.get(key) != self._identity[key]]
-        if different:
-            key = different[0]
-            raise OutputExistsError(
-                f"{self._partial} is the unfinished work of another run: {key} was "
-                f"{found.get(key)!r}, is {self._identity[key]!r}",
-                hint="Repeat that run to finish it, or drop its work with --restart.",
-            )
+    def _refuse_other_work(self, found: Mapping[str, str]) -> None:
+        for key in [*self._identity, *found]:
+            before, now = found.get(key, "absent"), self._identity.get(key, "absent")
+            if before != now:
+                raise OutputExistsError(
+                    f"{self._partial} is the unfinished work of another run: {key} was {before}, "
+                    f"is {now}",
+                    hint="Repeat that run to finish it, or drop its work with --restart.",
+                )
 
     def _remove_strays(self) -> None:
         """Remove what a run left that was stopped while it wrote the small files."""

@@ -9,6 +9,6 @@ EXIT_CODES: dict[int, str] = {
     2: "Wrong usage.",
     3: "The inputs cannot be used, or do not match.",
     4: "Verification failed, or the asked-for quality was not reached.",
-    130: "Interrupted by SIGINT; nothing was published.",
-    143: "Interrupted by SIGTERM; nothing was published.",
+    130: "Interrupted by SIGINT. Finished tensors are kept; the same command goes on.",
+    143: "Interrupted by SIGTERM, likewise.",
 }

@@ -3,28 +3,44 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 
 import typer
 
-from svdcut.errors import Interrupted, SvdcutError
+from svdcut.errors import Interrupted, SvdcutError, UsageError
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
+@dataclass(frozen=True, slots=True)
+class Unfinished:
+    """Work that a run left behind."""
+
+    folder: Path
+    finished: int
+    """Tensors."""
+
+
 @contextmanager
-def guard(*, verbose: bool) -> Iterator[None]:
+def guard(
+    *, verbose: bool, find_unfinished: Callable[[], Sequence[Unfinished]] = tuple
+) -> Iterator[None]:
     """Run a command's body: signals stop it cleanly, errors become exit codes.
 
     Parameters
     ----------
     verbose : bool
         Whether an error shows its traceback.
+    find_unfinished : callable
+        Returns what the command leaves behind for another run to go on from.
     """
     for number in _SIGNALS:
         signal.signal(number, _interrupt)
@@ -32,10 +48,13 @@ def guard(*, verbose: bool) -> Iterator[None]:
         yield
         sys.stdout.flush()
     except Interrupted as error:
-        _say("interrupted: nothing was published")
+        _explain(str(error), verbose=verbose)
+        _tell_how_to_resume(find_unfinished())
         raise typer.Exit(128 + error.signal_number) from error
     except SvdcutError as error:
         _explain(str(error), verbose=verbose)
+        if not isinstance(error, UsageError):
+            _tell_how_to_resume(find_unfinished())
         raise typer.Exit(error.exit_code) from error
     except BrokenPipeError:
         # The reader has what it wanted. Python would complain again at exit.
@@ -47,6 +66,7 @@ def guard(*, verbose: bool) -> Iterator[None]:
         _explain(f"unexpected failure: {type(error).__name__}: {reason}", verbose=verbose)
         if not verbose:
             _say("  -v shows where; please report it.")
+        _tell_how_to_resume(find_unfinished())
         raise typer.Exit(1) from error
 
 
@@ -55,10 +75,18 @@ def warn(text: str) -> None:
     _say(f"svdcut: warning: {text}")
 
 
+def _tell_how_to_resume(unfinished: Sequence[Unfinished]) -> None:
+    arguments = [argument for argument in sys.argv[1:] if argument != "--restart"]
+    for work in unfinished:
+        _say(f"  {work.finished} finished tensors are kept in {printable(str(work.folder))}.")
+    if unfinished:
+        _say(f"  To go on: {printable(shlex.join(['svdcut', *arguments]))}")
+
+
 def _interrupt(number: int, _frame: FrameType | None) -> None:
-    # A second one would break into the clean-up, and leave threads at work behind.
+    # A second one ends the process at once: what is finished is recorded already.
     for other in _SIGNALS:
-        signal.signal(other, signal.SIG_IGN)
+        signal.signal(other, signal.SIG_DFL)
     raise Interrupted(number)
 
 

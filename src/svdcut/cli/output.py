@@ -69,20 +69,27 @@ def show_progress(*, quiet: bool, verbose: bool) -> Iterator[Observer]:
         expand=True,
     )
     tasks: dict[str, Any] = {}
+    resumed: list[str] = []
 
     def observe(done: TensorDone) -> None:
         if done.stage not in tasks:
             tasks[done.stage] = bar.add_task(_STAGES[done.stage], total=done.total_bytes, name="")
         bar.update(tasks[done.stage], advance=done.size_bytes, name=escape(printable(done.name)))
+        if done.resumed and done.facts:
+            resumed.append(done.name)
         if verbose and done.facts:
             console.print(_describe(done), highlight=False, markup=False, soft_wrap=True)
 
     with bar:
         yield observe
+    if resumed and not quiet:
+        console.print(f"{len(resumed)} tensors were finished by an earlier run.")
 
 
 def _describe(done: TensorDone) -> str:
     fact = done.facts[0]
+    if done.resumed:
+        return f"{printable(done.name)}: finished by an earlier run"
     if fact.truncation is None:
         return f"{printable(done.name)}: {fact.action}"
     svd = fact.truncation.svd

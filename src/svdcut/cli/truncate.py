@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from svdcut.api import TruncateOptions, carry_out, prepare
-from svdcut.cli.guard import guard
+from svdcut.api import Request, TruncateOptions, carry_out, prepare
+from svdcut.cli.guard import Unfinished, guard
 from svdcut.cli.output import (
     print_json,
     print_plan,
@@ -17,10 +18,13 @@ from svdcut.cli.output import (
     show_progress,
     warn_of_rounding,
 )
+from svdcut.destination import partial_path
 from svdcut.errors import UsageError
+from svdcut.journal import count_finished
 from svdcut.options import Rest, StoredDtype
 from svdcut.ranks import Keep, parse_rules
 from svdcut.svd.route import Route
+from svdcut.writer import TENSOR
 
 _RANK = "Rank"
 _TENSORS = "Tensors"
@@ -140,7 +144,7 @@ def truncate(
         typer.Option(
             "--restart",
             metavar="",
-            help="Drop unfinished work in OUT.partial.",
+            help="Drop unfinished work in OUT.partial, instead of going on from it.",
             rich_help_panel=_OUTPUT,
         ),
     ] = False,
@@ -212,7 +216,8 @@ def truncate(
 
     The update of each weight matrix, FT - BASE, is cut to the rank that RULE says.
     Every other tensor is copied. OUT appears complete or not at all, with a
-    manifest, svdcut.json, and a model card.
+    manifest, svdcut.json, and a model card. The same command goes on from where
+    an interrupted run stopped.
 
     RULE says how many triplets (left vector, singular value, right vector)
     stay of each update:
@@ -231,7 +236,8 @@ def truncate(
     - `budget=0.1`: over all tensors together, that share of the parameters of
       full-rank updates, spent where it keeps most energy. Reads twice.
     """
-    with guard(verbose=verbose):
+    planned: list[Request] = []
+    with guard(verbose=verbose, find_unfinished=lambda: _find_unfinished(planned)):
         options: TruncateOptions = {
             "rank_for": rank_for or [],
             "keep": keep.value,
@@ -254,6 +260,7 @@ def truncate(
         if dry_run:
             print_plan(request, as_json=json)
             return
+        planned.append(request)
         with show_progress(quiet=quiet, verbose=verbose) as observe:
             manifests = carry_out(request, command=["svdcut", *sys.argv[1:]], observe=observe)
         for manifest in manifests:
@@ -263,6 +270,12 @@ def truncate(
             print_json(documents if len(documents) > 1 else documents[0])
         elif not quiet:
             print_result(request, manifests)
+
+
+def _find_unfinished(planned: Sequence[Request]) -> list[Unfinished]:
+    folders = [partial_path(output.path) for request in planned for output in request.outputs]
+    found = [Unfinished(folder, count_finished(folder, TENSOR)) for folder in folders]
+    return [work for work in found if work.finished]
 
 
 def _outputs(rank: str, out: str) -> dict[str, Path]:
