@@ -50,7 +50,7 @@ def comparable(out):
     """Return the files of a result, without what may differ: time, command, base's files."""
     files = file_bytes(out)
     manifest = json.loads(files.pop("svdcut.json"))
-    del manifest["created"], manifest["command"], manifest["base"]
+    del manifest["created"], manifest["command"], manifest["base"], manifest["digest"]
     del manifest["totals"]["seconds"]
     return files | {"svdcut.json": json.dumps(manifest)}
 

@@ -19,7 +19,7 @@ import torch
 
 from svdcut._version import __version__
 from svdcut.checkpoint import Checkpoint
-from svdcut.errors import InputChangedError, UsageError
+from svdcut.errors import CheckpointError, InputChangedError, UsageError
 from svdcut.manifest import FileFact, Manifest, Source, TensorFact
 from svdcut.options import Options
 from svdcut.pairing import Action, Pair
@@ -152,8 +152,13 @@ def run_truncation(
             observe(Progress("truncate", name, size, total, tuple(found)))
             return found
 
-        records = pool.map(task, sizes)
-        sources = hashing.result()
+        try:
+            records = pool.map(task, sizes)
+            sources = hashing.result()
+        except CheckpointError:
+            # A file that changed is the cause of what was found wrong in it.
+            _refuse_changed(plan)
+            raise
         _refuse_changed(plan)
         manifests = []
         for number, output in enumerate(outputs):

@@ -48,7 +48,7 @@ def guard(
         yield
         sys.stdout.flush()
     except Interrupted as error:
-        _explain(str(error), verbose=verbose)
+        _explain(str(error), verbose=False)
         _tell_how_to_resume(find_unfinished())
         raise typer.Exit(128 + error.signal_number) from error
     except SvdcutError as error:
