@@ -17,6 +17,7 @@ from svdcut.errors import UsageError
 from svdcut.manifest import Manifest
 from svdcut.options import Options, Rest, StoredDtype
 from svdcut.plan import Output, Plan, make_plan
+from svdcut.preflight import Preflight, check_run
 from svdcut.ranks import Keep, Rule, parse_override, parse_rules
 from svdcut.svd.route import Route
 
@@ -87,6 +88,7 @@ class Request:
     plan: Plan
     outputs: tuple[Output, ...]
     options: Options
+    preflight: Preflight
 
 
 def truncate(
@@ -200,13 +202,14 @@ def prepare(
     outputs = tuple(
         Output(path, rule, restart, force) for path, rule in zip(paths, rules, strict=True)
     )
-    return Request(plan, outputs, resolved)
+    return Request(plan, outputs, resolved, check_run(plan, outputs, resolved))
 
 
 def carry_out(
     request: Request, *, command: Iterable[str] = (), observe: Observer | None = None
 ) -> list[Manifest]:
     """Carry out a request; see `truncate` for what it returns and raises."""
+    request.preflight.refuse()
     from svdcut.truncation import run_truncation
 
     return run_truncation(

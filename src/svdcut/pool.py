@@ -7,7 +7,6 @@ It knows nothing of what the tasks do.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
@@ -17,11 +16,6 @@ from typing import TypeVar
 import torch
 
 T = TypeVar("T")
-
-
-def num_cores() -> int:
-    """Return how many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class MemoryGate:

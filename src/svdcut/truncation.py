@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -20,11 +19,13 @@ import torch
 from svdcut._version import __version__
 from svdcut.checkpoint import Checkpoint
 from svdcut.errors import CheckpointError, InputChangedError, UsageError
+from svdcut.machine import num_cores
 from svdcut.manifest import FileFact, Manifest, Source, TensorFact
 from svdcut.options import Options
 from svdcut.pairing import Action, Pair
 from svdcut.plan import Output, Plan, PlannedTensor
-from svdcut.pool import Pool, num_cores
+from svdcut.pool import Pool
+from svdcut.preflight import memory_bound, working_bytes
 from svdcut.publication import publish
 from svdcut.ranks import Rule, RuleKind, allocate_budget
 from svdcut.report import sum_totals
@@ -33,14 +34,6 @@ from svdcut.tensor_job import BudgetRanks, Job, matrix_entries, or_on_cpu, proce
 from svdcut.tensorfile import hash_file
 from svdcut.update import read_update
 from svdcut.writer import TENSOR, CheckpointWriter
-
-_WORKING_COPIES = 6
-"""Memory that a matrix takes at work, in copies of it in float32 (measured)."""
-
-_SPARE_BYTES = 200 << 20
-"""Memory for small matrices beside the largest one."""
-
-_COPY_BYTES = 32 << 20
 
 _SPECTRA, _INPUT = "spectra", "input"
 """Kinds of records beside that of a tensor."""
@@ -115,7 +108,7 @@ def run_truncation(
     device = resolve_device(options.device)
     torch.backends.cuda.matmul.allow_tf32 = False
     identity = identify_run(plan, outputs, options, device)
-    sizes = [_working_bytes(tensor.pair) for tensor in plan.tensors]
+    sizes = [working_bytes(tensor.pair) for tensor in plan.tensors]
     with ExitStack() as stack:
         writers = [
             stack.enter_context(
@@ -130,7 +123,7 @@ def run_truncation(
             for output in outputs
         ]
         workers = num_cores() if device.type == "cpu" else 1
-        pool = stack.enter_context(Pool(workers, max(sizes) + _SPARE_BYTES))
+        pool = stack.enter_context(Pool(workers, memory_bound(plan)))
         hasher = stack.enter_context(ThreadPoolExecutor(1))
         stop = threading.Event()
         stack.callback(stop.set)
@@ -262,13 +255,6 @@ def resolve_device(name: str) -> torch.device:
             "CUDA devices"
         )
     return device
-
-
-def _working_bytes(pair: Pair) -> int:
-    if pair.action is not Action.TRUNCATE:
-        return _COPY_BYTES
-    m, n = max(pair.matrices, key=math.prod)
-    return _WORKING_COPIES * 4 * m * n
 
 
 def _allocate_budgets(

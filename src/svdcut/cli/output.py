@@ -24,6 +24,7 @@ from svdcut.tensorfile import Dtype
 
 if TYPE_CHECKING:
     from svdcut.api import Request
+    from svdcut.preflight import Preflight
     from svdcut.truncation import Observer
     from svdcut.truncation import Progress as TensorDone
 
@@ -132,6 +133,27 @@ def print_plan(request: Request, *, as_json: bool) -> None:
         f"{_megabytes(plan.size_bytes)} to write to {escape(outs)}. Nothing was written.",
         soft_wrap=True,
     )
+    console.print(_needs_text(request.preflight), soft_wrap=True)
+
+
+def _needs_text(preflight: Preflight) -> str:
+    disks = ", ".join(
+        f"{_megabytes(disk.needed_bytes)} of {_megabytes(disk.free_bytes)} free"
+        for disk in preflight.disks
+    )
+    there = preflight.memory_available
+    memory = f"at most {_megabytes(preflight.memory_needed)}"
+    memory += "" if there is None else f" of {_megabytes(there)} available"
+    device = preflight.device_memory_available
+    gpu = "" if device is None else f"; on the GPU likewise, of {_megabytes(device)} free"
+    time = "" if preflight.seconds is None else f" Time: roughly {_duration(preflight.seconds)}."
+    return f"Disk: {disks}. Memory: {memory}{gpu}.{time}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(seconds, 1):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def plan_document(request: Request, number: int) -> dict[str, Any]:
@@ -176,8 +198,26 @@ def plan_document(request: Request, number: int) -> dict[str, Any]:
             "copied": len(plan.tensors) - plan.num_truncated,
             "size_bytes": plan.size_bytes,
         },
+        "needs": _needs(request.preflight),
         "tensors": tensors,
         "base_only": list(plan.pairing.base_only),
+    }
+
+
+def _needs(preflight: Preflight) -> dict[str, Any]:
+    return {
+        "disks": [
+            {
+                "folder": str(disk.folder),
+                "needed_bytes": disk.needed_bytes,
+                "free_bytes": disk.free_bytes,
+            }
+            for disk in preflight.disks
+        ],
+        "memory_bytes": preflight.memory_needed,
+        "memory_available_bytes": preflight.memory_available,
+        "device_memory_available_bytes": preflight.device_memory_available,
+        "seconds": preflight.seconds,
     }
 
 

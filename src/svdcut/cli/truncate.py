@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from svdcut.api import Request, TruncateOptions, carry_out, prepare
-from svdcut.cli.guard import Unfinished, guard
+from svdcut.cli.guard import Unfinished, guard, warn
 from svdcut.cli.output import (
     print_json,
     print_plan,
@@ -257,8 +257,11 @@ def truncate(
             "quiet": quiet,
         }
         request = prepare(base, finetuned, _outputs(rank, out), **options)
+        for text in request.preflight.warnings():
+            warn(text)
         if dry_run:
             print_plan(request, as_json=json)
+            request.preflight.refuse()
             return
         planned.append(request)
         with show_progress(quiet=quiet, verbose=verbose) as observe:

@@ -23,13 +23,7 @@ from svdcut.svd.decomposition import (
 )
 from svdcut.svd.dense import exact_triplets, gram_triplets
 from svdcut.svd.krylov import krylov_triplets
-from svdcut.svd.route import Route
-
-_KRYLOV_MIN_SIDE = 384
-"""Shorter matrices are decomposed whole sooner than iterated on (measured, CPU)."""
-
-_KRYLOV_MAX_SHARE = 6
-"""Krylov pays while the rank is below this part of the short side (measured, CPU)."""
+from svdcut.svd.route import Route, choose_route
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +118,7 @@ def decompose(
 def _ladder(start: Decomposition, top: int | None, route: Route) -> Iterator[_Attempt]:
     """Yield the routes to take in turn."""
     if route is Route.AUTO:
-        route = _choose(start.full_rank, top)
+        route = choose_route(start.full_rank, top)
     if route is Route.KRYLOV and top is not None and top < start.full_rank:
         yield _Attempt(Method.KRYLOV, start.matrix.dtype)
         if start.matrix.dtype != torch.float64:
@@ -132,12 +126,6 @@ def _ladder(start: Decomposition, top: int | None, route: Route) -> Iterator[_At
     if route is not Route.EXACT:
         yield _Attempt(Method.GRAM, torch.float64)
     yield _Attempt(Method.EXACT, torch.float64)
-
-
-def _choose(full_rank: int, top: int | None) -> Route:
-    if top is None or full_rank < _KRYLOV_MIN_SIDE or top * _KRYLOV_MAX_SHARE > full_rank:
-        return Route.GRAM
-    return Route.KRYLOV
 
 
 def _attempt(

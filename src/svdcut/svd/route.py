@@ -1,4 +1,4 @@
-"""The routes of the engine by name; importable without torch."""
+"""The routes of the engine, and which to start with; importable without torch."""
 
 from __future__ import annotations
 
@@ -12,3 +12,25 @@ class Route(str, Enum):
     EXACT = "exact"
     GRAM = "gram"
     KRYLOV = "krylov"
+
+
+_KRYLOV_MIN_SIDE = 384
+"""Shorter matrices are decomposed whole sooner than iterated on (measured, CPU)."""
+
+_KRYLOV_MAX_SHARE = 6
+"""Krylov pays while the rank is below this part of the short side (measured, CPU)."""
+
+
+def choose_route(full_rank: int, top: int | None) -> Route:
+    """Return the route that is likely the fastest.
+
+    Parameters
+    ----------
+    full_rank : int
+        Short side of the matrix.
+    top : int or None
+        How many leading triplets are needed; None for all.
+    """
+    if top is None or full_rank < _KRYLOV_MIN_SIDE or top * _KRYLOV_MAX_SHARE > full_rank:
+        return Route.GRAM
+    return Route.KRYLOV

@@ -1,0 +1,80 @@
+"""What the machine has: processors, memory, room on disks.
+
+It imports no torch unless a CUDA device is asked for.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+_CGROUP = Path("/sys/fs/cgroup")
+_MEMINFO = Path("/proc/meminfo")
+_CUDA_DRIVER = Path("/dev/nvidiactl")
+
+
+def num_cores() -> int:
+    """Return how many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def available_memory() -> int | None:
+    """Return the bytes of memory that can be had, or None where the system does not tell.
+
+    The least of what the system has and what the control group of a container leaves.
+    """
+    found = [_system_memory(), _group_memory()]
+    return min((value for value in found if value is not None), default=None)
+
+
+def _system_memory() -> int | None:
+    try:
+        lines = _MEMINFO.read_text().splitlines()
+    except OSError:
+        return None
+    sizes = {key: rest.split() for key, _, rest in (line.partition(":") for line in lines)}
+    return int(sizes["MemAvailable"][0]) * 1024 if "MemAvailable" in sizes else None
+
+
+def _group_memory() -> int | None:
+    """Return what is left under the limit of control groups, version 2."""
+    try:
+        limit = int((_CGROUP / "memory.max").read_text())
+        used = int((_CGROUP / "memory.current").read_text())
+        pairs = (line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
+        cache = int(dict(pairs).get("inactive_file", 0))
+    except (OSError, ValueError):
+        return None  # no such group, or no limit: it says "max"
+    return max(limit - (used - cache), 0)
+
+
+def free_space(path: Path) -> tuple[int, int]:
+    """Return the file system that a path would be on, and the bytes free there.
+
+    Parameters
+    ----------
+    path : Path
+        It need not exist.
+    """
+    place = path.absolute()
+    while not place.exists():
+        place = place.parent
+    return place.stat().st_dev, shutil.disk_usage(place).free
+
+
+def free_device_memory(device: str) -> int | None:
+    """Return the bytes free on a CUDA device, or None where there is none.
+
+    Parameters
+    ----------
+    device : str
+        ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+    """
+    if device == "cpu" or not _CUDA_DRIVER.exists():
+        return None
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    return torch.cuda.mem_get_info("cuda" if device == "auto" else device)[0]
