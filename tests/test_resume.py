@@ -464,6 +464,30 @@ def test_full_disk_at_every_tenth_of_the_output(pair, tmp_path, out, monkeypatch
     assert (file_bytes(pair.base), file_bytes(pair.finetuned)) == before
 
 
+def can_mount():
+    command = ["unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
+    return (
+        shutil.which("unshare") is not None
+        and subprocess.run(command, capture_output=True, check=False).returncode == 0
+    )
+
+
+@pytest.mark.skipif(not can_mount(), reason="no file system may be mounted here")
+def test_real_full_disk_at_every_tenth_of_the_output(pairs, tmp_path):
+    pair, here = pairs("sharded"), Path(__file__).parent
+    script = [sys.executable, here / "full_disk.py", pair.base, pair.finetuned, tmp_path]
+    path = os.pathsep.join([str(here.parent / "bench"), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        ["unshare", "-rm", *script],
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.split()[0]) >= 5
+
+
 @pytest.mark.parametrize("call", [0, 1, 2, 5, 10, 20, 30])
 def test_disk_that_fails_to_sync(pair, tmp_path, out, monkeypatch, one_worker, call):
     fsync, calls = os.fsync, itertools.count()
@@ -526,6 +550,25 @@ def test_tensor_that_finds_no_room_on_the_device_is_done_on_the_cpu(
     assert manifest.device == "small"
 
 
+def test_other_errors_are_no_matter_of_solvers(pair, out, small_gpu, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("something else")
+
+    monkeypatch.setattr(engine, "gram_triplets", fail)
+    with pytest.raises(RuntimeError, match="something else"):
+        truncate(pair, out)
+
+
+def test_solver_that_always_fails_is_an_error_that_names_the_tensor(pair, out, monkeypatch):
+    def fail(*_, **__):
+        raise SOLVER_ERRORS[1]
+
+    for route in ("gram_triplets", "exact_triplets"):
+        monkeypatch.setattr(engine, route, fail)
+    with pytest.raises(svdcut.SvdcutError, match=r"tensor '.*': no SVD converged \(cusolver"):
+        truncate(pair, out)
+
+
 def test_no_room_on_the_cpu_is_an_error(pair, out, monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("no")
@@ -536,30 +579,40 @@ def test_no_room_on_the_cpu_is_an_error(pair, out, monkeypatch):
     assert not out.exists()
 
 
-def test_solver_that_does_not_converge_is_followed_by_the_next(pair, out, monkeypatch):
+SOLVER_ERRORS = [
+    torch.linalg.LinAlgError("eigh: failed to converge"),
+    RuntimeError("cusolver error: CUSOLVER_STATUS_EXECUTION_FAILED, when calling ..."),
+]
+
+
+@pytest.mark.parametrize("error", SOLVER_ERRORS, ids=["LinAlgError", "RuntimeError"])
+def test_solver_that_fails_is_followed_by_the_next(pair, out, monkeypatch, error):
     def fail(*_, **__):
-        raise torch.linalg.LinAlgError("eigh: failed to converge")
+        raise error
 
     monkeypatch.setattr(engine, "gram_triplets", fail)
     manifest = truncate(pair, out)
     for fact in manifest.tensors.values():
         if fact.truncation:
             assert fact.truncation.svd.method == "exact"
-            assert fact.truncation.svd.rejected == ("gram/float64: no convergence",)
+            assert fact.truncation.svd.rejected == ("gram/float64: solver failed",)
             assert fact.truncation.svd.certified
 
 
-def test_solver_that_fails_on_the_device_is_followed_by_the_cpu(pair, out, small_gpu, monkeypatch):
+@pytest.mark.parametrize("error", SOLVER_ERRORS, ids=["LinAlgError", "RuntimeError"])
+def test_solver_that_fails_on_the_device_is_followed_by_the_cpu(
+    pair, out, small_gpu, monkeypatch, error
+):
     exact = engine.exact_triplets
     calls = itertools.count()
 
     def fail_once(matrix):
         if next(calls) == 0:
-            raise torch.linalg.LinAlgError("svd: failed to converge")
+            raise error
         return exact(matrix)
 
     monkeypatch.setattr(engine, "exact_triplets", fail_once)
     manifest = truncate(pair, out, svd="exact", only=["layers.0.down.weight"])
     svd = manifest.tensors["layers.0.down.weight"].truncation.svd
-    assert svd.rejected == ("cuda: no convergence",)
+    assert svd.rejected == ("cuda: solver failed",)
     assert svd.certified

@@ -20,7 +20,7 @@ from svdcut.pairing import Action, Pair
 from svdcut.plan import PlannedTensor
 from svdcut.ranks import Rule, RuleKind, rule_for
 from svdcut.report import MatrixResult, describe_truncation
-from svdcut.svd.decomposition import Decomposition, LinAlgError
+from svdcut.svd.decomposition import Decomposition, SolverError
 from svdcut.tensorfile import TensorEntry, iterate_bytes, read_bytes, size_bytes
 from svdcut.update import (
     TORCH_DTYPES,
@@ -119,7 +119,7 @@ def process_tensor(
             )
         except QualityError as error:
             raise QualityError(f"tensor {pair.name!r}: {error.what}", hint=error.hint) from error
-        except LinAlgError as error:
+        except SolverError as error:
             raise SvdcutError(f"tensor {pair.name!r}: no SVD converged ({error})") from error
         return [_reject(fact, failed) for fact in facts]
     return _copy(planned, sinks())
@@ -178,10 +178,10 @@ def or_on_cpu(device: torch.device, work: Callable[[torch.device], T]) -> tuple[
     """
     try:
         return work(device), ()
-    except (torch.OutOfMemoryError, LinAlgError) as error:
+    except (torch.OutOfMemoryError, SolverError) as error:
         if device.type == "cpu":
             raise
-        reason = "no convergence" if isinstance(error, LinAlgError) else "out of memory"
+        reason = "solver failed" if isinstance(error, SolverError) else "out of memory"
     # Out of the handler: its traceback would keep the tensors on the device alive.
     torch.cuda.empty_cache()
     return work(torch.device("cpu")), (f"{device.type}: {reason}",)

@@ -14,8 +14,19 @@ from torch import Tensor
 
 from svdcut.svd.certificate import Bounds, bound_cut
 
-LinAlgError: type[RuntimeError] = torch.linalg.LinAlgError  # type: ignore[attr-defined]
-"""Raised where LAPACK or its like does not converge."""
+_LIBRARIES = ("lapack", "cusolver", "cublas", "magma")
+
+
+class SolverError(Exception):
+    """No route could decompose a matrix: LAPACK or its like failed at the last one."""
+
+
+def is_solver_failure(error: RuntimeError) -> bool:
+    """Whether a library of linear algebra failed, where another route may not."""
+    if isinstance(error, torch.linalg.LinAlgError):  # type: ignore[attr-defined]
+        return True
+    # A status other than "no convergence" comes as a plain RuntimeError.
+    return any(name in str(error).lower() for name in _LIBRARIES)
 
 
 class Method(str, Enum):

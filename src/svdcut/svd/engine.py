@@ -15,10 +15,11 @@ from torch import Tensor
 
 from svdcut.svd.decomposition import (
     Decomposition,
-    LinAlgError,
     Method,
     Proof,
+    SolverError,
     Triplets,
+    is_solver_failure,
     sum_of_squares,
 )
 from svdcut.svd.dense import exact_triplets, gram_triplets
@@ -70,8 +71,8 @@ def decompose(
 
     Raises
     ------
-    torch.linalg.LinAlgError
-        If no route converges.
+    SolverError
+        If no route serves.
 
     Notes
     -----
@@ -101,10 +102,13 @@ def decompose(
             continue
         try:
             found = _attempt(start, attempt, top, tolerance, seed)
-        except LinAlgError:
-            if attempt is ladder[-1]:
+        except RuntimeError as error:
+            if not is_solver_failure(error):
                 raise
-            found = None
+            if attempt is ladder[-1]:
+                raise SolverError(str(error)) from error
+            rejected.append(f"{attempt}: solver failed")
+            continue
         if found is None:
             rejected.append(f"{attempt}: no convergence")
             continue
