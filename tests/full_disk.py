@@ -52,7 +52,9 @@ def main() -> None:
             with mock.patch.object(os, "posix_fallocate", return_value=None):
                 assert "No space left on device" in fail()
         kept += partial_path(OUT).exists()
-        mount(16 * size, "remount")
+        mount(16 * size, "remount", "ro")
+        assert "Read-only file system" in fail()
+        mount(16 * size, "remount", "rw")
         svdcut.truncate(BASE, FINETUNED, OUT, rank=8)
         assert comparable(OUT) == comparable(whole)
         assert not partial_path(OUT).exists()
