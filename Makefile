@@ -19,9 +19,11 @@ check: .venv/.installed-dev  ## Lint, types, layers, generated files
 	.venv/bin/lint-imports --no-cache
 	.venv/bin/codespell
 	$(PYTHON) scripts/generate_reference.py --check
+	$(PYTHON) scripts/kinds_table.py --check
 
-reference: .venv/.installed-dev  ## Write man/ and docs/cli-reference.md anew
+reference: .venv/.installed-dev  ## Write man/, docs/cli-reference.md and docs/kinds.md anew
 	$(PYTHON) scripts/generate_reference.py
+	$(PYTHON) scripts/kinds_table.py
 
 picture: .venv/.installed-dev  ## Measure and draw docs/agreement.png anew
 	$(PYTHON) scripts/real_pair.py demo

@@ -18,6 +18,7 @@ import torch
 from kills import Course, comparable
 
 import svdcut
+import svdcut.budget
 import svdcut.truncation
 import svdcut.writer
 from checkpoints import Pair, file_bytes
@@ -304,9 +305,9 @@ def test_first_pass_of_a_budget_is_resumed_too(pair, tmp_path, out, monkeypatch,
     truncate(pair, tmp_path / "whole", **options)
     with pytest.raises(Interrupted):
         truncate(pair, out, observe=Stop(3), **options)
-    spectra = svdcut.truncation._spectra
+    spectra = svdcut.budget._spectra
     made = []
-    monkeypatch.setattr(svdcut.truncation, "_spectra", lambda *a: made.append(a) or spectra(*a))
+    monkeypatch.setattr(svdcut.budget, "_spectra", lambda *a: made.append(a) or spectra(*a))
     truncate(pair, out, **options)
     assert made == []
     assert comparable(out) == comparable(tmp_path / "whole")
@@ -536,7 +537,7 @@ def small_gpu(monkeypatch):
 
     monkeypatch.setattr(MatrixEntry, "read", limited)
     monkeypatch.setattr(svdcut.truncation, "resolve_device", lambda _: torch.device("cuda"))
-    monkeypatch.setattr(svdcut.truncation, "_device_name", lambda _: "small")
+    monkeypatch.setattr(svdcut.truncation, "device_name", lambda _: "small")
 
 
 @pytest.mark.parametrize("rank", ["4", "budget=0.3"])

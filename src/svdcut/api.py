@@ -24,7 +24,7 @@ from svdcut.svd.route import Route
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from svdcut.truncation import Observer
+    from svdcut.progress import Observer
 
 E = TypeVar("E", bound=Enum)
 
@@ -112,7 +112,7 @@ def truncate(
         A rank rule: ``64``, ``0``, ``"full"``, ``"noise"``, ``"energy=0.9"``,
         ``"ratio=0.05"`` or ``"budget=0.1"``.
     observe : callable, optional
-        Told of each tensor that is done; see `svdcut.truncation.Progress`.
+        Told of each tensor that is done; see `svdcut.progress.Progress`.
     **options : TruncateOptions
         The options of the command line by the same names.
 

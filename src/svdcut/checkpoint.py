@@ -75,21 +75,32 @@ class Checkpoint:
 
     @property
     def ties_embeddings(self) -> bool:
-        """Whether the config says that the head is the embedding."""
-        return any(
-            config.get("tie_word_embeddings") is True
-            for config in (self.config, self.config.get("text_config", {}))
-            if isinstance(config, dict)
-        )
+        """Whether the config says that the head is the embedding.
+
+        By saying nothing, a config of transformers says so: that was its default.
+        """
+        said = {config.get("tie_word_embeddings") for config in self._configs()}
+        return True in said or (False not in said and "model_type" in self.config)
+
+    @property
+    def vocab_size(self) -> int | None:
+        """The number of tokens that the config names."""
+        sizes = (config.get("vocab_size") for config in self._configs())
+        return next((size for size in sizes if isinstance(size, int)), None)
 
     @property
     def quantization(self) -> str | None:
         """The quantisation that the config names."""
-        for config in (self.config, self.config.get("text_config")):
-            found = config.get("quantization_config") if isinstance(config, dict) else None
+        for config in self._configs():
+            found = config.get("quantization_config")
             if isinstance(found, dict):
                 return str(found.get("quant_method", "quantization_config"))
         return None
+
+    def _configs(self) -> list[Mapping[str, Any]]:
+        """Return the config, and that of its language model where it has parts."""
+        text = self.config.get("text_config")
+        return [self.config, text] if isinstance(text, dict) else [self.config]
 
     def sidecars(self) -> list[Path]:
         """Return config, tokenizer, chat template and code files, relative, sorted."""

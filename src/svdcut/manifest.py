@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from svdcut.matching import Rename
+
 SCHEMA = "svdcut/manifest/1"
 SCHEMA_PATH = Path(__file__).with_name("manifest.schema.json")
 
@@ -143,6 +145,18 @@ class Totals:
 
 
 @dataclass(frozen=True, slots=True)
+class MatchingFact:
+    """How the tensors of both sides were matched by their names."""
+
+    renames: tuple[Rename, ...] = ()
+    wrappers: tuple[str, ...] = ()
+    """Parts that were left out of the middle of names."""
+
+    unmatched: tuple[str, ...] = ()
+    """Matrices that were copied whole, because base has nothing to compare them with."""
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """Everything about one result."""
 
@@ -158,6 +172,8 @@ class Manifest:
     tensors: Mapping[str, TensorFact]
     base_only: tuple[str, ...]
     """Tensors of base that have no place in the result."""
+
+    matching: MatchingFact = MatchingFact()
 
     files: Mapping[str, WeightFileFact | FileFact] = field(default_factory=dict)
     """Every file of the result but the manifest."""

@@ -6,21 +6,26 @@ A pure function of headers and options: it reads no weights and imports no torch
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from fnmatch import fnmatchcase
+from functools import partial
 
 from svdcut.checkpoint import Checkpoint
 from svdcut.errors import MismatchError, QuantizedError, UsageError
+from svdcut.matching import Matching, match_names
+from svdcut.names import (
+    collapse_numbers,
+    is_bias,
+    is_expert_stack,
+    is_task_head,
+    is_vocabulary,
+    tied_part,
+)
 from svdcut.options import Rest
 from svdcut.tensorfile import TensorEntry
 
-PREFIXES = ("model.", "bert.", "module.", "_orig_mod.", "base_model.model.")
-"""What wrappers and task heads put before every name."""
-
-_IN_NUMBERED_LAYER = re.compile(r"(^|\.)\d+(\.|$)")
-_EXPERTS = re.compile(r"(^|\.)experts(\.|$)")
 _MAX_LISTED = 20
 
 
@@ -41,11 +46,13 @@ class Pair:
     action: Action
     finetuned: TensorEntry
     base: TensorEntry | None
+    seed_name: str
+    """What seeds its decomposition: copies of one tied matrix share it, and their result."""
 
     @property
     def stacked(self) -> bool:
         """Whether it is a stack of expert matrices, each with a rank of its own."""
-        return len(self.finetuned.shape) == 3 and bool(_EXPERTS.search(self.name))
+        return is_expert_stack(self.name, self.finetuned.shape)
 
     @property
     def shared_rows(self) -> int:
@@ -68,8 +75,21 @@ class Pairing:
 
     pairs: tuple[Pair, ...]
     base_only: tuple[str, ...]
-    base_prefix: str | None
-    finetuned_prefix: str | None
+    matching: Matching
+    """How the names were matched."""
+
+    unmatched: tuple[str, ...]
+    """Matrices that would be truncated, had base a tensor to compare them with."""
+
+    @property
+    def base_prefix(self) -> str | None:
+        """What was taken from base's names, where most weights needed it."""
+        return (self.matching.renames[0].base or None) if self.matching.renames else None
+
+    @property
+    def finetuned_prefix(self) -> str | None:
+        """What was taken from the fine-tuned names, where most weights needed it."""
+        return (self.matching.renames[0].finetuned or None) if self.matching.renames else None
 
 
 def _columns(shape: tuple[int, ...]) -> int:
@@ -121,28 +141,31 @@ def pair_tensors(
     for option, patterns in (("--only", only), ("--skip", skip)):
         check_patterns(option, patterns, names)
     renamed = _rename(base, renames or {})
-    base_prefix, finetuned_prefix = _find_prefix(renamed, names)
-    by_key = {name.removeprefix(base_prefix or ""): entry for name, entry in renamed.items()}
+    fits = partial(_fits, sizes=(finetuned.vocab_size, base.vocab_size))
+    matching = match_names(renamed, dict(finetuned.tensors), fits)
     pairs: list[Pair] = []
-    mismatches: list[str] = []
-    used: set[str] = set()
+    mismatches: list[Pair] = []
+    unmatched: list[str] = []
     for name, entry in finetuned.tensors.items():
-        other = by_key.get(name.removeprefix(finetuned_prefix or ""))
-        other = other or _tied_partner(name, entry, base, by_key)
-        if other is not None:
-            used.add(other.name)
-            if not _fits(entry, other):
-                mismatches.append(
-                    f"{name!r}: base {list(other.shape)}, fine-tuned {list(entry.shape)}"
-                )
+        other = matching.partners.get(name) or _tied_partner(entry, base)
+        fitting = other is None or fits(entry, other)
+        if not fitting and is_task_head(name):
+            other = None  # the head of another task: there is no update to speak of
         wanted = _matches(name, only, default=True) and not _matches(name, skip, default=False)
-        pairs.append(Pair(name, _decide(entry, other, rest, wanted=wanted), entry, other))
-    _refuse_mismatches(base, finetuned, mismatches, shared=bool(used))
+        action = _decide(entry, other, rest, wanted=wanted and fitting)
+        pair = Pair(name, action, entry, other, _seed_name(name, finetuned))
+        pairs.append(pair)
+        if other is None and wanted and _truncatable(entry, entry):
+            unmatched.append(name)
+        if other is not None and wanted and not fitting and _matters(entry, other):
+            mismatches.append(pair)
+    used = {pair.base.name for pair in pairs if pair.base is not None}
+    _refuse_mismatches(base, finetuned, mismatches, shared=bool(matching.partners))
     return Pairing(
         pairs=tuple(pairs),
         base_only=tuple(name for name in base.tensors if name not in used),
-        base_prefix=base_prefix,
-        finetuned_prefix=finetuned_prefix,
+        matching=matching,
+        unmatched=tuple(unmatched),
     )
 
 
@@ -177,45 +200,39 @@ def _rename(base: Checkpoint, renames: Mapping[str, str]) -> dict[str, TensorEnt
     return renamed
 
 
-def _find_prefix(
-    base: Mapping[str, TensorEntry], finetuned: Sequence[str]
-) -> tuple[str | None, str | None]:
-    """Return the prefix to take from base's names and from the fine-tuned ones."""
-    ours = set(finetuned)
-    if ours & base.keys():
-        return None, None
-    best: tuple[int, str | None, str | None] = (0, None, None)
-    for prefix in PREFIXES:
-        shorter_base = {n.removeprefix(prefix) for n in base if n.startswith(prefix)}
-        shorter_ours = {n.removeprefix(prefix) for n in ours if n.startswith(prefix)}
-        candidates: tuple[tuple[int, str | None, str | None], ...] = (
-            (len(shorter_base & ours), prefix, None),
-            (len(shorter_ours & base.keys()), None, prefix),
-        )
-        for candidate in candidates:
-            if candidate[0] > best[0]:
-                best = candidate
-    return best[1:]
-
-
-def _tied_partner(
-    name: str, entry: TensorEntry, base: Checkpoint, by_key: Mapping[str, TensorEntry]
-) -> TensorEntry | None:
-    """Return base's embedding for a head that base ties to it and does not store."""
-    if not (name.endswith("lm_head.weight") and base.ties_embeddings):
+def _tied_partner(entry: TensorEntry, base: Checkpoint) -> TensorEntry | None:
+    """Return the copy that base stores of a tied matrix whose other copies it leaves out."""
+    part = tied_part(entry.name)
+    if not base.ties_embeddings or part is None:
         return None
-    endings = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
-    found = [e for key, e in by_key.items() if key.endswith(endings)]
-    return found[0] if len(found) == 1 and found[0].shape[1:] == entry.shape[1:] else None
+    # A second embedding is no copy of the first, but a head or what all parts share is.
+    found = [
+        (other.shape != entry.shape, place, name)
+        for name, other in base.tensors.items()
+        if (place := tied_part(name)) not in (None, part) and other.shape[1:] == entry.shape[1:]
+    ]
+    return base.tensors[min(found)[2]] if found else None
 
 
-def _fits(finetuned: TensorEntry, base: TensorEntry) -> bool:
-    """Whether the shapes agree, or differ in the vocabulary alone."""
-    if finetuned.shape == base.shape:
+def _seed_name(name: str, finetuned: Checkpoint) -> str:
+    tied = finetuned.ties_embeddings and tied_part(name) is not None
+    return "tied embeddings" if tied else name
+
+
+def _fits(ours: TensorEntry, theirs: TensorEntry, *, sizes: tuple[int | None, int | None]) -> bool:
+    """Whether the shapes agree, or differ in the vocabulary alone, of which `sizes` are known."""
+    if ours.shape == theirs.shape:
         return True
-    grown = len(finetuned.shape) == len(base.shape) >= 1 and finetuned.shape[1:] == base.shape[1:]
-    # Within a numbered layer a first dimension is no vocabulary.
-    return grown and not _IN_NUMBERED_LAYER.search(finetuned.name)
+    if len(ours.shape) != len(theirs.shape) or not ours.shape or ours.shape[1:] != theirs.shape[1:]:
+        return False
+    return is_vocabulary(ours.name) or sizes == (ours.shape[0], theirs.shape[0])
+
+
+def _matters(ours: TensorEntry, theirs: TensorEntry) -> bool:
+    """Whether a mismatch says that base is another model's: one of integers or one row does not."""
+    floats = ours.dtype.is_plain_float and theirs.dtype.is_plain_float
+    one_row = len(ours.shape) >= 2 and ours.shape[:1] == theirs.shape[:1] == (1,)
+    return floats and not one_row
 
 
 def _decide(
@@ -232,15 +249,15 @@ def _truncatable(finetuned: TensorEntry, base: TensorEntry) -> bool:
     if not (finetuned.dtype.is_plain_float and base.dtype.is_plain_float):
         return False
     shape = finetuned.shape
-    if len(shape) < 2 or len(base.shape) != len(shape):
+    if len(shape) < 2 or len(base.shape) != len(shape) or is_bias(finetuned.name):
         return False
-    if len(shape) == 3 and _EXPERTS.search(finetuned.name):
+    if is_expert_stack(finetuned.name, shape):
         return shape == base.shape and shape[0] >= 1 and min(shape[1:]) >= 2
     return min(shape[0], base.shape[0], _columns(shape)) >= 2
 
 
 def _refuse_mismatches(
-    base: Checkpoint, finetuned: Checkpoint, mismatches: Sequence[str], *, shared: bool
+    base: Checkpoint, finetuned: Checkpoint, mismatches: Sequence[Pair], *, shared: bool
 ) -> None:
     if not shared:
         raise MismatchError(
@@ -250,14 +267,32 @@ def _refuse_mismatches(
             hint="If only a prefix differs, name it: --map OLD=NEW renames base's.",
         )
     if mismatches:
-        listed = list(mismatches[:_MAX_LISTED])
-        if len(mismatches) > _MAX_LISTED:
-            listed.append(f"... and {len(mismatches) - _MAX_LISTED} more")
+        listed = _describe_mismatches(mismatches)
+        if len(listed) > _MAX_LISTED:
+            more = len(listed) - _MAX_LISTED
+            listed = [*listed[:_MAX_LISTED], f"... and {more} more kinds"]
+        noun = "tensor differs" if len(mismatches) == 1 else "tensors differ"
         raise MismatchError(
-            f"{len(mismatches)} tensors differ in shape between {base.source} and "
+            f"{len(mismatches)} {noun} in shape between {base.source} and "
             f"{finetuned.source}:\n    " + "\n    ".join(listed),
-            hint="Is this the base that the model was fine-tuned from?",
+            hint="Is this the base that the model was fine-tuned from? --skip GLOB copies "
+            "a tensor from the fine-tuned side, whatever its shape.",
         )
+
+
+def _describe_mismatches(mismatches: Iterable[Pair]) -> list[str]:
+    """Return a line for each kind of mismatch; layers that differ alike are one kind."""
+    kinds: dict[tuple[str, str], list[str]] = {}
+    for pair in mismatches:
+        assert pair.base is not None
+        shapes = f"base {list(pair.base.shape)}, fine-tuned {list(pair.finetuned.shape)}"
+        kinds.setdefault((collapse_numbers(pair.name), shapes), []).append(pair.name)
+    return [
+        f"{names[0]!r}: {shapes}"
+        if len(names) == 1
+        else f"{name!r} ({len(names)} tensors): {shapes}"
+        for (name, shapes), names in kinds.items()
+    ]
 
 
 _QUANTIZED_NAMES = {

@@ -6,13 +6,11 @@ Layers that differ in their number alone are one group. It formats no table.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from svdcut.manifest import Manifest, Truncation
-
-_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)")
+from svdcut.names import collapse_numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +39,7 @@ def summarize(manifest: Manifest) -> list[Group]:
     gathered: dict[tuple[str, tuple[int, ...]], list[Truncation]] = {}
     for name, fact in manifest.tensors.items():
         if fact.truncation is not None:
-            key = (_NUMBER.sub("*", name), fact.shape)
+            key = (collapse_numbers(name), fact.shape)
             gathered.setdefault(key, []).append(fact.truncation)
     return [_group(name, shape, members) for (name, shape), members in gathered.items()]
 

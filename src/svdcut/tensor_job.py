@@ -20,8 +20,9 @@ from svdcut.pairing import Action, Pair
 from svdcut.plan import PlannedTensor
 from svdcut.ranks import Rule, RuleKind, rule_for
 from svdcut.report import MatrixResult, describe_truncation
+from svdcut.sink import TensorSink
 from svdcut.svd.decomposition import Decomposition, SolverError
-from svdcut.tensorfile import TensorEntry, iterate_bytes, read_bytes, size_bytes
+from svdcut.tensorfile import Dtype, TensorEntry, iterate_bytes, read_bytes, size_bytes
 from svdcut.update import (
     TORCH_DTYPES,
     MatrixEntry,
@@ -31,7 +32,6 @@ from svdcut.update import (
     read_update,
     write_values,
 )
-from svdcut.writer import TensorSink
 
 T = TypeVar("T")
 
@@ -56,7 +56,7 @@ class Job:
 
     def requests(self, pair: Pair, number: int) -> list[CutRequest]:
         """Return what to keep of matrix `number` of a tensor, for each output."""
-        seed = stable_seed(pair.name, number, self.options.seed)
+        seed = stable_seed(pair.seed_name, number, self.options.seed)
         return [
             CutRequest(rule, self.options.keep, seed, self.budgets.get((rule, pair.name, number)))
             for rule in self.rules_for(pair)
@@ -154,10 +154,11 @@ def _fact(
 
 
 def _refuse_nonfinite_bytes(entry: TensorEntry, data: bytearray) -> None:
-    if entry.dtype not in TORCH_DTYPES or not data:
+    # A complex number is two float32. Only looked at: the bytes themselves are written.
+    dtype = torch.float32 if entry.dtype is Dtype.C64 else TORCH_DTYPES.get(entry.dtype)
+    if dtype is None or not data:
         return
-    # Only looked at: the bytes themselves are what is written.
-    if not bool(torch.isfinite(torch.frombuffer(data, dtype=TORCH_DTYPES[entry.dtype])).all()):
+    if not bool(torch.isfinite(torch.frombuffer(data, dtype=dtype)).all()):
         raise NonFiniteError(f"tensor {entry.name!r} holds NaN or infinity ({entry.path})")
 
 
@@ -203,7 +204,7 @@ def _truncate(job: Job, planned: PlannedTensor, sinks: Sequence[TensorSink]) -> 
             zero_fraction=update.zero_fraction,
             route=job.options.svd,
             tolerance=job.options.tolerance,
-            seed=stable_seed(pair.name, number),
+            seed=stable_seed(pair.seed_name, number),
         )
         for found, cut, sink in zip(results, cuts, sinks, strict=True):
             rows = _rows(job, planned, finetuned, update, decomposition, cut)

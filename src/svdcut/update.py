@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from svdcut.errors import NonFiniteError
+from svdcut.sink import TensorSink
 from svdcut.svd.decomposition import row_blocks
 from svdcut.tensorfile import Dtype, TensorEntry, read_bytes, size_bytes
-from svdcut.writer import TensorSink
 
 TORCH_DTYPES = {
     Dtype.F16: torch.float16,

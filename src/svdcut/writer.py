@@ -24,6 +24,7 @@ from typing import Any
 from svdcut.destination import check_partial, is_ours, partial_path, replaced_path
 from svdcut.errors import OutputError, OutputExistsError, SvdcutError
 from svdcut.journal import Journal
+from svdcut.sink import TensorSink, output_error, write_at
 from svdcut.tensorfile import FileLayout, TensorEntry, iterate_bytes
 
 TENSOR = "tensor"
@@ -33,44 +34,6 @@ _RESULT_NAME = "checkpoint"
 _COPY_BYTES = 1 << 20
 _SYNC_SECONDS = 1.0
 """Work that a power failure may cost."""
-
-
-class TensorSink:
-    """Takes the bytes of one tensor, in order.
-
-    Parameters
-    ----------
-    descriptor : int
-        Of the file.
-    entry : TensorEntry
-        Where they go.
-    """
-
-    def __init__(self, descriptor: int, entry: TensorEntry) -> None:
-        self._descriptor = descriptor
-        self._entry = entry
-        self._done = 0
-        self._digest = hashlib.sha256()
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Write the next bytes."""
-        view = memoryview(data).cast("B")
-        if self._done + len(view) > self._entry.size_bytes:
-            raise ValueError(f"too many bytes for tensor {self._entry.name!r}")
-        self._digest.update(view)
-        try:
-            _write_at(self._descriptor, view, self._entry.offset + self._done)
-        except OSError as error:
-            raise output_error(self._entry.path, error) from error
-        self._done += len(view)
-
-    def finish(self) -> str:
-        """Return the sha256 of the tensor, once all of it is written."""
-        if self._done != self._entry.size_bytes:
-            raise ValueError(
-                f"tensor {self._entry.name!r}: {self._done} of {self._entry.size_bytes} bytes"
-            )
-        return self._digest.hexdigest()
 
 
 class CheckpointWriter:
@@ -192,7 +155,7 @@ class CheckpointWriter:
             if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
                 raise
         os.ftruncate(descriptor, file.size_bytes)
-        _write_at(descriptor, memoryview(file.header), 0)
+        write_at(descriptor, memoryview(file.header), 0)
 
     def finished(self, entry: TensorEntry) -> Mapping[str, Any] | None:
         """Return what was recorded of a tensor in an earlier run, if its bytes are there.
@@ -352,21 +315,9 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _write_at(descriptor: int, view: memoryview, offset: int) -> None:
-    while view:
-        count = os.pwrite(descriptor, view, offset)
-        offset += count
-        view = view[count:]
-
-
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def output_error(path: Path, error: OSError) -> OutputError:
-    """Return the error to raise where the system refused to write."""
-    return OutputError(f"{path}: cannot be written: {error.strerror or error}")

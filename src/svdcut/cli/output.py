@@ -10,6 +10,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -19,18 +20,23 @@ from rich.table import Table
 
 from svdcut.cli.guard import printable, warn
 from svdcut.manifest import Manifest
+from svdcut.names import collapse_numbers, is_in_numbered_layer, is_task_head
 from svdcut.summary import Group, summarize
 from svdcut.tensorfile import Dtype
 
 if TYPE_CHECKING:
     from svdcut.api import Request
+    from svdcut.matching import Matching
     from svdcut.preflight import Preflight
-    from svdcut.truncation import Observer
-    from svdcut.truncation import Progress as TensorDone
+    from svdcut.progress import Observer
+    from svdcut.progress import Progress as TensorDone
 
 _STAGES = {"spectra": "pass 1 of 2: spectra", "truncate": "truncating"}
 _ROUNDING_SHARE = 0.1
 """Rounding above this share of what was cut deserves a warning."""
+
+_UNMATCHED_SHARE = 0.01
+"""Less than this, outside of the layers, is a head or an embedding that came new."""
 
 
 class _Console(Console):
@@ -201,6 +207,11 @@ def plan_document(request: Request, number: int) -> dict[str, Any]:
         "needs": _needs(request.preflight),
         "tensors": tensors,
         "base_only": list(plan.pairing.base_only),
+        "matching": {
+            "renames": [asdict(rename) for rename in plan.pairing.matching.renames],
+            "wrappers": list(plan.pairing.matching.wrappers),
+            "unmatched": list(plan.pairing.unmatched),
+        },
     }
 
 
@@ -240,17 +251,28 @@ def print_result(request: Request, manifests: Sequence[Manifest]) -> None:
 
 def _print_pairing(console: Console, request: Request) -> None:
     pairing = request.plan.pairing
-    for side, prefix in (
-        ("base", pairing.base_prefix),
-        ("the fine-tuned side", pairing.finetuned_prefix),
-    ):
-        if prefix is not None:
-            console.print(f"Matched without the prefix {prefix!r} of {side}.")
+    for line in _matching_lines(pairing.matching):
+        console.print(escape(printable(line)), soft_wrap=True)
     if pairing.base_only:
-        names = ", ".join(printable(name) for name in pairing.base_only[:3])
-        more = len(pairing.base_only) - 3
-        rest = f" and {more} more" if more > 0 else ""
-        console.print(f"Only in base, not written: {escape(names)}{rest}.", soft_wrap=True)
+        names = escape(_first_names(pairing.base_only))
+        console.print(f"Only in base, not written: {names}.", soft_wrap=True)
+
+
+def _matching_lines(matching: Matching) -> Iterator[str]:
+    for rename in matching.renames:
+        if not rename.finetuned:
+            yield f"Matched without the prefix {rename.base!r} of base."
+        elif not rename.base:
+            yield f"Matched without the prefix {rename.finetuned!r} of the fine-tuned side."
+        else:
+            yield f"Matched {rename.base!r} of base with {rename.finetuned!r}."
+    if matching.wrappers:
+        yield f"Matched without {', '.join(map(repr, matching.wrappers))} in names."
+
+
+def _first_names(names: Sequence[str]) -> str:
+    more = len(names) - 3
+    return ", ".join(map(printable, names[:3])) + (f" and {more} more" if more > 0 else "")
 
 
 def _result_table(groups: Sequence[Group]) -> Table:
@@ -308,6 +330,31 @@ def _result_lines(manifest: Manifest) -> Iterator[str]:
     if escalated:
         noun = "tensor" if escalated == 1 else "tensors"
         yield f"{escalated} {noun} needed a more careful route than the first; see the manifest."
+
+
+def warn_of_unmatched(request: Request) -> None:
+    """Warn where much was copied whole for want of a tensor of base; a new head is usual."""
+    plan = request.plan
+    sizes = {tensor.pair.name: tensor.target.size_bytes for tensor in plan.tensors}
+    names = [name for name in plan.pairing.unmatched if not is_task_head(name)]
+    share = sum(sizes[name] for name in names) / max(sum(sizes.values()), 1)
+    if share < _UNMATCHED_SHARE and not any(map(is_in_numbered_layer, names)):
+        return
+    kinds: dict[str, list[str]] = {}
+    for name in names:
+        kinds.setdefault(collapse_numbers(name), []).append(name)
+    shown = [kind if len(members) > 1 else members[0] for kind, members in kinds.items()]
+    hint = "If base has them under other names, --map OLD=NEW renames base's."
+    if any("experts" in name for name in [*names, *plan.pairing.base_only]):
+        hint = (
+            "Base may store its experts in another layout, one by one or in stacks: save both "
+            "sides with one version of transformers."
+        )
+    noun = "matrix is" if len(names) == 1 else "matrices are"
+    warn(
+        f"{len(names)} {noun} copied whole, {share:.1%} of the weights: base has no tensor of "
+        f"that name: {_first_names(shown)}.\n  {hint}"
+    )
 
 
 def warn_of_rounding(manifest: Manifest) -> None:

@@ -17,6 +17,7 @@ from svdcut.cli.output import (
     print_result,
     show_progress,
     warn_of_rounding,
+    warn_of_unmatched,
 )
 from svdcut.destination import partial_path
 from svdcut.errors import UsageError
@@ -259,6 +260,7 @@ def truncate(
         request = prepare(base, finetuned, _outputs(rank, out), **options)
         for text in request.preflight.warnings():
             warn(text)
+        warn_of_unmatched(request)
         if dry_run:
             print_plan(request, as_json=json)
             request.preflight.refuse()

@@ -1,0 +1,65 @@
+"""What the name of a tensor says of it: layer numbers, biases, experts, heads.
+
+Names alone; it knows no checkpoint.
+"""
+
+from __future__ import annotations
+
+import re
+
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)")
+_IN_NUMBERED_LAYER = re.compile(r"(^|\.)\d+(\.|$)")
+_EXPERTS = re.compile(r"(^|\.)(experts|\w*moe|(input|output)_linear)(\.|$)")
+_BIAS = re.compile(r"(^|[._])bias$")
+_TASK_HEAD = re.compile(
+    r"(^|\.)(\w*classifier|classification_heads?|score|head|fc|qa_outputs|seq_relationship|"
+    r"regressor|v_head|value_head|logits_proj|sequence_summary|pooler)(\.|$)"
+)
+_VOCABULARY = re.compile(
+    r"(^|\.)(\w*emb\w*|\w*vocab\w*|wte|wpe|shared|lm_head|output|decoder|predictions|proj_out)"
+    r"(\.(weight|bias))?$"
+)
+_TIED = tuple(
+    re.compile(rf"(^|\.)({pattern})\.weight$")
+    for pattern in (
+        "shared",
+        "embed_tokens|word_embeddings|wte|embed_in",
+        r"lm_head|embed_out|proj_out|vocab_projector|(predictions|lm_head)\.decoder",
+    )
+)
+"""Parts of a model that are often one matrix: what encoder and decoder share, embeddings, heads."""
+
+
+def collapse_numbers(name: str) -> str:
+    """Return a name with ``*`` for every number, so that layers of one kind share it."""
+    return _NUMBER.sub("*", name)
+
+
+def is_in_numbered_layer(name: str) -> bool:
+    """Whether it belongs to one of several like parts."""
+    return bool(_IN_NUMBERED_LAYER.search(name))
+
+
+def is_expert_stack(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether it holds the matrices of several experts, one after the other."""
+    return len(shape) == 3 and bool(_EXPERTS.search(name))
+
+
+def is_bias(name: str) -> bool:
+    """Whether it holds bias vectors, be it one for each expert."""
+    return bool(_BIAS.search(name))
+
+
+def is_task_head(name: str) -> bool:
+    """Whether it belongs to a head that fine-tuning usually makes anew, as a classifier."""
+    return bool(_TASK_HEAD.search(name)) and not is_in_numbered_layer(name)
+
+
+def is_vocabulary(name: str) -> bool:
+    """Whether its rows stand for tokens or positions, of which there may be more later."""
+    return bool(_VOCABULARY.search(name)) and not is_in_numbered_layer(name)
+
+
+def tied_part(name: str) -> int | None:
+    """Return which of the parts that are often tied it is: 0 to 2, the owner first; or None."""
+    return next((part for part, pattern in enumerate(_TIED) if pattern.search(name)), None)
