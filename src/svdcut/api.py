@@ -188,13 +188,17 @@ def prepare(
         Everything that can be known before a weight is read.
     """
     rules = [_single(text) for text in outs]
-    paths = [Path(out).expanduser() for out in outs.values()]
+    paths = [_expand_user(out) for out in outs.values()]
     if len({path.resolve() for path in paths}) != len(paths):
         raise UsageError("several ranks, one output", hint="Name it with {k}: -o 'out-{k}'.")
     resolved = resolve_options(options)
     restart, force = options.get("restart", False), options.get("force", False)
     quiet = options.get("quiet", False)
     ours, theirs = (open_checkpoint(side, quiet=quiet) for side in (base, finetuned))
+    # Now rather than after the work, when they are copied.
+    theirs.sidecars()
+    for side in (ours, theirs):
+        side.card()
     inputs = [side.directory or side.files[0].path for side in (ours, theirs)]
     for path in paths:
         check_output(path, inputs, force=force)
@@ -249,6 +253,18 @@ def resolve_options(options: TruncateOptions) -> Options:
         dtype=_member(StoredDtype, "--dtype", options.get("dtype", "auto")),
         max_shard_size=options.get("max_shard_size"),
     )
+
+
+def _expand_user(out: str | Path) -> Path:
+    try:
+        path = Path(out).expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"{out}: there is no such user", hint="As a folder: ./~name.") from error
+    try:
+        path.resolve()
+    except RuntimeError as error:  # before Python 3.13
+        raise UsageError(f"{out}: a link that leads to itself") from error
+    return path
 
 
 def _single(text: str) -> Rule:

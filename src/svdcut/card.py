@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import yaml
+
 from svdcut.manifest import Manifest, Source
 from svdcut.summary import summarize
 
@@ -20,6 +22,10 @@ _INHERITED = (
     "library_name",
     "pipeline_tag",
 )
+_LISTS = ("language", "license", "tags", "base_model")
+_MAX_TEXT = 300
+_MAX_ITEMS = 1000
+_FRONT_MATTER = re.compile(r"\s{,9}---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|$)", re.DOTALL)
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@.*)?")
 
 
@@ -46,23 +52,57 @@ def render_card(manifest: Manifest, finetuned_card: str | None, base_card: str |
     if parents:
         data["base_model"] = parents
         data["base_model_relation"] = "merge" if len(parents) > 1 else "finetune"
-    tags = ours.get("tags") or []
-    data["tags"] = list(dict.fromkeys([*(tags if isinstance(tags, list) else []), "svdcut"]))
+    data["tags"] = list(dict.fromkeys([*_texts(ours.get("tags")), "svdcut"]))
     header = ModelCardData(**data, ignore_metadata_errors=True).to_yaml()
     return f"---\n{header}\n---\n\n{_body(manifest)}"
 
 
 def card_metadata(card: str | None) -> dict[str, Any]:
-    """Return the metadata of a card, empty where there is none that can be read."""
-    if card is None:
-        return {}
-    from huggingface_hub import CardData, ModelCard
+    """Return what is inherited of a card's metadata, empty where it cannot be read.
 
-    try:
-        data: CardData = ModelCard(card, ignore_metadata_errors=True).data
-        return dict(data.to_dict())  # type: ignore[no-untyped-call]
-    except Exception:
+    Parameters
+    ----------
+    card : str or None
+        A stranger's text.
+
+    Returns
+    -------
+    dict
+        Texts and lists of texts alone.
+    """
+    front = _FRONT_MATTER.match(card or "")
+    if front is None:
         return {}
+    try:
+        # The loader is a safe one, and stricter than that.
+        found = yaml.load(front[1], Loader=_Loader)  # noqa: S506
+    except (yaml.YAMLError, ValueError, RecursionError, TypeError, LookupError, AttributeError):
+        return {}
+    if not isinstance(found, dict):
+        return {}
+    texts = {key: found[key] for key in _INHERITED if _is_text(found.get(key))}
+    lists = {key: _texts(found.get(key)) for key in _LISTS if isinstance(found.get(key), list)}
+    named = found.get("base_model")
+    return texts | lists | ({"base_model": named} if _is_text(named) else {})
+
+
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
+    """Takes no aliases: a few lines of them stand for gigabytes."""
+
+    def compose_node(self, parent: object, index: object) -> object:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("an alias")
+        return super().compose_node(parent, index)
+
+
+def _is_text(value: object) -> bool:
+    """Whether it is a text of one line that can be written to a file."""
+    return isinstance(value, str) and len(value) <= _MAX_TEXT and value.isprintable()
+
+
+def _texts(value: object) -> list[str]:
+    items = value if isinstance(value, list) else []
+    return [item for item in items if _is_text(item)][:_MAX_ITEMS]
 
 
 def _on_hub(source: Source) -> bool:
@@ -131,7 +171,7 @@ def _name(source: Source) -> str:
 def _rank_rows(manifest: Manifest) -> list[tuple[str, ...]]:
     return [
         (
-            f"`{group.name}`",
+            f"`{_inert(group.name)}`",
             str(group.count),
             " x ".join(map(str, group.shape)),
             group.rank_text(),
@@ -140,6 +180,12 @@ def _rank_rows(manifest: Manifest) -> list[tuple[str, ...]]:
         )
         for group in summarize(manifest)
     ]
+
+
+def _inert(name: str) -> str:
+    """Return a name that cannot end its cell or its line: it is a stranger's."""
+    shown = "".join(c if c.isprintable() and c not in "`|" else f"\\u{ord(c):04x}" for c in name)
+    return shown if len(shown) <= _MAX_TEXT else f"{shown[:_MAX_TEXT]}..."
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:

@@ -5,7 +5,8 @@ Reads headers, index and config; no weights. It decides nothing about pairs.
 
 from __future__ import annotations
 
-import json
+import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -15,11 +16,21 @@ from typing import Any
 from svdcut import hub
 from svdcut.conversion import conversion_hint
 from svdcut.errors import CheckpointError
+from svdcut.jsonfile import Bounds, check_regular, quoted, read_json
 from svdcut.tensorfile import TensorEntry, TensorFile, read_header
 
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 CARD_NAME = "README.md"
+
+_MAX_TENSORS = 500_000
+"""Bounds the memory; the largest models have a quarter of that."""
+
+_INDEX_BOUNDS = Bounds(num_bytes=100_000_000, num_values=2 * _MAX_TENSORS)
+_CONFIG_BOUNDS = Bounds(num_bytes=16_000_000, num_values=1_000_000)
+_CARD_BYTES = 1_000_000
+_WRONG_INDEX = "The index is damaged or not of this checkpoint; fetch or save it again."
+_INCOMPLETE = "The checkpoint is incomplete; fetch or save it again."
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _SIDECARS = (
@@ -92,9 +103,11 @@ class Checkpoint:
     def quantization(self) -> str | None:
         """The quantisation that the config names."""
         for config in self._configs():
-            found = config.get("quantization_config")
-            if isinstance(found, dict):
-                return str(found.get("quant_method", "quantization_config"))
+            for key in ("quantization_config", "compression_config"):
+                found = config.get(key)
+                if found:
+                    method = found.get("quant_method") if isinstance(found, dict) else found
+                    return method if isinstance(method, str) else key
         return None
 
     def _configs(self) -> list[Mapping[str, Any]]:
@@ -103,24 +116,61 @@ class Checkpoint:
         return [self.config, text] if isinstance(text, dict) else [self.config]
 
     def sidecars(self) -> list[Path]:
-        """Return config, tokenizer, chat template and code files, relative, sorted."""
+        """Return config, tokenizer, chat template and code files, relative, sorted.
+
+        Raises
+        ------
+        CheckpointError
+            If one cannot be read, or would not end, as a pipe.
+        """
         if self.directory is None:
             return []
         found = {
             path.relative_to(self.directory)
             for pattern in _SIDECARS
             for path in self.directory.glob(pattern)
-            if path.is_file()
+            if not path.is_dir()
         }
-        return sorted(
-            path for path in found if not any(fnmatchcase(path.name, p) for p in _NOT_SIDECARS)
-        )
+        names = [n for n in found if not any(fnmatchcase(n.name, p) for p in _NOT_SIDECARS)]
+        for name in names:
+            _check_readable(self.directory / name)
+        return sorted(names)
 
     def card(self) -> str | None:
-        """Return the text of its model card."""
-        if self.directory is None or not (self.directory / CARD_NAME).is_file():
+        """Return the text of its model card, or the start of a long one.
+
+        Raises
+        ------
+        CheckpointError
+            If it cannot be read.
+        """
+        if self.directory is None or not _is_there(self.directory / CARD_NAME):
             return None
-        return (self.directory / CARD_NAME).read_text(encoding="utf-8", errors="replace")
+        path = self.directory / CARD_NAME
+        _check_readable(path)
+        with path.open("rb") as file:
+            return file.read(_CARD_BYTES).decode("utf-8", errors="replace")
+
+
+def _is_there(path: Path) -> bool:
+    """Whether a name is taken, if only by a link that leads nowhere."""
+    return os.path.lexists(path)
+
+
+def _check_readable(path: Path) -> None:
+    try:
+        check_regular(path)
+        with path.open("rb"):
+            pass
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path | str, error: OSError) -> CheckpointError:
+    if isinstance(path, Path) and path.is_symlink() and not path.exists():
+        target = quoted(str(path.readlink()))
+        return CheckpointError(f"{path}: a link to {target}, which is not there", hint=_INCOMPLETE)
+    return CheckpointError(f"{path}: cannot be read: {error.strerror}")
 
 
 def open_checkpoint(source: str | Path, *, quiet: bool = False) -> Checkpoint:
@@ -148,7 +198,12 @@ def open_checkpoint(source: str | Path, *, quiet: bool = False) -> Checkpoint:
     """
     text = str(source)
     if isinstance(source, Path) or hub.is_local(text):
-        return _open_path(text, Path(text).expanduser(), None)
+        try:
+            return _open_path(text, Path(text).expanduser(), None)
+        except OSError as error:
+            raise CheckpointError(f"{text}: cannot be read: {error.strerror}") from error
+        except RuntimeError as error:  # of expanduser
+            raise CheckpointError(f"{text}: there is no such user") from error
     snapshot = hub.fetch_snapshot(text, quiet=quiet)
     return _open_path(text, snapshot.path, snapshot.revision)
 
@@ -156,24 +211,50 @@ def open_checkpoint(source: str | Path, *, quiet: bool = False) -> Checkpoint:
 def _open_path(source: str, path: Path, revision: str | None) -> Checkpoint:
     if path.is_file():
         if path.suffix != ".safetensors":
-            raise CheckpointError(
-                f"{source}: not a .safetensors file",
-                hint=conversion_hint(
-                    str(path.parent), _read_json(path.parent / "config.json") or {}
-                ),
-            )
+            raise _not_safetensors(source, path)
         return _assemble(source, revision, None, [path.name], path.parent, None)
     if not path.is_dir():
-        raise CheckpointError(f"{source}: no such file or directory")
-    index = _read_json(path / INDEX_NAME)
-    if index is not None:
-        names = _shard_names(path / INDEX_NAME, index.get("weight_map"))
+        raise _not_there(source, path)
+    if _is_there(path / INDEX_NAME):
+        index = read_json(path / INDEX_NAME, _INDEX_BOUNDS, strict=True)
+        names = _shard_names(path / INDEX_NAME, index)
         checkpoint = _assemble(source, revision, path, names, path, index)
         _check_index(path / INDEX_NAME, index["weight_map"], checkpoint)
         return checkpoint
-    if (path / WEIGHTS_NAME).is_file():
+    if _is_there(path / WEIGHTS_NAME):
         return _assemble(source, revision, path, [WEIGHTS_NAME], path, None)
     raise _no_weights(source, path)
+
+
+def _not_there(source: str, path: Path) -> CheckpointError:
+    if path.is_symlink():
+        return CheckpointError(f"{source}: a link that leads nowhere")
+    if _is_there(path):
+        return CheckpointError(f"{source}: neither a file nor a folder")
+    return CheckpointError(f"{source}: no such file or directory")
+
+
+def _not_safetensors(source: str, path: Path) -> CheckpointError:
+    if path.suffix == ".incomplete":
+        return CheckpointError(f"{source}: a download that did not finish", hint=_INCOMPLETE)
+    if path.name == INDEX_NAME:
+        hint = f"Name the folder that holds it: {shlex.quote(str(path.parent))}"
+    elif any(path.match(pattern) for pattern in _PICKLES):
+        return CheckpointError(
+            f"{source}: pickled weights, and a pickle can run any code: never opened",
+            hint=conversion_hint(str(path.parent), _read_config(path.parent)),
+        )
+    else:
+        hint = _OTHER_FORMATS.get(path.suffix.lower(), "Name a folder or a .safetensors file.")
+    return CheckpointError(f"{source}: not a .safetensors file", hint=hint)
+
+
+def _read_config(folder: Path) -> Mapping[str, Any]:
+    """Return config.json as far as it helps to word a hint."""
+    try:
+        return read_json(folder / "config.json", _CONFIG_BOUNDS)
+    except CheckpointError:
+        return {}
 
 
 def _assemble(
@@ -184,51 +265,57 @@ def _assemble(
     folder: Path,
     index: Mapping[str, Any] | None,
 ) -> Checkpoint:
-    files = tuple(read_header(folder / name) for name in names)
+    files: list[TensorFile] = []
     tensors: dict[str, TensorEntry] = {}
-    for file in files:
+    for name in names:
+        path = folder / name
+        if path.is_symlink() and not path.exists():
+            raise _unreadable(path, FileNotFoundError())
+        file = read_header(path)
+        files.append(file)
+        if len(tensors) + len(file.entries) > _MAX_TENSORS:
+            raise CheckpointError(f"{source}: more than {_MAX_TENSORS} tensors")
         for entry in file.entries:
             if entry.name in tensors:
                 raise CheckpointError(
-                    f"{source}: tensor {entry.name!r} is in two files: "
+                    f"{source}: tensor {quoted(entry.name)} is in two files: "
                     f"{tensors[entry.name].path.name} and {file.path.name}"
                 )
             tensors[entry.name] = entry
     if not tensors:
         raise CheckpointError(f"{source}: holds no tensors")
-    config = None if directory is None else _read_json(directory / "config.json")
-    return Checkpoint(source, revision, directory, files, tensors, index, config or {})
+    config: Mapping[str, Any] = {}
+    if directory is not None and _is_there(directory / "config.json"):
+        config = read_json(directory / "config.json", _CONFIG_BOUNDS)
+    return Checkpoint(source, revision, directory, tuple(files), tensors, index, config)
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: not a JSON object")
-    return value
-
-
-def _shard_names(path: Path, weight_map: object) -> list[str]:
+def _shard_names(path: Path, index: Mapping[str, Any]) -> list[str]:
+    weight_map, metadata = index.get("weight_map"), index.get("metadata")
+    if metadata is not None and not isinstance(metadata, dict):
+        raise CheckpointError(f"{path}: 'metadata' is not an object", hint=_WRONG_INDEX)
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{path}: has no 'weight_map'")
+        raise CheckpointError(f"{path}: has no 'weight_map'", hint=_WRONG_INDEX)
     for name in weight_map.values():
         beside = isinstance(name, str) and Path(name).name == name
         if not (beside and name.endswith(".safetensors")):
             raise CheckpointError(
-                f"{path}: names {name!r}, which is not a .safetensors file beside it"
+                f"{path}: names {quoted(name)}, which is not a .safetensors file beside it",
+                hint=_WRONG_INDEX,
             )
     names = sorted(set(weight_map.values()))
     for name in names:
-        if not (path.parent / name).is_file():
-            raise CheckpointError(
-                f"{path}: names {name!r}, which is not there",
-                hint="The checkpoint is incomplete; fetch or save it again.",
-            )
+        if not _is_there(path.parent / name):
+            raise _missing_shard(path, name)
     return names
+
+
+def _missing_shard(path: Path, name: str) -> CheckpointError:
+    unfinished = [found.name for found in path.parent.glob("*.incomplete")]
+    more = f"; {quoted(unfinished[0])} is a download that did not finish" if unfinished else ""
+    return CheckpointError(
+        f"{path}: names {quoted(name)}, which is not there{more}", hint=_INCOMPLETE
+    )
 
 
 def _check_index(path: Path, weight_map: Mapping[str, str], checkpoint: Checkpoint) -> None:
@@ -241,10 +328,19 @@ def _check_index(path: Path, weight_map: Mapping[str, str], checkpoint: Checkpoi
     if wrong:
         name = min(wrong)
         raise CheckpointError(
-            f"{path}: {len(wrong)} tensors are not where it says, as {name!r}: index "
-            f"{weight_map.get(name, 'nowhere')}, files {actual.get(name, 'nowhere')}",
+            f"{path}: tensors that are not where it says: {len(wrong)}, as {quoted(name)} "
+            f"(index: {weight_map.get(name, 'nowhere')}, found: {actual.get(name, 'nowhere')})",
             hint="Shards of different saves lie in one folder; fetch or save it again.",
         )
+
+
+_OTHER_FORMATS = {
+    ".gguf": "GGUF holds quantised weights; use the safetensors checkpoint that it was made from.",
+    ".h5": "TensorFlow weights; save the model as safetensors.",
+    ".msgpack": "Flax weights; save the model as safetensors.",
+    ".onnx": "An exported model; use the checkpoint that it was made from.",
+    ".incomplete": "A download did not finish; fetch it again.",
+}
 
 
 def _no_weights(source: str, path: Path) -> CheckpointError:
@@ -253,15 +349,23 @@ def _no_weights(source: str, path: Path) -> CheckpointError:
             f"{source}: a PEFT adapter, which this version cannot read",
             hint="Merge it into its base first: PeftModel.merge_and_unload(), save_pretrained().",
         )
+    none = f"{source}: no {WEIGHTS_NAME} and no {INDEX_NAME} in it"
+    if (path / "model_index.json").is_file():
+        found = sorted(path.glob("*/*.safetensors"))
+        hint = f"Name one of its parts: {shlex.quote(str(found[0]))}" if found else None
+        return CheckpointError(f"{none}, but model_index.json: a pipeline of diffusers", hint=hint)
     if any(found for pattern in _PICKLES for found in path.glob(pattern)):
         return CheckpointError(
             f"{source}: its weights are pickled, and a pickle can run any code: never opened",
-            hint=conversion_hint(source, _read_json(path / "config.json") or {}),
+            hint=conversion_hint(source, _read_config(path)),
         )
     others = sorted(found.name for found in path.glob("*.safetensors"))
     if others:
-        return CheckpointError(
-            f"{source}: has no {WEIGHTS_NAME} and no {INDEX_NAME}, but {', '.join(others[:3])}",
-            hint=f"Name the file itself: {Path(source) / others[0]}",
-        )
-    return CheckpointError(f"{source}: no {WEIGHTS_NAME} and no {INDEX_NAME} in it")
+        names = ", ".join(map(quoted, others[:3]))
+        named = shlex.quote(str(Path(source) / others[0]))
+        return CheckpointError(f"{none}, but {names}", hint=f"Name the file itself: {named}")
+    for suffix, hint in _OTHER_FORMATS.items():
+        if found := sorted(path.glob(f"*{suffix}")):
+            return CheckpointError(f"{none}, but {quoted(found[0].name)}", hint=hint)
+    hint = None if any(path.iterdir()) else "The folder is empty."
+    return CheckpointError(none, hint=hint)

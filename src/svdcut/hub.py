@@ -5,7 +5,6 @@ Does not take sub-folders or weights in other formats, read tensors, or log in (
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from svdcut.conversion import conversion_hint
 from svdcut.errors import CheckpointError, HubError
+from svdcut.jsonfile import Bounds, quoted, read_json
 
 # As huggingface_hub's validate_repo_id, whose import costs 0.1 s, and as git for the revision.
 _NAME = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
@@ -21,6 +21,7 @@ _REVISION = r"(?!/)(?!.*(?:\.\.|//))[^\s\x00-\x1f\x7f~^:?*\[\\]+(?<!/)"
 _HUB_ID = rf"(?![^@]*(?:--|\.\.))({_NAME}/{_NAME})(?<!\.git)(?:@({_REVISION}))?"
 _parsed = re.compile(_HUB_ID).fullmatch
 _INDEX = "model.safetensors.index.json"
+_BOUNDS = Bounds(num_bytes=100_000_000, num_values=1_000_000)
 _SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.tiktoken", "*.spm", "*.txt", "*.bpe", "*.codes"]
 _SMALL_FILES += ["*.py", "README.md", "LICEN[CS]E*", "[Ll]icen[cs]e*", "NOTICE*", "COPYING*"]
 # In these patterns `*` also matches "/"; "[!s]" is for the index of any format but safetensors.
@@ -87,6 +88,10 @@ def fetch_snapshot(source: str, *, quiet: bool = False) -> Snapshot:
         return _download(repo_id, revision, _progress_bars(quiet=quiet))
     except (HTTPError, OSError, ValueError, RuntimeError) as error:  # RuntimeError: Xet's client
         raise _explained(error, repo_id, revision) from error
+    except (LookupError, TypeError, AttributeError, AssertionError) as error:
+        # What huggingface_hub raises where an answer lacks a key, or is no object at all.
+        what = f"{repo_id}@{revision}: the Hub's answer has an unexpected form ({error!r:.200})"
+        raise HubError(what, hint="check HF_ENDPOINT, and run again") from error
 
 
 def _download(repo_id: str, revision: str, bars: type[object]) -> Snapshot:
@@ -112,12 +117,13 @@ def _weight_files(folder: Path, repo_id: str) -> list[str]:
         adapter = (folder / "adapter_config.json").is_file()
         return ["model.safetensors", *(["adapter_model.safetensors"] if adapter else [])]
     try:
-        names = set(json.loads((folder / _INDEX).read_bytes())["weight_map"].values())
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        names = set(read_json(folder / _INDEX, _BOUNDS)["weight_map"].values())
+    except (CheckpointError, LookupError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{repo_id}: {_INDEX} is not an index of weights") from error
     for name in names or [None]:
         if not re.fullmatch(r"(?!.*\.\.)[^/\\*?\[\x00-\x1f]+\.safetensors", str(name)):
-            raise CheckpointError(f"{repo_id}: {_INDEX} names {name!r}, no .safetensors beside it")
+            what = f"{repo_id}: {_INDEX} names {quoted(name)}, no .safetensors beside it"
+            raise CheckpointError(what)
     return sorted(names)
 
 
@@ -133,12 +139,10 @@ def _incomplete(folder: Path, repo_id: str, missing: list[str]) -> CheckpointErr
     found = [name for name in files if re.fullmatch(r"[^/]*model[^/]*\.(bin|pt|pth)", name)]
     pickled = f", only pickled ones ({found[0]!r}), which svdcut does not open" if found else ""
     try:
-        config = json.loads((folder / "config.json").read_bytes())
-    except (OSError, ValueError):
+        config = read_json(folder / "config.json", _BOUNDS)
+    except CheckpointError:
         config = {}
-    hint = conversion_hint(
-        repo_id, config if isinstance(config, dict) else {}, revision=folder.name
-    )
+    hint = conversion_hint(repo_id, config, revision=folder.name)
     what = f"{repo_id} at {folder.name} has no safetensors weights{pickled}"
     return CheckpointError(what, hint=hint if found else None)
 

@@ -100,7 +100,8 @@ class Journal:
                     self.identity = record["identity"]
                 else:
                     self._records[record["kind"], record["name"]] = record["data"]
-        os.ftruncate(self._descriptor, whole)
+        if os.fstat(self._descriptor).st_size > whole:
+            os.ftruncate(self._descriptor, whole)
 
     def begin(self, identity: Mapping[str, str]) -> None:
         """Forget everything, and say what the run is."""

@@ -27,8 +27,10 @@ from svdcut.update import (
     TORCH_DTYPES,
     MatrixEntry,
     Rows,
+    Side,
     Update,
     compose,
+    nonfinite_error,
     read_update,
     write_values,
 )
@@ -135,10 +137,11 @@ def _reject(fact: TensorFact, failed: tuple[str, ...]) -> TensorFact:
 
 def _copy(planned: PlannedTensor, sinks: Sequence[TensorSink]) -> list[TensorFact]:
     pair = planned.pair
-    source = pair.base if pair.action is Action.COPY_BASE else pair.finetuned
+    from_base = pair.action is Action.COPY_BASE
+    source, side = (pair.base, Side.BASE) if from_base else (pair.finetuned, Side.FINETUNED)
     assert source is not None
     for data in iterate_bytes(source):
-        _refuse_nonfinite_bytes(source, data)
+        _refuse_nonfinite_bytes(source, data, side)
         for sink in sinks:
             sink.write(data)
     return [_fact(planned, pair.action, sink.finish()) for sink in sinks]
@@ -153,13 +156,13 @@ def _fact(
     )
 
 
-def _refuse_nonfinite_bytes(entry: TensorEntry, data: bytearray) -> None:
+def _refuse_nonfinite_bytes(entry: TensorEntry, data: bytearray, side: Side) -> None:
     # A complex number is two float32. Only looked at: the bytes themselves are written.
     dtype = torch.float32 if entry.dtype is Dtype.C64 else TORCH_DTYPES.get(entry.dtype)
     if dtype is None or not data:
         return
     if not bool(torch.isfinite(torch.frombuffer(data, dtype=dtype)).all()):
-        raise NonFiniteError(f"tensor {entry.name!r} holds NaN or infinity ({entry.path})")
+        raise nonfinite_error(entry, side)
 
 
 def or_on_cpu(device: torch.device, work: Callable[[torch.device], T]) -> tuple[T, tuple[str, ...]]:
@@ -266,7 +269,7 @@ def _write_new_rows(planned: PlannedTensor, sink: TensorSink) -> None:
     start = size_bytes(pair.finetuned.dtype, (pair.shared_rows, columns))
     stop = size_bytes(pair.finetuned.dtype, (rows, columns))
     data = read_bytes(pair.finetuned, start, stop)
-    _refuse_nonfinite_bytes(pair.finetuned, data)
+    _refuse_nonfinite_bytes(pair.finetuned, data, Side.FINETUNED)
     values = torch.frombuffer(data, dtype=TORCH_DTYPES[pair.finetuned.dtype])
     stored = values.to(TORCH_DTYPES[planned.target.dtype])
     _refuse_overflow(planned, stored)

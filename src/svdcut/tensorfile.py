@@ -9,7 +9,6 @@ the tensors' bytes without holes. See https://github.com/huggingface/safetensors
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import math
 import os
@@ -18,9 +17,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, NoReturn, TypeGuard
 
 from svdcut.errors import CheckpointError
+from svdcut.jsonfile import check_num_values, check_regular, parse_int, quoted, unique
 
 _LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 100_000_000
@@ -28,6 +28,39 @@ _MAX_HEADER_BYTES = 100_000_000
 
 _MAX_SIZE = 2**63 - 1
 """Of a file; larger numbers are not even printed."""
+
+_MAX_HEADER_VALUES = 5_000_000
+"""Of JSON; half a million tensors have fewer. Bounds the memory, whatever the text."""
+
+_MAGIC_BYTES = 32
+_MAX_DIMENSIONS = 64
+"""As torch."""
+
+_FIELDS = frozenset({"dtype", "shape", "data_offsets"})
+
+_PICKLED = "It was renamed, not converted. Load it where you trust it, and save it as safetensors."
+
+_FOREIGN = {
+    b"version https://git-lfs": (
+        "a pointer of Git LFS, not the weights",
+        "Fetch the weights: git lfs install, then git lfs pull in that folder.",
+    ),
+    b"<": (
+        "a web page or XML, not the weights",
+        "A download saved an error or log-in page; fetch the file again.",
+    ),
+    b"PK\x03\x04": (
+        "a zip archive, as torch.save writes",
+        _PICKLED,
+    ),
+    b"\x80": (
+        "a pickle",
+        _PICKLED,
+    ),
+    b"GGUF": ("a GGUF file", "Use the safetensors checkpoint that it was made from."),
+    b"\x89HDF": ("an HDF5 file", "Save the model as safetensors."),
+}
+"""What is found in place of weights, by its first bytes."""
 
 _COPY_BYTES = 16 << 20
 _HASH_BYTES = 4 << 20
@@ -146,58 +179,121 @@ def read_header(path: Path) -> TensorFile:
     Reads the header alone.
     """
     try:
-        status = path.stat()
-        size = status.st_size
+        check_regular(path)
         with path.open("rb") as file:
-            length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
-            if size < _LENGTH_BYTES or length > size - _LENGTH_BYTES:
-                raise _malformed(path, f"a header of {length} bytes in a file of {size}")
-            if length > _MAX_HEADER_BYTES:
-                raise _malformed(path, f"a header of {length} bytes, more than 100 MB")
-            raw = file.read(length)
+            status = os.fstat(file.fileno())
+            size = status.st_size
+            length = _check_start(path, file.read(_MAGIC_BYTES), size)
+            file.seek(_LENGTH_BYTES)
+            header = _parse_header(path, file.read(length))
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
-    header = _parse_json(path, raw)
     metadata = header.pop("__metadata__", {})
     if not _is_text_map(metadata):
         raise _malformed(path, "'__metadata__' is not a map of strings")
-    start = _LENGTH_BYTES + length
-    entries = sorted(
-        (_parse_entry(path, name, fields, start) for name, fields in header.items()),
-        key=lambda entry: (entry.offset, entry.offset + entry.size_bytes),
-    )
-    _check_contiguous(path, entries, start, size)
+    begin = _LENGTH_BYTES + length
+    entries = [_make_entry(path, name, place, begin) for name, place in header.items()]
+    del header
+    entries.sort(key=lambda entry: (entry.offset, entry.offset + entry.size_bytes))
+    _check_contiguous(path, entries, begin, size)
     return TensorFile(path, size, tuple(entries), metadata, status.st_mtime_ns)
 
 
-def _malformed(path: Path, what: str) -> CheckpointError:
-    return CheckpointError(
-        f"{path}: not a well-formed safetensors file: {what}",
-        hint="The file is damaged or was cut off; fetch or save it again.",
-    )
+def _check_start(path: Path, start: bytes, size: int) -> int:
+    """Return the length of the header; say what the file is if it cannot be one."""
+    length = int.from_bytes(start[:_LENGTH_BYTES], "little")
+    if size >= _LENGTH_BYTES and length <= min(size - _LENGTH_BYTES, _MAX_HEADER_BYTES):
+        return length
+    if size == 0:
+        raise _malformed(path, "it is empty")
+    if length > _MAX_HEADER_BYTES:
+        for magic, (what, hint) in _FOREIGN.items():
+            if start.startswith(magic):
+                raise _malformed(path, f"it is {what}", hint)
+    if length > size - _LENGTH_BYTES:
+        raise _malformed(path, f"a header of {length} bytes in a file of {size}")
+    raise _malformed(path, f"a header of {length} bytes, more than 100 MB")
 
 
-def _parse_json(path: Path, raw: bytes) -> dict[str, Any]:
+_DAMAGED = "The file is damaged or was cut off; fetch or save it again."
+
+
+def _malformed(path: Path, what: str, hint: str = _DAMAGED) -> CheckpointError:
+    return CheckpointError(f"{path}: not a well-formed safetensors file: {what}", hint=hint)
+
+
+class _Place(NamedTuple):
+    """A valid entry without its name, in a fraction of the memory of its JSON."""
+
+    dtype: Dtype
+    shape: tuple[int, ...]
+    begin: int
+
+
+def _parse_header(path: Path, raw: bytes) -> dict[str, Any]:
+    """Parse a header; by the letter, which Python's parser does not by itself."""
     try:
         # Decoded here: json would take UTF-16 too, and half surrogate pairs.
-        header = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
+        text = raw.decode("utf-8")
+        del raw
+        if not text.startswith("{"):
+            raise _malformed(path, "the header is not a JSON object")
+        check_num_values(text, _MAX_HEADER_VALUES)
+        header: dict[str, Any] = json.loads(
+            text,
+            object_pairs_hook=_make_object,
+            parse_int=_parse_size,
+            parse_float=_refuse_number,
+            parse_constant=_refuse_number,
+        )
+    except ValueError as error:
         raise _malformed(path, f"the header is not valid JSON ({error})") from error
+    except RecursionError as error:
+        raise _malformed(path, "the header is nested too deep") from error
     if not isinstance(header, dict):
-        raise _malformed(path, "the header is not a JSON object")
+        raise _malformed(path, "the header is a single entry")
     return header
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    for text in itertools.chain.from_iterable(pairs):
-        if isinstance(text, str):
-            text.encode()  # an escape can still make half a pair, which no file can hold
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{twice!r} is named twice")
-    return result
+def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any] | _Place:
+    fields = unique(pairs)
+    try:
+        return _parse_place(fields)
+    except ValueError:
+        return fields  # the metadata, or refused later, when its name is known
+
+
+def _parse_place(fields: object) -> _Place:
+    if not isinstance(fields, dict) or not fields.keys() >= _FIELDS:
+        raise ValueError("is not an object of dtype, shape and data_offsets")
+    if any(isinstance(fields[key], (dict, list, tuple)) for key in fields.keys() - _FIELDS):
+        raise ValueError("has a further field that is no plain value")
+    kind, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
+    try:
+        dtype = Dtype(kind)
+    except ValueError:
+        raise ValueError(f"has the unknown dtype {quoted(kind)}") from None
+    if not _is_sizes(shape) or not _is_sizes(offsets) or len(offsets) != 2:
+        raise ValueError("has no valid shape and data_offsets")
+    if len(shape) > _MAX_DIMENSIONS:
+        raise ValueError(f"has {len(shape)} dimensions, more than {_MAX_DIMENSIONS}")
+    num_bits = math.prod(shape) * dtype.bits
+    begin, end = offsets
+    if num_bits > 8 * _MAX_SIZE:
+        raise ValueError("is larger than a file can be")
+    if num_bits != 8 * (end - begin):
+        raise ValueError(f"takes {end - begin} bytes, its shape and dtype make {num_bits / 8:.10g}")
+    return _Place(dtype, tuple(shape), begin)
+
+
+def _parse_size(text: str) -> int:
+    if text == "-0":
+        _refuse_number(text)
+    return parse_int(text)
+
+
+def _refuse_number(text: str) -> NoReturn:
+    raise ValueError(f"the number {quoted(text)}")
 
 
 def _is_text_map(value: object) -> bool:
@@ -211,28 +307,13 @@ def _is_sizes(value: object) -> TypeGuard[list[int]]:
     )
 
 
-def _parse_entry(path: Path, name: str, fields: object, start: int) -> TensorEntry:
-    if not isinstance(fields, dict):
-        raise _malformed(path, f"the entry of {name!r} is not an object")
-    shape, offsets = fields.get("shape"), fields.get("data_offsets")
-    try:
-        dtype = Dtype(fields.get("dtype"))
-    except ValueError:
-        raise CheckpointError(
-            f"{path}: tensor {name!r} has the unknown dtype {fields.get('dtype')!r}"
-        ) from None
-    if not _is_sizes(shape) or not _is_sizes(offsets) or len(offsets) != 2:
-        raise _malformed(path, f"the entry of {name!r} has no valid shape and data_offsets")
-    entry = TensorEntry(name, dtype, tuple(shape), path, start + offsets[0])
-    if entry.size_bytes > _MAX_SIZE:
-        raise _malformed(path, f"tensor {name!r} is larger than a file can be")
-    if offsets[1] - offsets[0] != entry.size_bytes:
-        raise _malformed(
-            path,
-            f"tensor {name!r} takes {offsets[1] - offsets[0]} bytes, "
-            f"its shape and dtype make {entry.size_bytes}",
-        )
-    return entry
+def _make_entry(path: Path, name: str, place: object, start: int) -> TensorEntry:
+    if not isinstance(place, _Place):
+        try:
+            place = _parse_place(place)
+        except ValueError as error:
+            raise _malformed(path, f"the entry of {quoted(name)} {error}") from None
+    return TensorEntry(name, place.dtype, place.shape, path, start + place.begin)
 
 
 def _check_contiguous(path: Path, entries: list[TensorEntry], start: int, size: int) -> None:
@@ -240,7 +321,7 @@ def _check_contiguous(path: Path, entries: list[TensorEntry], start: int, size: 
     for entry in entries:
         if entry.offset != position:
             kind = "a hole before" if entry.offset > position else "an overlap at"
-            raise _malformed(path, f"{kind} tensor {entry.name!r}")
+            raise _malformed(path, f"{kind} tensor {quoted(entry.name)}")
         position += entry.size_bytes
     if position != size:
         raise _malformed(path, f"its tensors end at byte {position}, the file at {size}")
@@ -327,7 +408,7 @@ def read_bytes(entry: TensorEntry, start: int = 0, stop: int | None = None) -> b
             while done < len(view):
                 count = os.preadv(file.fileno(), [view[done:]], entry.offset + start + done)
                 if count == 0:
-                    raise CheckpointError(f"{entry.path}: ends within tensor {entry.name!r}")
+                    raise CheckpointError(f"{entry.path}: ends within tensor {quoted(entry.name)}")
                 done += count
     except OSError as error:
         raise CheckpointError(f"{entry.path}: cannot be read: {error.strerror}") from error

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import Enum
 
 import torch
 from torch import Tensor
@@ -30,6 +31,13 @@ _PRECISION_BITS = {Dtype.F16: 11, Dtype.BF16: 8, Dtype.F32: 24, Dtype.F64: 53}
 
 _LARGEST = 2.0**1000
 """Room for norms below the end of float64."""
+
+
+class Side(Enum):
+    """The two checkpoints, as messages call them."""
+
+    BASE = "base"
+    FINETUNED = "the fine-tuned side"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +109,8 @@ def read_update(
     matrix = ours.to(dtype, copy=True).sub_(theirs.to(dtype))
     largest = float(matrix.abs().max())
     if not largest < _LARGEST:
-        _refuse_nonfinite(finetuned, ours, "the fine-tuned side")
-        _refuse_nonfinite(base, theirs, "base")
+        _refuse_nonfinite(finetuned, ours, Side.FINETUNED)
+        _refuse_nonfinite(base, theirs, Side.BASE)
         raise NonFiniteError(f"tensor {finetuned.tensor.name!r}: the update overflows")
     rounding = 0.0
     if measure_rounding:
@@ -121,12 +129,17 @@ def read_update(
     )
 
 
-def _refuse_nonfinite(entry: MatrixEntry, values: Tensor, side: str) -> None:
+def _refuse_nonfinite(entry: MatrixEntry, values: Tensor, side: Side) -> None:
     if not bool(torch.isfinite(values).all()):
-        raise NonFiniteError(
-            f"tensor {entry.tensor.name!r} of {side} holds NaN or infinity ({entry.tensor.path})",
-            hint="The checkpoint is damaged, or training diverged: nothing can be made of it.",
-        )
+        raise nonfinite_error(entry.tensor, side)
+
+
+def nonfinite_error(entry: TensorEntry, side: Side) -> NonFiniteError:
+    """Return the error to raise where a tensor of a side holds NaN or infinity."""
+    return NonFiniteError(
+        f"tensor {entry.name!r} of {side.value} holds NaN or infinity ({entry.path})",
+        hint="The checkpoint is damaged, or training diverged: nothing can be made of it.",
+    )
 
 
 def _rounding_square(values: Tensor, dtype: Dtype) -> float:

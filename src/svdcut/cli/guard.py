@@ -18,6 +18,8 @@ import typer
 from svdcut.errors import Interrupted, SvdcutError, UsageError
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_MAX_LINE = 1000
+"""Of an error: a name in a file may have 100 million characters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,13 +94,32 @@ def _interrupt(number: int, _frame: FrameType | None) -> None:
 
 def _explain(text: str, *, verbose: bool) -> None:
     if verbose:
-        traceback.print_exc()
-    _say("svdcut: " + "\n".join(printable(line) for line in text.split("\n")))
+        _say("\n".join(printable(line) for line in traceback.format_exc().split("\n")))
+    _say("svdcut: " + "\n".join(_shortened(printable(line)) for line in text.split("\n")))
 
 
 def printable(text: str) -> str:
     """Return a text without control characters: names in files are a stranger's."""
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+    return text if text.isprintable() else "".join(map(_escaped, text))
+
+
+def _escaped(character: str) -> str:
+    """Return what a terminal shows as it is: marks that turn the line around are none."""
+    code = ord(character)
+    if character.isprintable():
+        return character
+    return (
+        f"\\x{code:02x}"
+        if code < 0x100
+        else f"\\u{code:04x}"
+        if code < 0x10000
+        else f"\\U{code:08x}"
+    )
+
+
+def _shortened(line: str) -> str:
+    half = _MAX_LINE // 2
+    return line if len(line) <= _MAX_LINE else f"{line[:half]} ... {line[-half:]}"
 
 
 def _say(text: str) -> None:

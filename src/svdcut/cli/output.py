@@ -278,7 +278,8 @@ def _first_names(names: Sequence[str]) -> str:
 def _result_table(groups: Sequence[Group]) -> Table:
     start, end = common_ends([group.name for group in groups])
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    table.add_column(f"{escape(start)} … {escape(end)}".strip(), overflow="fold")
+    title = f"{escape(printable(start))} … {escape(printable(end))}".strip()
+    table.add_column(title, overflow="fold")
     for column in ("n", "shape", "rank", "energy", "cut", "rounding"):
         table.add_column(column, justify="right", no_wrap=True)
     for group in groups:

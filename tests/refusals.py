@@ -1,0 +1,596 @@
+"""A catalogue of bad input: what is wrong, in plain words, and how to build it.
+
+`refuse` builds a case and runs it; the tests and scripts/refusals_table.py do.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+import torch
+from huggingface_hub import constants
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from typer.testing import CliRunner
+
+from svdcut import truncate
+from svdcut.cli.app import app
+from svdcut.errors import Interrupted
+from svdcut.progress import Progress
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+CALL = ["truncate", "base", "ft", "-k", "8", "-o", "out"]
+ENVIRONMENT = {"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """Something that is refused."""
+
+    name: str
+    exit_code: int
+    make: Callable[[Path], list[str]]
+    """Builds the input in a folder; returns the arguments of a call in that folder."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a call did."""
+
+    exit_code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def message(self) -> str:
+        """The error alone: without our name, or the frame that the parser of options draws."""
+        framed = re.findall(r"^│ (.*?) *│$", self.stderr, re.MULTILINE)
+        return "\n".join(framed) if framed else self.stderr.removeprefix("svdcut: ").rstrip("\n")
+
+
+def refuse(case: Case, folder: Path) -> Outcome:
+    """Build a case in an empty folder and run it there, without the Hub."""
+    return call(case.make(folder), folder)
+
+
+def call(words: list[str], folder: Path) -> Outcome:
+    """Run a command line in a folder; that folder's name is left out of what it says."""
+    with _inside(folder), _own_signals(), _offline(folder / "cache"):
+        result = CliRunner().invoke(app, words, env=ENVIRONMENT)
+    stderr = result.stderr.replace(f"{folder.resolve()}/", "").replace(str(folder.resolve()), ".")
+    return Outcome(result.exit_code, result.stdout, stderr)
+
+
+@contextmanager
+def _inside(folder: Path) -> Iterator[None]:
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Put back the handlers of signals that the command line replaces."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    handlers = [signal.getsignal(number) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, handlers, strict=True):
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _offline(cache: Path) -> Iterator[None]:
+    with (
+        mock.patch.object(constants, "HF_HUB_OFFLINE", True),
+        mock.patch.object(constants, "HF_HUB_CACHE", str(cache)),
+    ):
+        yield
+
+
+# Checkpoints
+
+
+def tensors() -> dict[str, Tensor]:
+    """Return two small layers."""
+    generator = torch.Generator().manual_seed(0)
+    found = {"embed.weight": torch.randn(40, 24, generator=generator)}
+    for layer in range(2):
+        found[f"layers.{layer}.up.weight"] = torch.randn(32, 24, generator=generator)
+        found[f"layers.{layer}.down.weight"] = torch.randn(24, 32, generator=generator)
+        found[f"layers.{layer}.norm.weight"] = torch.ones(24)
+    return found
+
+
+def write(folder: Path, values: Mapping[str, Tensor], config: object = None) -> Path:
+    """Write a checkpoint of one file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(dict(values), folder / WEIGHTS, metadata={"format": "pt"})
+    config = {"model_type": "toy"} if config is None else config
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def pair(folder: Path) -> Path:
+    """Write ``base`` and ``ft``."""
+    base = tensors()
+    generator = torch.Generator().manual_seed(1)
+    tuned = {n: v + 0.1 * torch.randn(v.shape, generator=generator) for n, v in base.items()}
+    write(folder / "base", base)
+    write(folder / "ft", tuned)
+    return folder
+
+
+def bare(folder: Path, side: str = "ft") -> Path:
+    """Write a pair, one side an empty folder; return that one."""
+    pair(folder)
+    for path in (folder / side).iterdir():
+        path.unlink()
+    return folder / side
+
+
+def write_header(path: Path, header: object, num_bytes: int = 0, *, raw: bytes | None = None):
+    """Write a safetensors file with any header."""
+    text = json.dumps(header).encode() if raw is None else raw
+    path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(num_bytes))
+
+
+def entry(begin: int, end: int, *, dtype: str = "U8", shape: object = None) -> dict[str, object]:
+    """Return the entry of one tensor of bytes."""
+    shape = [end - begin] if shape is None else shape
+    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+
+
+def shard(folder: Path) -> dict[str, str]:
+    """Split a checkpoint into two files with an index; return where each tensor is."""
+    values = load_file(folder / WEIGHTS)
+    (folder / WEIGHTS).unlink()
+    where = {}
+    for file, names in zip(SHARDS, (sorted(values)[::2], sorted(values)[1::2]), strict=True):
+        save_file({name: values[name] for name in names}, folder / file)
+        where |= dict.fromkeys(names, file)
+    write_index(folder, where)
+    return where
+
+
+def write_index(folder: Path, where: object) -> None:
+    """Write an index."""
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": where}))
+
+
+# Builders of cases
+
+
+def options(*words: str) -> Callable[[Path], list[str]]:
+    """Return a builder of a sound pair and a call with these options."""
+
+    def make(folder: Path) -> list[str]:
+        pair(folder)
+        rank = [] if "-k" in words else ["-k", "8"]
+        out = [] if "-o" in words else ["-o", "out"]
+        return ["truncate", "base", "ft", *rank, *out, *words]
+
+    return make
+
+
+def with_pair(change: Callable[[Path], object], *more: str) -> Callable[[Path], list[str]]:
+    """Return a builder that writes a pair and damages it."""
+
+    def make(folder: Path) -> list[str]:
+        change(pair(folder))
+        return [*CALL, *more]
+
+    return make
+
+
+def with_folder(change: Callable[[Path], object], side: str = "ft") -> Callable[[Path], list[str]]:
+    """Return a builder that fills the folder of one side."""
+
+    def make(folder: Path) -> list[str]:
+        change(bare(folder, side))
+        return CALL
+
+    return make
+
+
+def with_source(change: Callable[[Path], object], source: str) -> Callable[[Path], list[str]]:
+    """Return a builder of a call whose fine-tuned side is `source`."""
+
+    def make(folder: Path) -> list[str]:
+        change(pair(folder))
+        return ["truncate", "base", source, "-k", "8", "-o", "out"]
+
+    return make
+
+
+def weights(content: bytes | str) -> Callable[[Path], list[str]]:
+    """Return a builder that puts something else in place of the weights."""
+    raw = content if isinstance(content, bytes) else content.encode()
+    return with_pair(lambda folder: (folder / "ft" / WEIGHTS).write_bytes(raw))
+
+
+def header(content: object, num_bytes: int = 8, *, raw: bytes | None = None):
+    """Return a builder of a file with this header."""
+    return with_pair(
+        lambda folder: write_header(folder / "ft" / WEIGHTS, content, num_bytes, raw=raw)
+    )
+
+
+def index(change: Mapping[str, object]) -> Callable[[Path], list[str]]:
+    """Return a builder of a sharded side whose index says something else."""
+
+    def damage(folder: Path) -> None:
+        where = shard(folder / "ft")
+        write_index(folder / "ft", where | change)
+
+    return with_pair(damage)
+
+
+def text(name: str, content: str) -> Callable[[Path], list[str]]:
+    """Return a builder that writes a file beside the fine-tuned weights."""
+    return with_pair(lambda folder: (folder / "ft" / name).write_text(content))
+
+
+def quantised(
+    values: Mapping[str, Tensor] | None = None, config: object = None
+) -> Callable[[Path], list[str]]:
+    """Return a builder of a quantised base."""
+
+    def damage(folder: Path) -> None:
+        write(folder / "base", tensors() | dict(values or {}), config)
+
+    return with_pair(damage)
+
+
+def method(name: str, **more: object) -> Callable[[Path], list[str]]:
+    """Return a builder of a base whose config names its quantisation."""
+    return quantised(config={"quantization_config": {"quant_method": name, **more}})
+
+
+def poisoned(side: str, name: str, value: float) -> Callable[[Path], list[str]]:
+    """Return a builder of a side with one such number."""
+
+    def damage(folder: Path) -> None:
+        values = load_file(folder / side / WEIGHTS)
+        values[name].view(-1)[5] = value
+        write(folder / side, values)
+
+    return with_pair(damage)
+
+
+def changed(change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> Callable:
+    """Return a builder of a base of other tensors."""
+    return with_pair(lambda folder: write(folder / "base", change(tensors())))
+
+
+def _unfinished(folder: Path) -> None:
+    def stop(progress: Progress) -> None:
+        raise Interrupted(signal.SIGINT)
+
+    with suppress(Interrupted):
+        truncate(folder / "base", folder / "ft", folder / "out", rank=4, observe=stop, device="cpu")
+
+
+def _existing(name: str, file: str | None = None) -> Callable[[Path], object]:
+    def make(folder: Path) -> None:
+        (folder / name).mkdir()
+        if file is not None:
+            (folder / name / file).write_text("precious")
+
+    return make
+
+
+def _files(**contents: str | bytes) -> Callable[[Path], object]:
+    """Return a function that writes files; "__" in a name stands for ".", "_in_" for "/"."""
+
+    def make(folder: Path) -> None:
+        for key, content in contents.items():
+            path = folder / key.replace("_in_", "/").replace("__", ".")
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+    return make
+
+
+def _two_files(folder: Path) -> None:
+    shard(folder / "ft")
+    values = load_file(folder / "ft" / SHARDS[1])
+    save_file(values | {"embed.weight": torch.ones(1)}, folder / "ft" / SHARDS[1])
+
+
+def _key_twice(folder: Path) -> None:
+    shard(folder / "ft")
+    path = folder / "ft" / INDEX
+    again = f'"weight_map": {{"embed.weight": "{SHARDS[0]}", '
+    path.write_text(path.read_text().replace('"weight_map": {', again))
+
+
+def _dangling_shard(folder: Path) -> None:
+    shard(folder / "ft")
+    path = folder / "ft" / SHARDS[0]
+    path.unlink()
+    path.symlink_to("../../blobs/5d41402a")
+
+
+def _missing_shard(folder: Path) -> None:
+    shard(folder / "ft")
+    path = folder / "ft" / SHARDS[1]
+    path.rename(path.with_suffix(".safetensors.incomplete"))
+
+
+def _adapter(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    save_file({"a.lora_A.weight": torch.ones(2, 4)}, folder / "adapter_model.safetensors")
+
+
+def _diffusers(folder: Path) -> None:
+    (folder / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    (folder / "unet").mkdir()
+    save_file({"a": torch.ones(2)}, folder / "unet" / "diffusion_pytorch_model.safetensors")
+
+
+def _large_config(folder: Path) -> None:
+    with (folder / "ft" / "config.json").open("wb") as file:
+        file.truncate(20_000_000)
+
+
+def _transposed(values: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {n: v.T.contiguous() if "layers" in n and v.dim() == 2 else v for n, v in values.items()}
+
+
+def _cut(folder: Path) -> None:
+    path = folder / "ft" / WEIGHTS
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+POINTER = (
+    "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c\nsize 438007864\n"
+)
+PAGE = "<!DOCTYPE html>\n<html><title>Sign in</title></html>\n"
+FP8 = torch.float8_e4m3fn
+
+CASES = (
+    # Wrong usage
+    Case("no rule", 2, lambda folder: ["truncate", "base", "ft", "-o", "out"]),
+    Case("a rule that is none", 2, options("-k", "half")),
+    Case("a negative rank", 2, options("-k", "-1")),
+    Case("a share above one", 2, options("-k", "energy=1.5")),
+    Case("a share that is no number", 2, options("-k", "ratio=few")),
+    Case("a rule twice", 2, options("-k", "8,8")),
+    Case("several rules, one output", 2, options("-k", "4,8")),
+    Case("`--rank-for` without a rule", 2, options("--rank-for", "embed*")),
+    Case("`--rank-for` that matches nothing", 2, options("--rank-for", "attn*=4")),
+    Case("`--only` that matches nothing", 2, options("--only", "attn*")),
+    Case("`--skip` that matches nothing", 2, options("--skip", "embed")),
+    Case("`--map` without `=`", 2, options("--map", "model.")),
+    Case("`--map` of a prefix that no name has", 2, options("--map", "model.=")),
+    Case("`--map` that makes two of one name", 2, options("--map", "layers.0.=layers.1.")),
+    Case("an infinite scale", 2, options("--scale", "inf")),
+    Case("a tolerance of nothing", 2, options("--tolerance", "0")),
+    Case("a shard size without a unit", 2, options("--max-shard-size", "5")),
+    Case("an unknown device", 2, options("--device", "tpu")),
+    Case("an output that exists", 2, with_pair(_existing("out"))),
+    Case("unfinished work of another run", 2, with_pair(_unfinished)),
+    Case(
+        "something else in the place of unfinished work",
+        2,
+        with_pair(_existing("out.partial", "a.jpg")),
+    ),
+    Case("`--force` on a stranger's folder", 2, with_pair(_existing("out", "a.jpg"), "--force")),
+    Case("an output that is an input", 2, options("-o", "ft")),
+    Case("an output within an input", 2, options("-o", "base/out")),
+    Case("an output without a name", 2, options("-o", ".")),
+    Case("an output of a user that is not there", 2, options("-o", "~nobody-of-that-name/out")),
+    # Paths
+    Case("a path that does not exist", 3, with_source(lambda folder: None, "./finetuned")),
+    Case("a folder that is empty", 3, with_folder(lambda folder: None)),
+    Case(
+        "a link that leads to itself",
+        3,
+        with_source(lambda folder: (folder / "link").symlink_to("link"), "link"),
+    ),
+    Case("a pipe", 3, with_source(lambda folder: os.mkfifo(folder / "pipe"), "pipe")),
+    Case(
+        "an index in place of its folder",
+        3,
+        with_source(lambda folder: shard(folder / "ft"), f"ft/{INDEX}"),
+    ),
+    Case(
+        "the home of a user that is not there",
+        3,
+        with_source(lambda folder: None, "~nobody-of-that-name/ft"),
+    ),
+    Case("a Hub id, offline", 3, with_source(lambda folder: None, "org/tuned@v2")),
+    Case("a path that could be a Hub id", 3, with_source(_existing("runs"), "runs/tuned")),
+    Case(
+        "a path in a folder too many for a Hub id",
+        3,
+        with_source(lambda folder: None, "org/tuned/checkpoint-100"),
+    ),
+    # Other formats
+    Case("a pointer of Git LFS in place of weights", 3, weights(POINTER)),
+    Case("a web page in place of weights", 3, weights(PAGE)),
+    Case("an empty file", 3, weights("")),
+    Case("a download that was cut off", 3, with_pair(_cut)),
+    Case(
+        "a download that did not finish",
+        3,
+        with_folder(_files(model__safetensors__incomplete="half")),
+    ),
+    Case(
+        "the file of such a download",
+        3,
+        with_source(_files(model__safetensors__incomplete="half"), "model.safetensors.incomplete"),
+    ),
+    Case("random bytes", 3, weights(b"\x8f\x1d\x00\xe2" * 100)),
+    Case("a pickle, renamed", 3, weights(b"\x80\x04\x95\x10\x27\x00\x00\x00\x00\x00\x00}" * 9)),
+    Case("a zip file of torch.save, renamed", 3, weights(b"PK\x03\x04\x14\x00\x08\x08" * 9)),
+    Case("a GGUF file, renamed", 3, weights(b"GGUF\x03\x00\x00\x00\x10\x27\x00\x00" * 9)),
+    Case(
+        "pickled weights",
+        3,
+        with_folder(
+            _files(
+                pytorch_model__bin="never opened",
+                config__json='{"architectures": ["BertForMaskedLM"]}',
+            )
+        ),
+    ),
+    Case(
+        "a file of pickled weights",
+        3,
+        with_source(_files(pytorch_model__bin="never opened"), "pytorch_model.bin"),
+    ),
+    Case("a GGUF file", 3, with_source(_files(tuned__gguf="GGUF"), "tuned.gguf")),
+    Case("a folder of GGUF files", 3, with_folder(_files(tuned__gguf="GGUF"))),
+    Case("weights of TensorFlow", 3, with_folder(_files(tf_model__h5="\x89HDF"))),
+    Case("a file that is no model", 3, with_source(_files(notes__txt="hello"), "notes.txt")),
+    Case("an adapter", 3, with_folder(_adapter)),
+    Case("a pipeline of diffusers", 3, with_folder(_diffusers)),
+    Case(
+        "weights by another name",
+        3,
+        with_folder(
+            lambda folder: save_file({"a": torch.ones(2)}, folder / "consolidated.safetensors")
+        ),
+    ),
+    # Headers
+    Case("a header longer than the file", 3, weights(struct.pack("<Q", 5000) + b"{}")),
+    Case("a header that is no JSON", 3, header(None, raw=b'{"a": 1')),
+    Case("a header that is a list", 3, header([])),
+    Case("a header nested too deep", 3, header(None, raw=b'{"a":' + b"[" * 100_000)),
+    Case("a header of too many values", 3, header(None, raw=b'{"a":[' + b"[]," * 3_000_000)),
+    Case("a header with a number of 10,000 digits", 3, header(None, raw=b'{"a":' + b"1" * 10_000)),
+    Case(
+        "a name twice in a header",
+        3,
+        header(None, raw=b'{"a":' + json.dumps(entry(0, 8)).encode() + b',"a":{}}'),
+    ),
+    Case("an entry without a shape", 3, header({"a": {"dtype": "U8"}})),
+    Case("an unknown dtype", 3, header({"a": entry(0, 8, dtype="F128")})),
+    Case("a shape of negative numbers", 3, header({"a": entry(0, 8, shape=[-8])})),
+    Case("a size that is not that of the shape", 3, header({"a": entry(0, 8, shape=[2, 3])})),
+    Case("tensors that overlap", 3, header({"a": entry(0, 6), "b": entry(4, 8)})),
+    Case("a hole between tensors", 3, header({"a": entry(0, 3), "b": entry(4, 8)})),
+    Case("bytes after the last tensor", 3, header({"a": entry(0, 8)}, 12)),
+    Case("metadata of numbers", 3, header({"__metadata__": {"a": 1}, "a": entry(0, 8)})),
+    Case("a file without tensors", 3, header({}, 0)),
+    Case("a name with escapes of a terminal", 3, header({"\x1b[2Jnew\n\u202eenil": entry(1, 8)})),
+    # Indexes
+    Case("an index that is no JSON", 3, text(INDEX, "{")),
+    Case("an index without a map", 3, text(INDEX, "{}")),
+    Case(
+        "an index whose metadata is a list",
+        3,
+        text(INDEX, f'{{"metadata": [1], "weight_map": {{"a": "{WEIGHTS}"}}}}'),
+    ),
+    Case("an index that names an absolute path", 3, index({"embed.weight": "/etc/passwd"})),
+    Case(
+        "an index that leads out of its folder",
+        3,
+        index({"embed.weight": "../base/model.safetensors"}),
+    ),
+    Case("an index that names no text", 3, index({"embed.weight": 3})),
+    Case("an index that names a tensor twice", 3, with_pair(_key_twice)),
+    Case("an index that names a tensor that is nowhere", 3, index({"head.weight": SHARDS[0]})),
+    Case("an index that names the wrong file", 3, index({"embed.weight": SHARDS[1]})),
+    Case("a tensor in two files", 3, with_pair(_two_files)),
+    Case(
+        "a missing file",
+        3,
+        with_pair(lambda folder: (shard(folder / "ft"), (folder / "ft" / SHARDS[1]).unlink())),
+    ),
+    Case("a file that was not fetched to its end", 3, with_pair(_missing_shard)),
+    Case("a link to a file that is gone from the cache", 3, with_pair(_dangling_shard)),
+    # Beside the weights
+    Case("a config that is no JSON", 3, text("config.json", '{"a" 1}')),
+    Case("a config that is a list", 3, text("config.json", "[]")),
+    Case("a config of 20 MB", 3, with_pair(_large_config)),
+    Case("a config nested too deep", 3, text("config.json", '{"a":' * 200 + "1" + "}" * 200)),
+    Case(
+        "a pipe in place of a tokenizer",
+        3,
+        with_pair(lambda folder: os.mkfifo(folder / "ft" / "tokenizer.json")),
+    ),
+    Case(
+        "a link that leads nowhere in place of a tokenizer",
+        3,
+        with_pair(
+            lambda folder: (folder / "ft" / "tokenizer.json").symlink_to("../../blobs/5d41402a")
+        ),
+    ),
+    Case(
+        "a folder in place of a model card",
+        3,
+        with_pair(lambda folder: (folder / "ft" / "README.md").mkdir()),
+    ),
+    # Two sides
+    Case("no name in common", 3, changed(lambda values: {"encoder.0.w": torch.ones(3, 3)})),
+    Case(
+        "another width",
+        3,
+        changed(lambda values: {n: v[..., :20].contiguous() for n, v in values.items()}),
+    ),
+    Case("matrices stored transposed", 3, changed(_transposed)),
+    # Quantised
+    Case("GPTQ", 3, method("gptq", bits=4)),
+    Case("GPTQ or AWQ, by its tensors", 3, quantised({"up.qweight": torch.ones(2, 2).int()})),
+    Case("AWQ", 3, method("awq", bits=4)),
+    Case(
+        "bitsandbytes, 4 bits",
+        3,
+        quantised({"up.weight.absmax": torch.ones(4), "up.weight.quant_map": torch.ones(16)}),
+    ),
+    Case("bitsandbytes, 8 bits", 3, quantised({"up.SCB": torch.ones(4)})),
+    Case("bitsandbytes, by its config", 3, method("bitsandbytes", load_in_8bit=True)),
+    Case("fp8 with scales for blocks", 3, method("fp8", weight_block_size=[128, 128])),
+    Case(
+        "fp8 with scales, by its tensors",
+        3,
+        quantised({"up.weight": torch.ones(2, 2).to(FP8), "up.weight_scale_inv": torch.ones(1, 1)}),
+    ),
+    Case("fp8 without scales", 3, quantised({"up.weight": torch.ones(2, 2).to(FP8)})),
+    Case("compressed-tensors", 3, quantised({"up.weight_packed": torch.ones(2, 2).int()})),
+    Case(
+        "MXFP4",
+        3,
+        quantised(
+            {
+                "mlp.experts.down_proj_blocks": torch.ones(2, 2).to(torch.uint8),
+                "mlp.experts.down_proj_scales": torch.ones(2, 1).to(torch.uint8),
+            }
+        ),
+    ),
+    Case("a quantisation that is only named", 3, quantised(config={"quantization_config": "int4"})),
+    # Numbers
+    Case("NaN in base", 3, poisoned("base", "layers.1.up.weight", float("nan"))),
+    Case("NaN in the fine-tuned side", 3, poisoned("ft", "layers.1.up.weight", float("nan"))),
+    Case(
+        "infinity in a tensor that is copied",
+        3,
+        poisoned("ft", "layers.0.norm.weight", float("inf")),
+    ),
+    Case("a result too large for its dtype", 3, options("--dtype", "float16", "--scale", "1e8")),
+    # Quality, output
+    Case("a tolerance that no route meets", 4, options("--tolerance", "1e-40")),
+    Case(
+        "an output in a folder that is a file",
+        1,
+        with_pair(_files(runs="a file"), "-o", "runs/out"),
+    ),
+)
