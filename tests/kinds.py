@@ -314,14 +314,14 @@ NUMBERS = (
         "NaN or infinity in a tensor that is copied",
         replaced("layers.0.norm.weight", with_nan(values(8)), side="ft"),
         "Nothing is published.",
-        error="tensor 'layers.0.norm.weight' holds NaN or infinity",
+        error="tensor 'layers.0.norm.weight' of the fine-tuned side holds NaN or infinity",
     ),
     Kind(
         "nan-complex",
         "NaN or infinity in complex numbers",
         replaced("phases", with_nan(torch.ones(2, 2, dtype=torch.complex64)), side="ft"),
         "Nothing is published.",
-        error="tensor 'phases' holds NaN or infinity",
+        error="tensor 'phases' of the fine-tuned side holds NaN or infinity",
     ),
     Kind(
         "nan-unused",
