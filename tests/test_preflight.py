@@ -207,7 +207,7 @@ def test_dry_run_tells_what_is_needed(pair, tmp_path, monkeypatch):
     [(0.01, "1 s"), (89, "89 s"), (100, "2 min"), (3000, "50 min"), (9000, "2.5 h")],
 )
 def test_duration(seconds, text):
-    from svdcut.cli.output import _duration
+    from svdcut.cli.plan import _duration
 
     assert _duration(seconds) == text
 

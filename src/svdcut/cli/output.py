@@ -10,7 +10,6 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -27,7 +26,6 @@ from svdcut.tensorfile import Dtype
 if TYPE_CHECKING:
     from svdcut.api import Request
     from svdcut.matching import Matching
-    from svdcut.preflight import Preflight
     from svdcut.progress import Observer
     from svdcut.progress import Progress as TensorDone
 
@@ -39,7 +37,7 @@ _UNMATCHED_SHARE = 0.01
 """Less than this, outside of the layers, is a head or an embedding that came new."""
 
 
-class _Console(Console):
+class PlainConsole(Console):
     """A console that leaves a closed pipe to `guard`, as `print_json` does."""
 
     def on_broken_pipe(self) -> None:
@@ -107,141 +105,16 @@ def _describe(done: TensorDone) -> str:
     )
 
 
-def print_plan(request: Request, *, as_json: bool) -> None:
-    """Print what a run would do."""
-    documents = [plan_document(request, number) for number in range(len(request.outputs))]
-    if as_json:
-        print_json(documents if len(documents) > 1 else documents[0])
-        return
-    plan = request.plan
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("tensor", "action", "shape", "dtype", "rule"):
-        table.add_column(column, overflow="fold")
-    rules = [documents[n]["tensors"] for n in range(len(documents))]
-    for tensor in plan.tensors:
-        name = tensor.pair.name
-        rule = ", ".join(dict.fromkeys(str(facts[name].get("rule", "")) for facts in rules))
-        shape = " x ".join(map(str, tensor.target.shape)) or "scalar"
-        table.add_row(
-            escape(printable(name)),
-            tensor.pair.action.value,
-            shape,
-            tensor.target.dtype.value,
-            rule,
-        )
-    console = _Console(highlight=False)
-    console.print(table)
-    console.print()
-    _print_pairing(console, request)
-    outs = ", ".join(str(output.path) for output in request.outputs)
-    console.print(
-        f"{plan.num_truncated} of {len(plan.tensors)} tensors to truncate, "
-        f"{_megabytes(plan.size_bytes)} to write to {escape(outs)}. Nothing was written.",
-        soft_wrap=True,
-    )
-    console.print(_needs_text(request.preflight), soft_wrap=True)
-
-
-def _needs_text(preflight: Preflight) -> str:
-    disks = ", ".join(
-        f"{_megabytes(disk.needed_bytes)} of {_megabytes(disk.free_bytes)} free"
-        for disk in preflight.disks
-    )
-    there = preflight.memory_available
-    memory = f"at most {_megabytes(preflight.memory_needed)}"
-    memory += "" if there is None else f" of {_megabytes(there)} available"
-    device = preflight.device_memory_available
-    gpu = "" if device is None else f"; on the GPU likewise, of {_megabytes(device)} free"
-    time = "" if preflight.seconds is None else f" Time: roughly {_duration(preflight.seconds)}."
-    return f"Disk: {disks}. Memory: {memory}{gpu}.{time}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{max(seconds, 1):.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def plan_document(request: Request, number: int) -> dict[str, Any]:
-    """Return the plan of one output, in the shape of its manifest."""
-    from svdcut.pairing import Action
-    from svdcut.ranks import rule_for
-
-    plan, output = request.plan, request.outputs[number]
-    tensors: dict[str, dict[str, Any]] = {}
-    for tensor in plan.tensors:
-        facts: dict[str, Any] = {
-            "action": tensor.pair.action.value,
-            "shape": list(tensor.target.shape),
-            "dtype": tensor.target.dtype.value,
-            "file": tensor.target.path.name,
-        }
-        if tensor.pair.action is Action.TRUNCATE:
-            rule = rule_for(tensor.pair.name, output.rule, request.options.rank_for)
-            facts |= {
-                "rule": str(rule),
-                "keep": request.options.keep.value,
-                "full_rank": min(tensor.pair.matrices[0]),
-            }
-        tensors[tensor.pair.name] = facts
-    return {
-        "schema": "svdcut/plan/1",
-        "out": str(output.path),
-        "base": {
-            "source": plan.base.source,
-            "revision": plan.base.revision,
-            "prefix": plan.pairing.base_prefix,
-        },
-        "finetuned": {
-            "source": plan.finetuned.source,
-            "revision": plan.finetuned.revision,
-            "prefix": plan.pairing.finetuned_prefix,
-        },
-        "options": request.options.to_json(output.rule),
-        "totals": {
-            "tensors": len(plan.tensors),
-            "truncated": plan.num_truncated,
-            "copied": len(plan.tensors) - plan.num_truncated,
-            "size_bytes": plan.size_bytes,
-        },
-        "needs": _needs(request.preflight),
-        "tensors": tensors,
-        "base_only": list(plan.pairing.base_only),
-        "matching": {
-            "renames": [asdict(rename) for rename in plan.pairing.matching.renames],
-            "wrappers": list(plan.pairing.matching.wrappers),
-            "unmatched": list(plan.pairing.unmatched),
-        },
-    }
-
-
-def _needs(preflight: Preflight) -> dict[str, Any]:
-    return {
-        "disks": [
-            {
-                "folder": str(disk.folder),
-                "needed_bytes": disk.needed_bytes,
-                "free_bytes": disk.free_bytes,
-            }
-            for disk in preflight.disks
-        ],
-        "memory_bytes": preflight.memory_needed,
-        "memory_available_bytes": preflight.memory_available,
-        "device_memory_available_bytes": preflight.device_memory_available,
-        "seconds": preflight.seconds,
-    }
-
-
 def print_result(request: Request, manifests: Sequence[Manifest]) -> None:
     """Print what was done, one table for each output."""
-    console = _Console(highlight=False)
-    _print_pairing(console, request)
+    console = PlainConsole(highlight=False)
+    print_pairing(console, request)
     for output, manifest in zip(request.outputs, manifests, strict=True):
         console.print(_result_table(summarize(manifest)))
         console.print()
         for line in _result_lines(manifest):
             console.print(line, soft_wrap=True)
-        size = _megabytes(request.plan.size_bytes)
+        size = megabytes(request.plan.size_bytes)
         console.print(
             f"[bold]{escape(str(output.path))}[/bold]: {size} in {manifest.totals.seconds:.1f} s "
             f"on {escape(manifest.device)}",
@@ -249,7 +122,8 @@ def print_result(request: Request, manifests: Sequence[Manifest]) -> None:
         )
 
 
-def _print_pairing(console: Console, request: Request) -> None:
+def print_pairing(console: Console, request: Request) -> None:
+    """Print how the names of the two sides were matched, and what was left over."""
     pairing = request.plan.pairing
     for line in _matching_lines(pairing.matching):
         console.print(escape(printable(line)), soft_wrap=True)
@@ -380,5 +254,6 @@ def warn_of_rounding(manifest: Manifest) -> None:
     )
 
 
-def _megabytes(size: int) -> str:
+def megabytes(size: int) -> str:
+    """Return a number of bytes for people."""
     return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

@@ -13,12 +13,12 @@ from svdcut.api import Request, TruncateOptions, carry_out, prepare
 from svdcut.cli.guard import Unfinished, guard, warn
 from svdcut.cli.output import (
     print_json,
-    print_plan,
     print_result,
     show_progress,
     warn_of_rounding,
     warn_of_unmatched,
 )
+from svdcut.cli.plan import print_plan
 from svdcut.destination import partial_path
 from svdcut.errors import UsageError
 from svdcut.journal import count_finished
