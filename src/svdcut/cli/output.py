@@ -41,6 +41,7 @@ class PlainConsole(Console):
     """A console that leaves a closed pipe to `guard`, as `print_json` does."""
 
     def on_broken_pipe(self) -> None:
+        """Raise the error, where rich would end the process."""
         raise  # noqa: PLE0704 - called while the BrokenPipeError is handled
 
 
