@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from svdcut._version import __version__
-from svdcut.api import TruncateOptions, truncate, truncate_many
+from svdcut.api import TruncateOptions, truncate, truncate_many, verify
 from svdcut.errors import (
     CheckpointError,
     HubError,
@@ -19,9 +19,12 @@ from svdcut.errors import (
     UsageError,
 )
 from svdcut.manifest import Manifest
+from svdcut.verification.findings import Checked, Failure, Verification
 
 __all__ = [
+    "Checked",
     "CheckpointError",
+    "Failure",
     "HubError",
     "InputError",
     "Interrupted",
@@ -35,7 +38,9 @@ __all__ = [
     "SvdcutError",
     "TruncateOptions",
     "UsageError",
+    "Verification",
     "__version__",
     "truncate",
     "truncate_many",
+    "verify",
 ]

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, cast
 
 from svdcut.checkpoint import open_checkpoint
 from svdcut.destination import check_output
@@ -20,6 +20,7 @@ from svdcut.plan import Output, Plan, make_plan
 from svdcut.preflight import Preflight, check_run
 from svdcut.ranks import Keep, Rule, parse_override, parse_rules
 from svdcut.svd.route import Route
+from svdcut.verification.findings import Verification
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -223,6 +224,76 @@ def carry_out(
         command=tuple(command),
         observe=observe or (lambda progress: None),
     )
+
+
+def verify(
+    out: str | Path,
+    *,
+    base: str | Path | None = None,
+    finetuned: str | Path | None = None,
+    sample: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    quiet: bool = False,
+    observe: Observer | None = None,
+) -> Verification:
+    """Check a result against its manifest, and against what it was made from.
+
+    Parameters
+    ----------
+    out : str or Path
+        The folder of the result.
+    base, finetuned : str or Path, optional
+        The two sides, named as for `truncate`. With them every number is computed again.
+    sample : int, optional
+        Compute only so many truncated tensors again.
+    seed : int
+        Of the choice.
+    device : str
+        ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+    quiet : bool
+        Show no progress of downloads.
+    observe : callable, optional
+        Told of each tensor that is done; see `svdcut.progress.Progress`.
+
+    Returns
+    -------
+    Verification
+        Every claim that does not hold. A false claim raises nothing.
+
+    Raises
+    ------
+    UsageError
+        If only one side is given, or a sample without them.
+    InputError
+        If `out` holds no manifest, or a side cannot be read.
+    """
+    from svdcut.verification.run import Inputs, run_verification
+
+    inputs = None
+    if base is not None and finetuned is not None:
+        ours, theirs = (open_checkpoint(side, quiet=quiet) for side in (base, finetuned))
+        inputs = Inputs(ours, theirs, sample, seed, device)
+    elif base is not None or finetuned is not None:
+        raise UsageError("one side of two", hint="Name both: --base BASE --ft FT.")
+    elif sample is not None:
+        raise UsageError(
+            "a sample of nothing: without the inputs no tensor is computed again",
+            hint="Name them: --base BASE --ft FT.",
+        )
+    if sample is not None and sample < 1:
+        raise UsageError(f"--sample {sample}: expected at least 1")
+    return run_verification(
+        Path(out).expanduser(),
+        inputs,
+        _resolve_recorded,
+        observe or (lambda progress: None),
+    )
+
+
+def _resolve_recorded(options: Mapping[str, Any]) -> Options:
+    """Return the options of a manifest."""
+    return resolve_options(cast("TruncateOptions", options))
 
 
 def resolve_options(options: TruncateOptions) -> Options:

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from svdcut.card import render_card
 from svdcut.checkpoint import CARD_NAME, INDEX_NAME
@@ -18,17 +18,26 @@ from svdcut.destination import MANIFEST_NAME
 from svdcut.manifest import FileFact, Manifest, WeightFileFact
 from svdcut.options import Options, StoredDtype
 from svdcut.plan import Plan
-from svdcut.writer import CheckpointWriter
 
 _CONFIG_NAME = "config.json"
 
 
-def publish(writer: CheckpointWriter, plan: Plan, manifest: Manifest, options: Options) -> Manifest:
+class Destination(Protocol):
+    """Where the files go: see `svdcut.writer.CheckpointWriter`."""
+
+    def write_file(self, name: Path, data: bytes) -> None:
+        """Write a small file."""
+
+    def copy_file(self, source: Path, name: Path) -> tuple[int, str]:
+        """Copy a small file; return its size in bytes and its sha256."""
+
+
+def publish(writer: Destination, plan: Plan, manifest: Manifest, options: Options) -> Manifest:
     """Write what makes the weights a complete checkpoint.
 
     Parameters
     ----------
-    writer : CheckpointWriter
+    writer : Destination
         Of the result.
     plan : Plan
         For the fine-tuned side's files.
@@ -42,6 +51,30 @@ def publish(writer: CheckpointWriter, plan: Plan, manifest: Manifest, options: O
     Manifest
         With all files; as it is written.
     """
+    files = write_sidecars(writer, plan, options)
+    card = render_card(manifest, plan.finetuned.card(), plan.base.card()).encode()
+    writer.write_file(Path(CARD_NAME), card)
+    files[CARD_NAME] = _fact(card)
+    manifest = replace(manifest, files=files)
+    writer.write_file(Path(MANIFEST_NAME), manifest.dumps().encode())
+    return manifest
+
+
+def write_sidecars(
+    writer: Destination, plan: Plan, options: Options
+) -> dict[str, WeightFileFact | FileFact]:
+    """Write the fine-tuned side's small files and the index.
+
+    Parameters
+    ----------
+    writer, plan, options
+        As for `publish`.
+
+    Returns
+    -------
+    dict
+        What is known of these files, and of the weight files.
+    """
     files: dict[str, WeightFileFact | FileFact] = {
         file.name: WeightFileFact(file.size_bytes, hashlib.sha256(file.header).hexdigest())
         for file in plan.files
@@ -50,7 +83,7 @@ def publish(writer: CheckpointWriter, plan: Plan, manifest: Manifest, options: O
     def write(name: str, text: str) -> None:
         data = text.encode()
         writer.write_file(Path(name), data)
-        files[name] = FileFact(len(data), hashlib.sha256(data).hexdigest())
+        files[name] = _fact(data)
 
     finetuned = plan.finetuned
     for name in finetuned.sidecars():
@@ -65,10 +98,11 @@ def publish(writer: CheckpointWriter, plan: Plan, manifest: Manifest, options: O
             files[str(name)] = FileFact(*writer.copy_file(finetuned.directory / name, name))
     if plan.index is not None:
         write(INDEX_NAME, json.dumps(plan.index, indent=2) + "\n")
-    write(CARD_NAME, render_card(manifest, finetuned.card(), plan.base.card()))
-    manifest = replace(manifest, files=files)
-    writer.write_file(Path(MANIFEST_NAME), manifest.dumps().encode())
-    return manifest
+    return files
+
+
+def _fact(data: bytes) -> FileFact:
+    return FileFact(len(data), hashlib.sha256(data).hexdigest())
 
 
 def with_dtype(config: Mapping[str, Any], dtype: StoredDtype) -> dict[str, Any]:

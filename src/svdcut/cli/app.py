@@ -11,6 +11,7 @@ import typer
 
 from svdcut._version import __version__
 from svdcut.cli.truncate import truncate
+from svdcut.cli.verify import verify
 
 app = typer.Typer(
     name="svdcut",
@@ -66,6 +67,19 @@ svdcut truncate org/base org/tuned@v2 -k 64 -o out/  # fetch both from the Hub
 svdcut truncate base/ ft/ -k 64 -o out/ --dry-run  # show the plan, write nothing
 """,
 )(truncate)
+
+app.command(
+    options_metavar="[--base BASE --ft FT] [OPTIONS]",
+    epilog="""\
+svdcut verify out/  # check every byte against the manifest
+
+svdcut verify out/ --base base/ --ft ft/  # compute everything again
+
+svdcut verify out/ --base base/ --ft ft/ --sample 20  # compute 20 tensors again
+
+svdcut verify out/ --json | jq .failures  # list what is wrong
+""",
+)(verify)
 
 
 def run() -> None:

@@ -29,7 +29,13 @@ if TYPE_CHECKING:
     from svdcut.progress import Observer
     from svdcut.progress import Progress as TensorDone
 
-_STAGES = {"spectra": "pass 1 of 2: spectra", "truncate": "truncating"}
+_STAGES = {
+    "spectra": "pass 1 of 2: spectra",
+    "truncate": "truncating",
+    "result": "reading the result",
+    "inputs": "reading the inputs",
+    "recompute": "computing again",
+}
 _ROUNDING_SHARE = 0.1
 """Rounding above this share of what was cut deserves a warning."""
 
@@ -37,11 +43,11 @@ _UNMATCHED_SHARE = 0.01
 """Less than this, outside of the layers, is a head or an embedding that came new."""
 
 
-class PlainConsole(Console):
+class Screen(Console):
     """A console that leaves a closed pipe to `guard`, as `print_json` does."""
 
     def on_broken_pipe(self) -> None:
-        """Raise the error, where rich would end the process."""
+        """Let the error through."""
         raise  # noqa: PLE0704 - called while the BrokenPipeError is handled
 
 
@@ -108,7 +114,7 @@ def _describe(done: TensorDone) -> str:
 
 def print_result(request: Request, manifests: Sequence[Manifest]) -> None:
     """Print what was done, one table for each output."""
-    console = PlainConsole(highlight=False)
+    console = Screen(highlight=False)
     print_pairing(console, request)
     for output, manifest in zip(request.outputs, manifests, strict=True):
         console.print(_result_table(summarize(manifest)))

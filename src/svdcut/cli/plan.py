@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from svdcut.cli.guard import printable
-from svdcut.cli.output import PlainConsole, megabytes, print_json, print_pairing
+from svdcut.cli.output import Screen, megabytes, print_json, print_pairing
 from svdcut.pairing import Action
 from svdcut.ranks import rule_for
 
@@ -40,7 +40,7 @@ def print_plan(request: Request, *, as_json: bool) -> None:
             tensor.target.dtype.value,
             rule,
         )
-    console = PlainConsole(highlight=False)
+    console = Screen(highlight=False)
     console.print(table)
     console.print()
     print_pairing(console, request)

@@ -1,0 +1,102 @@
+"""The screen of ``svdcut verify``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from svdcut.cli.guard import printable
+from svdcut.cli.output import Screen
+from svdcut.verification.findings import Checked, Failure, Verification
+
+_HASH = re.compile("[0-9a-f]{64}")
+_SHOWN = 20
+"""False claims on a screen; the rest are counted."""
+
+_MAX_VALUE = 100
+"""Characters of a value on a screen."""
+
+
+def print_verdict(out: str, outcome: Verification, *, everything: bool) -> None:
+    """Print what was checked, and what does not hold.
+
+    Parameters
+    ----------
+    out : str
+        As the user named it.
+    outcome : Verification
+        What was found.
+    everything : bool
+        Whether to print every false claim.
+    """
+    screen = Screen(highlight=False)
+    shown = outcome.failures if everything else outcome.failures[:_SHOWN]
+    for failure in shown:
+        screen.print(describe(failure), markup=False, soft_wrap=True)
+    more = len(outcome.failures) - len(shown)
+    if more:
+        screen.print(f"... and {more} more; -v shows all.")
+    if shown:
+        screen.print()
+    for line in _summary(out, outcome):
+        screen.print(line, markup=False, soft_wrap=True)
+
+
+def first_lines(out: str, outcome: Verification) -> Iterator[str]:
+    """Yield in few lines what is wrong."""
+    count = len(outcome.failures)
+    yield f"{printable(out)}: {count} false {'claim' if count == 1 else 'claims'}"
+    for failure in outcome.failures[:3]:
+        yield describe(failure)
+
+
+def describe(failure: Failure) -> str:
+    """Return a false claim in a line."""
+    place = failure.tensor if failure.file is None else failure.file
+    expected, found = _value(failure.expected), _value(failure.found)
+    return f"{printable(str(place))}: {failure.claim}: expected {expected}, found {found}"
+
+
+def _value(value: object) -> str:
+    if value is None:
+        return "nothing"
+    if isinstance(value, float):
+        return f"{value:.9g}"
+    if isinstance(value, (list, tuple)):
+        return (
+            "[" + ", ".join(_value(item) for item in value[:8]) + ", ..." * (len(value) > 8) + "]"
+        )
+    text = printable(str(value).replace("\n", " "))
+    if _HASH.fullmatch(text):
+        return text[:12] + "..."
+    return text if len(text) <= _MAX_VALUE else text[:_MAX_VALUE] + "..."
+
+
+def _summary(out: str, outcome: Verification) -> Iterator[str]:
+    checked, count = outcome.checked, len(outcome.failures)
+    yield f"Read: {_count(checked.tensors, 'tensor')}, {_count(checked.files, 'file')}."
+    if checked.input_files:
+        yield from _recomputed(checked)
+    else:
+        yield "Nothing was computed again: --base BASE --ft FT does that."
+    verdict = "as its manifest says" if outcome.ok else f"NOT as its manifest says: {count} false"
+    noun = "" if outcome.ok else " claim" if count == 1 else " claims"
+    yield f"{printable(out)}: {verdict}{noun}"
+
+
+def _recomputed(checked: Checked) -> Iterator[str]:
+    yield f"Of the inputs: {_count(checked.input_files, 'weight file')}."
+    if checked.recomputed:
+        parts = []
+        if checked.reproduced:
+            parts.append(f"{checked.reproduced} gave the same bytes")
+        if checked.bounded:
+            parts.append(f"{checked.bounded} gave others and were checked by bounds")
+        yield (
+            f"Computed again: {checked.recomputed} of {checked.truncated} truncated tensors; "
+            f"{', '.join(parts)}."
+        )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,0 +1,117 @@
+"""``svdcut verify``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from svdcut import api
+from svdcut.cli.guard import guard, warn
+from svdcut.cli.output import print_json, show_progress
+from svdcut.cli.verdict import first_lines, print_verdict
+
+_INPUTS = "Inputs"
+_COMPUTATION = "Computation"
+_SCREEN = "Screen"
+_FAILED = 4
+
+
+def verify(
+    out: Annotated[str, typer.Argument(metavar="OUT", help="The folder that svdcut wrote.")],
+    base: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BASE",
+            help="The model before fine-tuning, named as for truncate.",
+            show_default=False,
+            rich_help_panel=_INPUTS,
+        ),
+    ] = None,
+    finetuned: Annotated[
+        str | None,
+        typer.Option(
+            "--ft",
+            metavar="FT",
+            help="The model fine-tuned from it.",
+            show_default=False,
+            rich_help_panel=_INPUTS,
+        ),
+    ] = None,
+    sample: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Compute only N truncated tensors again, large and small ones alike; hashes "
+            "are checked in full.",
+            show_default="all",
+            rich_help_panel=_COMPUTATION,
+        ),
+    ] = None,
+    seed: Annotated[
+        int,
+        typer.Option(metavar="N", help="Seed of the choice.", rich_help_panel=_COMPUTATION),
+    ] = 0,
+    device: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|cpu|cuda|cuda:N",
+            help="Where to compute; auto takes CUDA where there is one.",
+            rich_help_panel=_COMPUTATION,
+        ),
+    ] = "auto",
+    json: Annotated[
+        bool,
+        typer.Option(
+            "--json", metavar="", help="Print the outcome on stdout.", rich_help_panel=_SCREEN
+        ),
+    ] = False,
+    quiet: Annotated[
+        bool,
+        typer.Option(
+            "--quiet",
+            "-q",
+            metavar="",
+            help="Print nothing but false claims, on stderr, and errors.",
+            rich_help_panel=_SCREEN,
+        ),
+    ] = False,
+    verbose: Annotated[
+        bool,
+        typer.Option(
+            "--verbose",
+            "-v",
+            metavar="",
+            help="Print a line for each tensor, all false claims, and the traceback of an error.",
+            rich_help_panel=_SCREEN,
+        ),
+    ] = False,
+) -> None:
+    """Check a result against its manifest, and against what it was made from.
+
+    Every byte of OUT is read: any change of a file that the manifest names is
+    found, and any change of the manifest. With BASE and FT, every number of the
+    manifest and every stored tensor is computed again. A false claim is printed
+    with what the manifest says and what was found; the exit status is then 4.
+    """
+    with guard(verbose=verbose):
+        with show_progress(quiet=quiet, verbose=verbose) as observe:
+            outcome = api.verify(
+                out,
+                base=base,
+                finetuned=finetuned,
+                sample=sample,
+                seed=seed,
+                device=device,
+                quiet=quiet,
+                observe=observe,
+            )
+        if json:
+            print_json(outcome.to_json())
+        elif not quiet:
+            print_verdict(out, outcome, everything=verbose)
+        elif not outcome.ok:
+            warn("\n  ".join(first_lines(out, outcome)))
+    if not outcome.ok:
+        raise typer.Exit(_FAILED)

@@ -1,0 +1,209 @@
+"""Check the folder of a result against its manifest: every byte that it names.
+
+It reads nothing outside of the folder, and nothing that is not a regular file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import stat
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+
+from svdcut.checkpoint import INDEX_NAME, WEIGHTS_NAME, open_checkpoint
+from svdcut.destination import MANIFEST_NAME
+from svdcut.errors import CheckpointError
+from svdcut.manifest import FileFact, Manifest, WeightFileFact
+from svdcut.pool import Pool
+from svdcut.tensorfile import TensorEntry, hash_file, iterate_bytes, read_header
+from svdcut.verification.findings import Failure
+
+_LENGTH_BYTES = 8
+_PIECE_BYTES = 16 << 20
+"""Memory that a tensor takes while it is hashed."""
+
+_WEIGHTS = (
+    "*.safetensors",
+    "*.index.json",
+    "adapter_*",
+    "pytorch_model*",
+    "consolidated*",
+    "tf_model*",
+    "flax_model*",
+    "*.gguf",
+    "*.ckpt",
+)
+"""What loaders may take for weights, beside or before those of the manifest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """What was found in the folder of a result."""
+
+    entries: Mapping[str, TensorEntry]
+    """Tensors of its weight files."""
+
+    failures: list[Failure] = field(default_factory=list)
+
+
+Tell = Callable[[str, int], None]
+"""Told the name of what is done, and its size in bytes."""
+
+
+def check_folder(out: Path, manifest: Manifest, pool: Pool, tell: Tell) -> Folder:
+    """Check every file and every tensor of a result.
+
+    Parameters
+    ----------
+    out : Path
+        The folder.
+    manifest : Manifest
+        What it must hold.
+    pool : Pool
+        Hashes tensors side by side.
+    tell : callable
+        Told of each tensor that was hashed.
+
+    Returns
+    -------
+    Folder
+        Its tensors, and every claim that does not hold.
+
+    Notes
+    -----
+    Reads every byte once. Memory is a piece of a tensor for each thread.
+    """
+    folder = Folder(dict(_entries(out, manifest)))
+    for name, fact in manifest.files.items():
+        folder.failures.extend(_check_file(out, name, fact))
+    folder.failures.extend(_find_strays(out, manifest))
+    folder.failures.extend(_check_entries(manifest, folder.entries))
+    if not folder.failures:
+        folder.failures.extend(_check_whole(out, folder.entries))
+    folder.failures.extend(_check_tensors(manifest, folder.entries, pool, tell))
+    return folder
+
+
+def regular_file(out: Path, name: str) -> Path | None:
+    """Return the path of a file that a manifest names, or None where there is none.
+
+    A name that leads out of the folder names none; nor does one of a device or a pipe,
+    which would never end.
+    """
+    parts = PurePosixPath(name)
+    if not name or parts.is_absolute() or ".." in parts.parts:
+        return None
+    path = out / parts
+    try:
+        return path if stat.S_ISREG(path.stat().st_mode) else None
+    except (OSError, ValueError):
+        return None
+
+
+def _entries(out: Path, manifest: Manifest) -> Iterator[tuple[str, TensorEntry]]:
+    for name, fact in manifest.files.items():
+        path = regular_file(out, name) if isinstance(fact, WeightFileFact) else None
+        if path is None:
+            continue
+        try:
+            header = read_header(path)
+        except CheckpointError:
+            continue  # `_check_file` says why
+        for entry in header.entries:
+            yield entry.name, entry
+
+
+def _check_file(out: Path, name: str, fact: WeightFileFact | FileFact) -> Iterator[Failure]:
+    path = regular_file(out, name)
+    if path is None:
+        yield Failure("files", None, "a file in this folder", file=name)
+        return
+    size = path.stat().st_size
+    if size != fact.size:
+        yield Failure("size", size, fact.size, file=name)
+        return
+    try:
+        if isinstance(fact, WeightFileFact):
+            claim, claimed, found = "header_sha256", fact.header_sha256, _hash_header(path)
+        else:
+            claim, claimed = "sha256", fact.sha256
+            found = hash_file(path, threading.Event())
+    except CheckpointError as error:
+        yield Failure("files", error.what, "a file that can be read", file=name)
+        return
+    if found != claimed:
+        yield Failure(claim, found, claimed, file=name)
+
+
+def _hash_header(path: Path) -> str:
+    read_header(path)  # refuses what is not well-formed
+    with path.open("rb") as file:
+        length = file.read(_LENGTH_BYTES)
+        return hashlib.sha256(length + file.read(int.from_bytes(length, "little"))).hexdigest()
+
+
+def _find_strays(out: Path, manifest: Manifest) -> Iterator[Failure]:
+    known = {MANIFEST_NAME, *manifest.files}
+    for path in sorted(out.iterdir()):
+        loadable = any(fnmatchcase(path.name.lower(), pattern) for pattern in _WEIGHTS)
+        if loadable and path.name not in known:
+            yield Failure("files", "weights beside those of the manifest", None, file=path.name)
+
+
+def _check_entries(manifest: Manifest, entries: Mapping[str, TensorEntry]) -> Iterator[Failure]:
+    for name, fact in manifest.tensors.items():
+        entry = entries.get(name)
+        if entry is None:
+            yield Failure("tensors", None, f"in {fact.file}", tensor=name)
+            continue
+        for claim, found, expected in (
+            ("file", entry.path.name, fact.file),
+            ("shape", entry.shape, fact.shape),
+            ("dtype", entry.dtype.value, fact.dtype),
+        ):
+            if found != expected:
+                yield Failure(claim, found, expected, tensor=name)
+    for name in sorted(entries.keys() - manifest.tensors.keys()):
+        yield Failure("tensors", f"in {entries[name].path.name}", None, tensor=name)
+
+
+def _check_whole(out: Path, entries: Mapping[str, TensorEntry]) -> Iterator[Failure]:
+    """Check that loaders find the tensors where they are."""
+    name = INDEX_NAME if (out / INDEX_NAME).is_file() else WEIGHTS_NAME
+    try:
+        checkpoint = open_checkpoint(out)
+    except CheckpointError as error:
+        yield Failure("checkpoint", error.what, "one that can be opened", file=name)
+        return
+    if checkpoint.tensors != entries:
+        found = f"{len(checkpoint.tensors)} tensors"
+        yield Failure("checkpoint", found, f"{len(entries)}, as in the files", file=name)
+    metadata = (checkpoint.index or {}).get("metadata")
+    if isinstance(metadata, dict) and "total_size" in metadata:
+        total = sum(entry.size_bytes for entry in entries.values())
+        if metadata["total_size"] != total:
+            yield Failure("total_size", total, metadata["total_size"], file=name)
+
+
+def _check_tensors(
+    manifest: Manifest, entries: Mapping[str, TensorEntry], pool: Pool, tell: Tell
+) -> Iterator[Failure]:
+    names = [name for name in manifest.tensors if name in entries]
+
+    def task(number: int) -> Sequence[Failure]:
+        name, entry = names[number], entries[names[number]]
+        digest = hashlib.sha256()
+        try:
+            for piece in iterate_bytes(entry):
+                digest.update(piece)
+        except CheckpointError as error:
+            return [Failure("sha256", error.what, manifest.tensors[name].sha256, tensor=name)]
+        tell(name, entry.size_bytes)
+        found, expected = digest.hexdigest(), manifest.tensors[name].sha256
+        return [Failure("sha256", found, expected, tensor=name)] if found != expected else []
+
+    for failures in pool.map(task, [_PIECE_BYTES] * len(names)):
+        yield from failures

@@ -1,0 +1,94 @@
+"""What a verification found. It checks nothing itself and imports no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, is_dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """One claim that does not hold."""
+
+    claim: str
+    """Name of the claim: see docs/verify.md."""
+
+    found: object
+    """What is there, or follows; None for nothing."""
+
+    expected: object
+    """What the manifest says; None for nothing."""
+
+    tensor: str | None = None
+    file: str | None = None
+    """The tensor or the file that it is about; one of the two is None."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object; every number in it is finite."""
+        place = {"file": self.file} if self.tensor is None else {"tensor": self.tensor}
+        return {
+            **place,
+            "claim": self.claim,
+            "found": _finite(self.found),
+            "expected": _finite(self.expected),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What was looked at."""
+
+    files: int = 0
+    """Of the result, the manifest among them."""
+
+    tensors: int = 0
+    """Of the result, hashed."""
+
+    input_files: int = 0
+    """Weight files of the two sides, hashed; 0 without inputs."""
+
+    truncated: int = 0
+    """Tensors that the manifest calls truncated."""
+
+    recomputed: int = 0
+    """How many of these were computed again."""
+
+    reproduced: int = 0
+    """How many of those gave the stored bytes again."""
+
+    bounded: int = 0
+    """How many gave others, and were checked by bounds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """The outcome."""
+
+    ok: bool
+    """Whether no claim failed."""
+
+    checked: Checked
+    failures: tuple[Failure, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object."""
+        return {
+            "ok": self.ok,
+            "checked": asdict(self.checked),
+            "failures": [failure.to_json() for failure in self.failures],
+        }
+
+
+def conclude(checked: Checked, failures: Sequence[Failure]) -> Verification:
+    """Return the outcome that some failures make."""
+    return Verification(not failures, checked, tuple(failures))
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    return None if isinstance(value, float) and not math.isfinite(value) else value
