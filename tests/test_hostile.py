@@ -23,8 +23,8 @@ from svdcut.checkpoint import open_checkpoint
 from svdcut.cli.guard import printable
 from svdcut.conversion import conversion_hint
 from svdcut.errors import CheckpointError, HubError, UsageError
+from svdcut.header import read_header
 from svdcut.hub import fetch_snapshot
-from svdcut.tensorfile import read_header
 
 # Memory
 

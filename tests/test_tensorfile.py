@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError, deserialize, safe_open
 
 from svdcut.errors import CheckpointError
+from svdcut.header import read_header
 from svdcut.tensorfile import (
     Dtype,
     TensorEntry,
@@ -21,7 +22,6 @@ from svdcut.tensorfile import (
     iterate_bytes,
     lay_out,
     read_bytes,
-    read_header,
     size_bytes,
 )
 

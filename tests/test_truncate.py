@@ -1092,7 +1092,7 @@ def test_nan_beside_the_truncated_part(tmp_path):
     for name, value in (("base", base), ("ft", tuned)):
         (tmp_path / name).mkdir()
         save_file({"embed": value}, tmp_path / name / "model.safetensors")
-    with pytest.raises(svdcut.NonFiniteError, match="'embed' holds NaN"):
+    with pytest.raises(svdcut.NonFiniteError, match="'embed' of the fine-tuned side holds NaN"):
         svdcut.truncate(tmp_path / "base", tmp_path / "ft", tmp_path / "out", rank=2)
     assert not (tmp_path / "out").exists()
     rewrite(

@@ -15,7 +15,8 @@ import svdcut
 from checkpoints import file_bytes
 from svdcut.destination import check_output, partial_path
 from svdcut.errors import Interrupted, OutputError, OutputExistsError, UsageError
-from svdcut.tensorfile import Dtype, lay_out, read_bytes, read_header
+from svdcut.header import read_header
+from svdcut.tensorfile import Dtype, lay_out, read_bytes
 from svdcut.writer import TENSOR, CheckpointWriter
 
 LAYOUTS = [

@@ -16,8 +16,9 @@ from typing import Any
 from svdcut import hub
 from svdcut.conversion import conversion_hint
 from svdcut.errors import CheckpointError
+from svdcut.header import read_header
 from svdcut.jsonfile import Bounds, check_regular, quoted, read_json
-from svdcut.tensorfile import TensorEntry, TensorFile, read_header
+from svdcut.tensorfile import TensorEntry, TensorFile
 
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
@@ -90,8 +91,10 @@ class Checkpoint:
 
         By saying nothing, a config of transformers says so: that was its default.
         """
-        said = {config.get("tie_word_embeddings") for config in self._configs()}
-        return True in said or (False not in said and "model_type" in self.config)
+        said = [config.get("tie_word_embeddings") for config in self._configs()]
+        if any(word is True for word in said):
+            return True
+        return "model_type" in self.config and all(word is not False for word in said)
 
     @property
     def vocab_size(self) -> int | None:

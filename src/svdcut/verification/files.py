@@ -16,9 +16,10 @@ from pathlib import Path, PurePosixPath
 from svdcut.checkpoint import INDEX_NAME, WEIGHTS_NAME, open_checkpoint
 from svdcut.destination import MANIFEST_NAME
 from svdcut.errors import CheckpointError
+from svdcut.header import read_header
 from svdcut.manifest import FileFact, Manifest, WeightFileFact
 from svdcut.pool import Pool
-from svdcut.tensorfile import TensorEntry, hash_file, iterate_bytes, read_header
+from svdcut.tensorfile import TensorEntry, hash_file, iterate_bytes
 from svdcut.verification.findings import Failure
 
 _LENGTH_BYTES = 8
