@@ -19,6 +19,7 @@ from svdcut.cli.output import (
     warn_of_unmatched,
 )
 from svdcut.cli.plan import print_plan
+from svdcut.cli.shared import COMPUTATION, SCREEN, DeviceOption
 from svdcut.destination import partial_path
 from svdcut.errors import UsageError
 from svdcut.journal import count_finished
@@ -30,8 +31,6 @@ from svdcut.writer import TENSOR
 _RANK = "Rank"
 _TENSORS = "Tensors"
 _OUTPUT = "Output"
-_COMPUTATION = "Computation"
-_SCREEN = "Screen"
 
 
 def truncate(
@@ -158,20 +157,13 @@ def truncate(
             rich_help_panel=_OUTPUT,
         ),
     ] = False,
-    device: Annotated[
-        str,
-        typer.Option(
-            metavar="auto|cpu|cuda|cuda:N",
-            help="Where to compute; auto takes CUDA where there is one.",
-            rich_help_panel=_COMPUTATION,
-        ),
-    ] = "auto",
+    device: DeviceOption = "auto",
     svd: Annotated[
         Route,
         typer.Option(
             help="Algorithm to start with; a more careful one follows where its error bound is "
             "not met.",
-            rich_help_panel=_COMPUTATION,
+            rich_help_panel=COMPUTATION,
         ),
     ] = Route.AUTO,
     tolerance: Annotated[
@@ -180,7 +172,7 @@ def truncate(
             metavar="F",
             help="Certify the error of every cut to be within this share of the best possible "
             "error at its rank.",
-            rich_help_panel=_COMPUTATION,
+            rich_help_panel=COMPUTATION,
         ),
     ] = 1e-6,
     json: Annotated[
@@ -189,7 +181,7 @@ def truncate(
             "--json",
             metavar="",
             help="Print the manifest on stdout, or the plan of a dry run.",
-            rich_help_panel=_SCREEN,
+            rich_help_panel=SCREEN,
         ),
     ] = False,
     quiet: Annotated[
@@ -199,7 +191,7 @@ def truncate(
             "-q",
             metavar="",
             help="Print nothing but warnings and errors.",
-            rich_help_panel=_SCREEN,
+            rich_help_panel=SCREEN,
         ),
     ] = False,
     verbose: Annotated[
@@ -209,7 +201,7 @@ def truncate(
             "-v",
             metavar="",
             help="Print a line for each tensor, and the traceback of an error.",
-            rich_help_panel=_SCREEN,
+            rich_help_panel=SCREEN,
         ),
     ] = False,
 ) -> None:

@@ -9,11 +9,10 @@ import typer
 from svdcut import api
 from svdcut.cli.guard import guard, warn
 from svdcut.cli.output import print_json, show_progress
+from svdcut.cli.shared import COMPUTATION, SCREEN, DeviceOption
 from svdcut.cli.verdict import first_lines, print_verdict
 
 _INPUTS = "Inputs"
-_COMPUTATION = "Computation"
-_SCREEN = "Screen"
 _FAILED = 4
 
 
@@ -46,25 +45,18 @@ def verify(
             help="Compute only N truncated tensors again, large and small ones alike; hashes "
             "are checked in full.",
             show_default="all",
-            rich_help_panel=_COMPUTATION,
+            rich_help_panel=COMPUTATION,
         ),
     ] = None,
     seed: Annotated[
         int,
-        typer.Option(metavar="N", help="Seed of the choice.", rich_help_panel=_COMPUTATION),
+        typer.Option(metavar="N", help="Seed of the choice.", rich_help_panel=COMPUTATION),
     ] = 0,
-    device: Annotated[
-        str,
-        typer.Option(
-            metavar="auto|cpu|cuda|cuda:N",
-            help="Where to compute; auto takes CUDA where there is one.",
-            rich_help_panel=_COMPUTATION,
-        ),
-    ] = "auto",
+    device: DeviceOption = "auto",
     json: Annotated[
         bool,
         typer.Option(
-            "--json", metavar="", help="Print the outcome on stdout.", rich_help_panel=_SCREEN
+            "--json", metavar="", help="Print the outcome on stdout.", rich_help_panel=SCREEN
         ),
     ] = False,
     quiet: Annotated[
@@ -74,7 +66,7 @@ def verify(
             "-q",
             metavar="",
             help="Print nothing but false claims, on stderr, and errors.",
-            rich_help_panel=_SCREEN,
+            rich_help_panel=SCREEN,
         ),
     ] = False,
     verbose: Annotated[
@@ -84,7 +76,7 @@ def verify(
             "-v",
             metavar="",
             help="Print a line for each tensor, all false claims, and the traceback of an error.",
-            rich_help_panel=_SCREEN,
+            rich_help_panel=SCREEN,
         ),
     ] = False,
 ) -> None:
