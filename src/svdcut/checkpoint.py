@@ -24,7 +24,7 @@ WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 CARD_NAME = "README.md"
 
-_MAX_TENSORS = 500_000
+_MAX_TENSORS = 250_000
 """Bounds the memory; the largest models have a quarter of that."""
 
 _INDEX_BOUNDS = Bounds(num_bytes=100_000_000, num_values=2 * _MAX_TENSORS)
