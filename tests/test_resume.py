@@ -19,6 +19,7 @@ from kills import Course, comparable
 
 import svdcut
 import svdcut.budget
+import svdcut.tensor_job
 import svdcut.truncation
 import svdcut.writer
 from checkpoints import Pair, file_bytes
@@ -33,7 +34,6 @@ from svdcut.errors import (
 from svdcut.journal import JOURNAL_NAME, Journal, count_finished
 from svdcut.svd import engine
 from svdcut.tensorfile import Dtype, lay_out
-from svdcut.update import MatrixEntry
 from svdcut.writer import TENSOR, CheckpointWriter
 
 LAYOUT = lay_out("model.safetensors", {"a": (Dtype.U8, (5,)), "b": (Dtype.U8, (3,))}, {})
@@ -526,16 +526,15 @@ def test_killed_at_any_moment(pairs, tmp_path, seed):
 @pytest.fixture
 def small_gpu(monkeypatch):
     """A device that has room for small matrices alone, and is no real one."""
-    read = MatrixEntry.read
+    read = svdcut.tensor_job.read_update
 
-    def limited(entry, device):
-        if device.type == "cuda":
-            if entry.shape[0] * entry.shape[1] > 24 * 32:
-                raise torch.OutOfMemoryError("CUDA out of memory")
-            return read(entry, torch.device("cpu"))
-        return read(entry, device)
+    def limited(base, finetuned, device, **options):
+        if device.type == "cuda" and base.shape[0] * base.shape[1] > 24 * 32:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return read(base, finetuned, torch.device("cpu"), **options)
 
-    monkeypatch.setattr(MatrixEntry, "read", limited)
+    for module in (svdcut.tensor_job, svdcut.budget):
+        monkeypatch.setattr(module, "read_update", limited)
     monkeypatch.setattr(svdcut.truncation, "resolve_device", lambda _: torch.device("cuda"))
     monkeypatch.setattr(svdcut.truncation, "device_name", lambda _: "small")
 
@@ -571,10 +570,10 @@ def test_solver_that_always_fails_is_an_error_that_names_the_tensor(pair, out, m
 
 
 def test_no_room_on_the_cpu_is_an_error(pair, out, monkeypatch):
-    def full(*_):
+    def full(*_, **__):
         raise torch.OutOfMemoryError("no")
 
-    monkeypatch.setattr(MatrixEntry, "read", full)
+    monkeypatch.setattr(svdcut.tensor_job, "read_update", full)
     with pytest.raises(torch.OutOfMemoryError):
         truncate(pair, out)
     assert not out.exists()

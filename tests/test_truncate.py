@@ -675,7 +675,7 @@ def test_large_matrices_take_the_fast_route(tmp_path, transpose):
 @pytest.mark.parametrize("route", ["gram", "krylov", "exact"])
 @pytest.mark.parametrize("rule", ["4", "full", "0", "noise"])
 def test_work_in_blocks_of_rows(pairs, tmp_path, monkeypatch, route, rule):
-    """As matrices of more than 32 MB take it, and copies of more than 16 MB."""
+    """As matrices of more than some megabytes take it, and copies of more than 16 MB."""
     pair = pairs("toy")
     results = []
     for name in ("whole", "blocks"):
@@ -703,7 +703,7 @@ def test_work_in_blocks_of_rows(pairs, tmp_path, monkeypatch, route, rule):
         assert torch.allclose(stored.value, results[1][name].value, rtol=1e-5, atol=1e-9)
 
 
-def blocks_of_five(rows, columns, itemsize=8):
+def blocks_of_five(rows, columns, **sizes):
     return [(start, min(rows, start + 5)) for start in range(0, rows, 5)]
 
 

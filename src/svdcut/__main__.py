@@ -5,6 +5,9 @@ from __future__ import annotations
 
 def main() -> None:
     """Run the command line."""
+    from svdcut.allocator import tune_allocator
+
+    tune_allocator()
     from svdcut.cli.app import run
 
     run()

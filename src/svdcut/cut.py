@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -77,6 +77,7 @@ def cut_matrix(
     route: Route,
     tolerance: float,
     seed: int,
+    escalate: Callable[[], object] = lambda: None,
 ) -> tuple[Decomposition, list[Cut]]:
     """Decompose a matrix once, and cut it as often as asked.
 
@@ -94,6 +95,8 @@ def cut_matrix(
         Relative excess error that every cut must be certified for.
     seed : int
         Of the engine's random blocks.
+    escalate : callable
+        Called once before a route beyond the first is taken: it needs more memory.
 
     Returns
     -------
@@ -122,7 +125,15 @@ def cut_matrix(
         return all(is_certified(found.bounds, tolerance) for found in cuts)
 
     top = _num_needed(requests, min(m, n))
-    found = decompose(matrix, top, accept=accept, route=route, tolerance=tolerance, seed=seed)
+    found = decompose(
+        matrix,
+        top,
+        accept=accept,
+        route=route,
+        tolerance=tolerance,
+        seed=seed,
+        escalate=escalate,
+    )
     if not found.energy:
         # Of a matrix of zeros there was nothing to accept.
         cuts[:] = cut(found)

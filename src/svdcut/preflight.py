@@ -5,7 +5,6 @@ From headers and a look at the machine; it reads no weights and changes nothing.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,19 +12,13 @@ from pathlib import Path
 from svdcut.destination import partial_path
 from svdcut.errors import OutputError
 from svdcut.machine import available_memory, free_device_memory, free_space, num_cores
+from svdcut.memory import expected_top, memory_needs
 from svdcut.options import Options
-from svdcut.pairing import Action, Pair
+from svdcut.pairing import Action
 from svdcut.plan import Output, Plan
-from svdcut.ranks import RuleKind, rule_for
+from svdcut.ranks import Rule, RuleKind, rule_for
 from svdcut.svd.route import Route, choose_route
 
-WORKING_COPIES = 6
-"""Memory that a matrix takes at work, in copies of it in float32 (measured)."""
-
-SPARE_BYTES = 200 << 20
-"""Memory for small matrices beside the largest one."""
-
-_COPY_BYTES = 32 << 20
 _PROCESS_BYTES = 400 << 20
 """Of Python and torch by themselves (measured)."""
 
@@ -113,26 +106,15 @@ def check_run(plan: Plan, outputs: Sequence[Output], options: Options) -> Prefli
     options : Options
         As the plan was made with.
     """
+    rules = [output.rule for output in outputs]
     on_device = free_device_memory(options.device)
     return Preflight(
         disks=tuple(_disk_needs(plan, outputs)),
-        memory_needed=_PROCESS_BYTES + memory_bound(plan),
+        memory_needed=_PROCESS_BYTES + memory_needs(plan, rules, options).total,
         memory_available=available_memory(),
         device_memory_available=on_device,
-        seconds=_seconds(plan, outputs, options) if on_device is None else None,
+        seconds=_seconds(plan, rules, options) if on_device is None else None,
     )
-
-
-def working_bytes(pair: Pair) -> int:
-    """Return the memory that one tensor takes at work."""
-    if pair.action is not Action.TRUNCATE:
-        return _COPY_BYTES
-    return WORKING_COPIES * 4 * max(math.prod(shape) for shape in pair.matrices)
-
-
-def memory_bound(plan: Plan) -> int:
-    """Return the memory that all tensors at work together may take."""
-    return max(working_bytes(tensor.pair) for tensor in plan.tensors) + SPARE_BYTES
 
 
 def _disk_needs(plan: Plan, outputs: Sequence[Output]) -> Iterator[DiskNeed]:
@@ -159,17 +141,16 @@ def _allocated(folder: Path) -> int:
     return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
 
 
-def _seconds(plan: Plan, outputs: Sequence[Output], options: Options) -> float:
+def _seconds(plan: Plan, rules: Sequence[Rule], options: Options) -> float:
     total = 0.0
     for tensor in plan.tensors:
         pair = tensor.pair
         size = pair.finetuned.size_bytes + (pair.base.size_bytes if pair.base else 0)
         total += size * _READ_SECONDS
         if pair.action is Action.TRUNCATE:
-            rules = [rule_for(pair.name, output.rule, options.rank_for) for output in outputs]
-            fixed = all(rule.kind is RuleKind.FIXED for rule in rules)
-            top = max(int(rule.value) for rule in rules) if fixed else None
-            passes = 1 + any(rule.kind is RuleKind.BUDGET for rule in rules)
+            top = expected_top(pair, rules, options)
+            chosen = [rule_for(pair.name, rule, options.rank_for) for rule in rules]
+            passes = 1 + any(rule.kind is RuleKind.BUDGET for rule in chosen)
             total += passes * sum(_svd_seconds(*shape, top, options.svd) for shape in pair.matrices)
     return total / num_cores()
 

@@ -6,8 +6,10 @@ It decides on no rank and on no action: `cut` and `pairing` do.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
 
 import torch
@@ -30,6 +32,7 @@ from svdcut.update import (
     Side,
     Update,
     compose,
+    copy_rows,
     nonfinite_error,
     read_update,
     write_values,
@@ -51,6 +54,8 @@ class Job:
     options: Options
     device: torch.device
     budgets: BudgetRanks
+    careful: threading.Lock = field(default_factory=threading.Lock)
+    """Held by the one tensor that takes more memory than planned, for a more careful route."""
 
     def rules_for(self, pair: Pair) -> list[Rule]:
         """Return the rule of a tensor in each output."""
@@ -200,15 +205,17 @@ def _truncate(job: Job, planned: PlannedTensor, sinks: Sequence[TensorSink]) -> 
     for number, (base, finetuned) in enumerate(matrix_entries(pair)):
         update = read_update(base, finetuned, job.device, measure_rounding=noise)
         equal = equal and update.equal_bytes
-        decomposition, cuts = cut_matrix(
-            update.matrix,
-            job.requests(pair, number),
-            rounding_rms=update.rounding_rms,
-            zero_fraction=update.zero_fraction,
-            route=job.options.svd,
-            tolerance=job.options.tolerance,
-            seed=stable_seed(pair.seed_name, number),
-        )
+        with ExitStack() as stack:
+            decomposition, cuts = cut_matrix(
+                update.matrix,
+                job.requests(pair, number),
+                rounding_rms=update.rounding_rms,
+                zero_fraction=update.zero_fraction,
+                route=job.options.svd,
+                tolerance=job.options.tolerance,
+                seed=stable_seed(pair.seed_name, number),
+                escalate=lambda: stack.enter_context(job.careful),
+            )
         for found, cut, sink in zip(results, cuts, sinks, strict=True):
             rows = _rows(job, planned, finetuned, update, decomposition, cut)
             square = _write_rows(planned, rows, sink)
@@ -244,8 +251,7 @@ def _rows(
     dtype = TORCH_DTYPES[planned.target.dtype]
     if cut.rank == decomposition.full_rank and job.options.scale == 1:
         # All triplets make the fine-tuned matrix, and its own numbers are exact.
-        ours = finetuned.read(job.device)
-        return iter([Rows(ours.to(dtype), ours)])
+        return copy_rows(finetuned, dtype)
     factor = decomposition.scale * job.options.scale
     return compose(update, decomposition.factors(list(cut.indices)), factor, dtype)
 
@@ -254,8 +260,13 @@ def _write_rows(planned: PlannedTensor, rows: Iterator[Rows], sink: TensorSink) 
     """Write a matrix; return the sum of squares of its rounding error."""
     total = 0.0
     for block in rows:
-        _refuse_overflow(planned, block.stored)
-        total += float((block.stored.double() - block.intended.double()).square_().sum())
+        # Exact in a dtype that holds both: the numbers are next to each other.
+        wide = torch.promote_types(block.stored.dtype, block.intended.dtype)
+        error = block.stored.to(wide).sub(block.intended)
+        square = float(error.double().square_().sum())
+        if not math.isfinite(square):
+            _refuse_overflow(planned, block.stored)
+        total += square
         write_values(sink, block.stored)
     return total
 

@@ -21,10 +21,10 @@ from svdcut.device import device_name, resolve_device
 from svdcut.errors import CheckpointError
 from svdcut.machine import num_cores
 from svdcut.manifest import Manifest, MatchingFact, TensorFact
+from svdcut.memory import memory_needs
 from svdcut.options import Options
 from svdcut.plan import Output, Plan, PlannedTensor
 from svdcut.pool import Pool
-from svdcut.preflight import memory_bound, working_bytes
 from svdcut.progress import Observer, Progress
 from svdcut.provenance import hash_inputs, identify_run, refuse_changed
 from svdcut.publication import publish
@@ -85,7 +85,8 @@ def run_truncation(
         options,
         {"torch": str(torch.__version__), "device": device_name(device)},
     )
-    sizes = [working_bytes(tensor.pair) for tensor in plan.tensors]
+    rules = tuple(output.rule for output in outputs)
+    needs = memory_needs(plan, rules, options)
     with ExitStack() as stack:
         writers = [
             stack.enter_context(
@@ -100,13 +101,15 @@ def run_truncation(
             for output in outputs
         ]
         workers = num_cores() if device.type == "cpu" else 1
-        pool = stack.enter_context(Pool(workers, memory_bound(plan)))
+        pool = stack.enter_context(Pool(workers, needs.bound))
         hasher = stack.enter_context(ThreadPoolExecutor(1))
         stop = threading.Event()
         stack.callback(stop.set)
         hashing = hasher.submit(hash_inputs, plan, writers[0], stop)
-        job = Job(tuple(output.rule for output in outputs), options, device, {})
-        job = replace(job, budgets=allocate_budgets(job, plan, pool, sizes, writers[0], observe))
+        job = Job(rules, options, device, {})
+        job = replace(
+            job, budgets=allocate_budgets(job, plan, pool, needs.sizes, writers[0], observe)
+        )
         total = sum(tensor.target.size_bytes for tensor in plan.tensors)
 
         def task(number: int) -> list[TensorFact]:
@@ -123,7 +126,7 @@ def run_truncation(
             return found
 
         try:
-            records = pool.map(task, sizes)
+            records = pool.map(task, needs.sizes)
             sources = hashing.result()
         except CheckpointError:
             # A file that changed is the cause of what was found wrong in it.

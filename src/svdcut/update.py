@@ -29,6 +29,9 @@ _PRECISION_BITS = {Dtype.F16: 11, Dtype.BF16: 8, Dtype.F32: 24, Dtype.F64: 53}
 """Bits of the significand, the hidden one included."""
 
 
+_BLOCK_BYTES = {"cpu": 4 << 20, "cuda": 128 << 20}
+"""Of a block of rows in float64. Small ones stay in the cache of a processor."""
+
 _LARGEST = 2.0**1000
 """Room for norms below the end of float64."""
 
@@ -52,20 +55,25 @@ class MatrixEntry:
 
     def read(self, device: torch.device) -> Tensor:
         """Return the matrix, (m, n), in its stored dtype."""
-        dtype = self.tensor.dtype
-        start = size_bytes(dtype, (self.first,))
-        buffer = read_bytes(self.tensor, start, start + size_bytes(dtype, self.shape))
-        flat = torch.frombuffer(buffer, dtype=TORCH_DTYPES[dtype])
-        return flat.reshape(self.shape).to(device)
+        return self._read_rows(0, self.shape[0], device)
+
+    def blocks(self, device: torch.device) -> Iterator[tuple[slice, Tensor]]:
+        """Yield the matrix in blocks of rows, in its stored dtype."""
+        for start, stop in row_blocks(*self.shape, num_bytes=_BLOCK_BYTES[device.type]):
+            yield slice(start, stop), self._read_rows(start, stop, device)
+
+    def _read_rows(self, start: int, stop: int, device: torch.device) -> Tensor:
+        dtype, columns = self.tensor.dtype, self.shape[1]
+        begin, end = (size_bytes(dtype, (self.first + row * columns,)) for row in (start, stop))
+        flat = torch.frombuffer(read_bytes(self.tensor, begin, end), dtype=TORCH_DTYPES[dtype])
+        return flat.reshape(-1, columns).to(device)
 
 
 @dataclass(frozen=True, slots=True)
 class Update:
     """``finetuned - base`` of one matrix, with what storage says of it."""
 
-    base: Tensor
-    """(m, n), stored dtype."""
-
+    base: MatrixEntry
     matrix: Tensor
     """(m, n), float32, or float64 where a side is."""
 
@@ -102,36 +110,45 @@ def read_update(
     NonFiniteError
         If a side holds NaN or infinity, or their difference overflows.
     """
-    ours, theirs = finetuned.read(device), base.read(device)
-    wide = torch.float64 in (ours.dtype, theirs.dtype)
+    alike = finetuned.tensor.dtype is base.tensor.dtype
+    wide = Dtype.F64 in (finetuned.tensor.dtype, base.tensor.dtype)
     dtype = torch.float64 if wide else torch.float32
-    # A copy of its own even where the dtype is right: the buffer is Python's.
-    matrix = ours.to(dtype, copy=True).sub_(theirs.to(dtype))
-    largest = float(matrix.abs().max())
-    if not largest < _LARGEST:
-        _refuse_nonfinite(finetuned, ours, Side.FINETUNED)
-        _refuse_nonfinite(base, theirs, Side.BASE)
-        raise NonFiniteError(f"tensor {finetuned.tensor.name!r}: the update overflows")
-    rounding = 0.0
-    if measure_rounding:
-        rounding = _rounding_square(ours, finetuned.tensor.dtype)
-        rounding += _rounding_square(theirs, base.tensor.dtype)
-    nonzeros = int(torch.count_nonzero(matrix))
+    matrix = torch.empty(finetuned.shape, dtype=dtype, device=device)
+    nonzeros, rounding = 0, 0.0
+    for (rows, ours), (_, theirs) in zip(
+        finetuned.blocks(device), base.blocks(device), strict=True
+    ):
+        block = matrix[rows].copy_(ours).sub_(theirs)
+        _refuse_nonfinite(block, (finetuned, ours), (base, theirs))
+        nonzeros += int(torch.count_nonzero(block))
+        # Zeros differ in sign without a difference in value.
+        alike = alike and nonzeros == 0 and _same_bytes(ours, theirs)
+        if measure_rounding:
+            rounding += _rounding_squares(ours, finetuned.tensor.dtype)
+            rounding += _rounding_squares(theirs, base.tensor.dtype)
     return Update(
-        base=theirs,
+        base=base,
         matrix=matrix,
         zero_fraction=1 - nonzeros / matrix.numel(),
-        # Zeros differ in sign without a difference in value.
-        equal_bytes=nonzeros == 0
-        and ours.dtype == theirs.dtype
-        and torch.equal(ours.view(torch.uint8), theirs.view(torch.uint8)),
-        rounding_rms=math.sqrt(rounding),
+        equal_bytes=alike,
+        rounding_rms=math.sqrt(rounding / matrix.numel()),
     )
 
 
-def _refuse_nonfinite(entry: MatrixEntry, values: Tensor, side: Side) -> None:
-    if not bool(torch.isfinite(values).all()):
-        raise nonfinite_error(entry.tensor, side)
+def _same_bytes(a: Tensor, b: Tensor) -> bool:
+    return torch.equal(a.view(torch.uint8), b.view(torch.uint8))
+
+
+def _refuse_nonfinite(
+    block: Tensor, finetuned: tuple[MatrixEntry, Tensor], base: tuple[MatrixEntry, Tensor]
+) -> None:
+    smallest, largest = torch.aminmax(block)
+    if float(smallest) > -_LARGEST and float(largest) < _LARGEST:
+        return  # a NaN is both, and less or more than nothing
+    for side, (entry, values) in ((Side.FINETUNED, finetuned), (Side.BASE, base)):
+        if not bool(torch.isfinite(values).all()):
+            raise nonfinite_error(entry.tensor, side)
+    raise NonFiniteError(f"tensor {finetuned[0].tensor.name!r}: the update overflows")
 
 
 def nonfinite_error(entry: TensorEntry, side: Side) -> NonFiniteError:
@@ -142,16 +159,12 @@ def nonfinite_error(entry: TensorEntry, side: Side) -> NonFiniteError:
     )
 
 
-def _rounding_square(values: Tensor, dtype: Dtype) -> float:
-    """Return the mean square of a rounding error, uniform within one unit in the last place."""
-    bits = _PRECISION_BITS[dtype]
-    total = 0.0
-    for start, stop in row_blocks(*values.shape):
-        block = values[start:stop].double()
-        exponents = torch.frexp(block)[1].double()
-        units = torch.exp2(exponents - bits)
-        total += float(units.square_().mul_(block != 0).sum())
-    return total / 12 / values.numel()
+def _rounding_squares(values: Tensor, dtype: Dtype) -> float:
+    """Return the expected squares of rounding errors, uniform within a unit in the last place."""
+    block = values.double()
+    exponents = torch.frexp(block)[1].double()
+    units = torch.exp2(exponents - _PRECISION_BITS[dtype])
+    return float(units.square_().mul_(block != 0).sum()) / 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,33 +177,36 @@ class Rows:
 
 
 def compose(
-    update: Update, factors: tuple[Tensor, Tensor], factor: float, dtype: torch.dtype
+    update: Update, factors: tuple[Tensor, Tensor], factor: float, stored: torch.dtype
 ) -> Iterator[Rows]:
-    """Yield ``base + factor * left @ right`` in blocks of about 32 MB.
+    """Yield ``base + factor * left @ right`` in blocks of rows.
 
     Parameters
     ----------
     update : Update
-        For its base.
+        For its base, which is read again: the system has it in its cache.
     factors : tuple of Tensor
         `left` (m, k) and `right` (k, n).
     factor : float
         Scale of the product.
-    dtype : torch.dtype
+    stored : torch.dtype
         Of the stored rows.
     """
     left, right = factors
-    narrow = dtype in (torch.float16, torch.bfloat16)
-    work = torch.float32 if narrow and update.matrix.dtype == torch.float32 else torch.float64
+    narrow = stored.itemsize == 2 and update.matrix.dtype == torch.float32
+    work = torch.float32 if narrow else torch.float64
     right = right.to(work)
-    for start, stop in row_blocks(*update.base.shape):
-        base = update.base[start:stop].to(work)
-        if right.shape[0] == 0:
-            # Adding a zero would turn -0 into 0.
-            yield Rows(base.to(dtype), base)
-            continue
-        intended = (left[start:stop].to(work) @ right).mul_(factor).add_(base)
-        yield Rows(intended.to(dtype), intended)
+    for rows, values in update.base.blocks(left.device):
+        start = values.to(work)
+        # Adding a zero would turn -0 into 0.
+        intended = (left[rows].to(work) @ right).mul_(factor).add_(start) if len(right) else start
+        yield Rows(intended.to(stored), intended)
+
+
+def copy_rows(entry: MatrixEntry, stored: torch.dtype) -> Iterator[Rows]:
+    """Yield the rows of a matrix as they are, but for the dtype."""
+    for _, values in entry.blocks(torch.device("cpu")):
+        yield Rows(values.to(stored), values)
 
 
 def write_values(sink: TensorSink, values: Tensor) -> None:

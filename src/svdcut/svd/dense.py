@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from svdcut.svd.decomposition import Triplets, row_blocks
+from svdcut.svd.decomposition import PRODUCT_BYTES, Triplets, row_blocks
 
 _TALL = 2
 """From this aspect ratio on, a QR first makes the SVD that of a square matrix."""
@@ -87,7 +87,7 @@ def gram_triplets(a: Tensor, *, energy: float) -> Triplets:
 
 def _gram(a: Tensor) -> Tensor:
     gram = torch.zeros(a.shape[1], a.shape[1], dtype=torch.float64, device=a.device)
-    for start, stop in row_blocks(*a.shape):
+    for start, stop in row_blocks(*a.shape, num_bytes=PRODUCT_BYTES):
         block = a[start:stop].double()
         gram.addmm_(block.T, block)
     return gram

@@ -26,6 +26,9 @@ from svdcut.svd.dense import exact_triplets, gram_triplets
 from svdcut.svd.krylov import krylov_triplets
 from svdcut.svd.route import Route, choose_route
 
+_HARMLESS_EXPONENT = 20
+"""Entries up to two to this power, or down to its inverse, leave float32 room for squares."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Attempt:
@@ -46,6 +49,7 @@ def decompose(
     route: Route = Route.AUTO,
     tolerance: float = 1e-6,
     seed: int = 0,
+    escalate: Callable[[], object] = lambda: None,
 ) -> Decomposition:
     """Decompose a matrix so well that `accept` is content.
 
@@ -63,6 +67,8 @@ def decompose(
         Relative excess error that an iteration aims for.
     seed : int
         Of the random blocks of the Krylov route.
+    escalate : callable
+        Called once before a route beyond the first is taken.
 
     Returns
     -------
@@ -96,10 +102,14 @@ def decompose(
         return start
     rejected: list[str] = []
     result = start
+    escalated = False
     ladder = list(_ladder(start, top, route))
     for attempt in ladder:
         if attempt.method is Method.KRYLOV and any("no convergence" in r for r in rejected):
             continue
+        if attempt is not ladder[0] and not escalated:
+            escalated = True
+            escalate()
         try:
             found = _attempt(start, attempt, top, tolerance, seed)
         except RuntimeError as error:
@@ -164,11 +174,12 @@ def _attempt(
 
 
 def _normalise(a: Tensor) -> tuple[Tensor, int]:
-    """Scale by a power of two, exactly, so that squares neither overflow nor vanish."""
-    largest = float(a.abs().max()) if a.numel() else 0.0
-    if largest == 0:
+    """Scale by a power of two, exactly, where squares might overflow or vanish."""
+    smallest, largest = torch.aminmax(a) if a.numel() else (a.new_zeros(()), a.new_zeros(()))
+    size = max(-float(smallest), float(largest))
+    exponent = math.frexp(size)[1]
+    if abs(exponent) <= _HARMLESS_EXPONENT:
         return a, 0
-    exponent = math.frexp(largest)[1]
     # In two steps: a single factor could itself leave the range of the dtype.
     half = exponent // 2
     return a.mul_(2.0**-half).mul_(2.0 ** (half - exponent)), exponent

@@ -178,10 +178,12 @@ class _Lanczos:
         start = self._left.size
         self._left.extend(self._a @ pending, negligible=self._negligible)
         self.num_pending = 0
-        left = self._left.columns[:, start:]
-        if left.shape[1] == 0:
+        left = self._left.rows[start:]
+        if not len(left):
             return
-        inside, outside = self._right.extend(self._a.T @ left, negligible=self._negligible)
+        # In this order: ``a.T @ left.T`` is a third slower (measured, CPU).
+        image = (left @ self._a).T
+        inside, outside = self._right.extend(image, negligible=self._negligible)
         self.num_pending = outside.shape[0]
         self._rows.append(torch.cat((inside, outside)).T)
         self._coupling = float(torch.linalg.matrix_norm(outside, 2)) if outside.numel() else 0.0
@@ -221,7 +223,7 @@ class _Lanczos:
         _, s, rotation = torch.linalg.svd(torch.linalg.qr(left, mode="r").R)
         squares = s.square()
         right, left = (right @ rotation.T).to(dtype), (left @ rotation.T).to(dtype)
-        residuals, couplings = _defects(right.double(), (a.T @ left).double(), s)
+        residuals, couplings = _defects(right.double(), (left.T @ a).T.double(), s)
         rounding = torch.finfo(dtype).eps * s
         residuals += rounding * s[0]
         # That of ``a @ v``, at no particular angle, and those of `v` and `left`.
@@ -269,9 +271,14 @@ class _Basis:
         self.size = 0
 
     @property
+    def rows(self) -> Tensor:
+        """(size, rows): the transpose, as it is stored."""
+        return self._storage[: self.size]
+
+    @property
     def columns(self) -> Tensor:
         """(rows, size)."""
-        return self._storage[: self.size].T
+        return self.rows.T
 
     def extend(self, block: Tensor, *, negligible: float) -> tuple[Tensor, Tensor]:
         """Append the directions of `block` that the basis lacks.

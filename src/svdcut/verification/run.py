@@ -16,11 +16,11 @@ from svdcut.device import resolve_device
 from svdcut.errors import SvdcutError, UsageError
 from svdcut.machine import num_cores
 from svdcut.manifest import Manifest, TensorFact
+from svdcut.memory import SPARE_BYTES, dense_bytes
 from svdcut.options import Options
 from svdcut.pairing import Action
 from svdcut.plan import Plan, PlannedTensor, make_plan
 from svdcut.pool import Pool
-from svdcut.preflight import SPARE_BYTES, working_bytes
 from svdcut.progress import Observer, Progress
 from svdcut.ranks import Rule, RuleKind, parse_rule, parse_rules, rule_for
 from svdcut.tensor_job import Job
@@ -207,7 +207,7 @@ class _Work:
         """Return how many truncated tensors were reproduced and bounded, and what failed."""
         tasks = self._choose()
         total = sum(planned.target.size_bytes for planned, _ in tasks)
-        sizes = [working_bytes(planned.pair) for planned, _ in tasks]
+        sizes = [dense_bytes(planned.pair) for planned, _ in tasks]
         descriptor = os.open(os.devnull, os.O_WRONLY)
 
         def task(number: int) -> Recomputed:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from svdcut.manifest import Truncation
 from svdcut.ranks import Keep
-from svdcut.svd.decomposition import Decomposition, row_blocks
+from svdcut.svd.decomposition import PRODUCT_BYTES, Decomposition, row_blocks
 from svdcut.update import MatrixEntry, Update
 from svdcut.verification.spectrum import Contradiction, Spectrum, tail_tolerance
 from svdcut.verification.tolerances import (
@@ -112,9 +112,10 @@ def measure_stored(
     """
     k = spectrum.rank
     left, right = (factor.double() for factor in found.factors(list(spectrum.indices)))
+    theirs = update.base.read(stored.device)
     squares = torch.zeros(4, dtype=torch.float64)
-    for start, stop in row_blocks(stored.shape[0], stored.shape[1], itemsize=8 * _COPIES):
-        ours, base = stored[start:stop].double(), update.base[start:stop].double()
+    for start, stop in row_blocks(*stored.shape, itemsize=8 * _COPIES, num_bytes=PRODUCT_BYTES):
+        ours, base = stored[start:stop].double(), theirs[start:stop].double()
         ideal = update.matrix[start:stop].double() * found.scale
         error = ideal - (ours - base) / scale if scale else torch.zeros(())
         intended = (left[start:stop] @ right).mul_(found.scale * scale).add_(base)
@@ -133,7 +134,7 @@ def measure_stored(
     drift = _drift(spectrum, cut, keep) * abs(scale) if scale else 0.0
     drift += product_rounding(k, max(update.matrix.shape) + k, factors, kept)
     return Measured(
-        tail=_tail(update.base, stored, (span, found.transposed), cut.rounding_error),
+        tail=_tail(theirs, stored, (span, found.transposed), cut.rounding_error),
         error=error_norm,
         beyond=beyond_norm,
         half_ulp=half_norm,
@@ -193,7 +194,7 @@ def _tail(base: Tensor, stored: Tensor, found: tuple[Tensor, bool], limit: float
 
 def _changes(base: Tensor, stored: Tensor) -> Iterator[tuple[int, Tensor]]:
     """Yield blocks of rows of ``stored - base`` in float64, each with its first row."""
-    for start, stop in row_blocks(stored.shape[0], stored.shape[1], itemsize=8 * _COPIES):
+    for start, stop in row_blocks(*stored.shape, itemsize=8 * _COPIES, num_bytes=PRODUCT_BYTES):
         yield start, stored[start:stop].double() - base[start:stop].double()
 
 
