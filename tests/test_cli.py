@@ -38,16 +38,6 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
 
-@pytest.fixture(autouse=True)
-def signals():
-    """The command line sets handlers; the test runner wants its own back."""
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    handlers = [signal.getsignal(number) for number in numbers]
-    yield
-    for number, handler in zip(numbers, handlers, strict=True):
-        signal.signal(number, handler)
-
-
 @pytest.fixture
 def cli(monkeypatch):
     """Call ``svdcut truncate`` in this process."""
@@ -250,7 +240,8 @@ def huge(tmp_path):
     return Pair(write_huge(folder / "base", shape), write_huge(folder / "ft", shape))
 
 
-def test_dry_run_reads_no_weights(cli, huge, tmp_path):
+def test_dry_run_reads_no_weights(cli, huge, tmp_path, monkeypatch):
+    monkeypatch.setattr("svdcut.preflight.free_space", lambda path: (1, 10**15))
     out = tmp_path / "out"
     result = cli(huge.base, huge.finetuned, "-k", 8, "-o", out, "--dry-run")
     assert result.exit_code == 0
@@ -304,6 +295,8 @@ opened = []
 sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)
 from typer.testing import CliRunner
 import svdcut
+import svdcut.preflight
+svdcut.preflight.free_space = lambda path: (1, 10**15)  # whatever disk this is
 from svdcut.cli.app import app
 results = []
 for words in json.loads(sys.argv[1]):

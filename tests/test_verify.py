@@ -55,16 +55,6 @@ OUTCOME_SCHEMA = {
 UP, DOWN = "layers.0.up.weight", "layers.0.down.weight"
 
 
-@pytest.fixture(autouse=True)
-def signals():
-    """The command line sets handlers; the test runner wants its own back."""
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    handlers = [signal.getsignal(number) for number in numbers]
-    yield
-    for number, handler in zip(numbers, handlers, strict=True):
-        signal.signal(number, handler)
-
-
 @pytest.fixture
 def cli():
     def call(*arguments):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from svdcut.errors import QualityError
 from svdcut.noise import storage_edge
-from svdcut.ranks import Keep, Rule, RuleKind, choose_indices, select_rank
+from svdcut.ranks import Keep, Rule, RuleKind, choose_indices, first_left_out, select_rank
 from svdcut.svd.certificate import VALUE_TOLERANCE, Bounds
 from svdcut.svd.decomposition import Decomposition
 from svdcut.svd.engine import decompose
@@ -175,7 +175,6 @@ def _cut(decomposition: Decomposition, request: CutRequest, edge: float | None) 
     squares: list[float] = decomposition.triplets.squares.tolist()
     residuals: list[float] = decomposition.triplets.residuals.tolist()
     kept, tail = _energies(decomposition, squares, indices)
-    first_cut = next((i for i, index in enumerate(indices) if index != i), rank)
     return Cut(
         indices=tuple(indices),
         bounds=_bounds(decomposition, request.keep, indices, residuals),
@@ -185,7 +184,7 @@ def _cut(decomposition: Decomposition, request: CutRequest, edge: float | None) 
         tail_norm=math.sqrt(tail) * decomposition.scale,
         sigma_first=s[0],
         sigma_last_kept=s[indices[-1]] if indices else None,
-        sigma_next=s[first_cut] if rank < full_rank else None,
+        sigma_next=s[first_left_out(indices)] if rank < full_rank else None,
     )
 
 

@@ -9,10 +9,14 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from svdcut.matching import Rename
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 SCHEMA = "svdcut/manifest/1"
 SCHEMA_PATH = Path(__file__).with_name("manifest.schema.json")
@@ -225,7 +229,14 @@ def _nest(fact: object) -> object:
 
 
 def _parse(kind: type[T], document: object) -> T:
+    parsed: T = _adapter(kind).validate_python(document)  # type: ignore[arg-type]
+    return parsed
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:  # noqa: ANN401 - of the cache
+    """Return the parser of a dataclass; it takes longer to make than to use."""
     # Imported here: it is slow to import, and most commands read no manifest.
     from pydantic import TypeAdapter
 
-    return TypeAdapter(kind).validate_python(document)
+    return TypeAdapter(kind)

@@ -249,6 +249,17 @@ def allocate_budget(
     return ranks
 
 
+def first_left_out(indices: Sequence[int]) -> int:
+    """Return the index of the largest value that is not chosen; their number where none is.
+
+    Parameters
+    ----------
+    indices : sequence of int
+        Ascending.
+    """
+    return next((i for i, index in enumerate(indices) if index != i), len(indices))
+
+
 def choose_indices(keep: Keep, rank: int, full_rank: int, *, seed: int) -> list[int]:
     """Return which triplets stay, ascending.
 

@@ -19,7 +19,7 @@ from svdcut.cli.output import (
     warn_of_unmatched,
 )
 from svdcut.cli.plan import print_plan
-from svdcut.cli.shared import COMPUTATION, SCREEN, DeviceOption
+from svdcut.cli.shared import COMPUTATION, DeviceOption, screen_flag
 from svdcut.destination import partial_path
 from svdcut.errors import UsageError
 from svdcut.journal import count_finished
@@ -176,32 +176,15 @@ def truncate(
         ),
     ] = 1e-6,
     json: Annotated[
-        bool,
-        typer.Option(
-            "--json",
-            metavar="",
-            help="Print the manifest on stdout, or the plan of a dry run.",
-            rich_help_panel=SCREEN,
-        ),
+        bool, screen_flag("--json", help="Print the manifest on stdout, or the plan of a dry run.")
     ] = False,
     quiet: Annotated[
-        bool,
-        typer.Option(
-            "--quiet",
-            "-q",
-            metavar="",
-            help="Print nothing but warnings and errors.",
-            rich_help_panel=SCREEN,
-        ),
+        bool, screen_flag("--quiet", "-q", help="Print nothing but warnings and errors.")
     ] = False,
     verbose: Annotated[
         bool,
-        typer.Option(
-            "--verbose",
-            "-v",
-            metavar="",
-            help="Print a line for each tensor, and the traceback of an error.",
-            rich_help_panel=SCREEN,
+        screen_flag(
+            "--verbose", "-v", help="Print a line for each tensor, and the traceback of an error."
         ),
     ] = False,
 ) -> None:

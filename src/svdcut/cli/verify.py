@@ -9,7 +9,7 @@ import typer
 from svdcut import api
 from svdcut.cli.guard import guard, warn
 from svdcut.cli.output import print_json, show_progress
-from svdcut.cli.shared import COMPUTATION, SCREEN, DeviceOption
+from svdcut.cli.shared import COMPUTATION, DeviceOption, screen_flag
 from svdcut.cli.verdict import first_lines, print_verdict
 
 _INPUTS = "Inputs"
@@ -53,30 +53,17 @@ def verify(
         typer.Option(metavar="N", help="Seed of the choice.", rich_help_panel=COMPUTATION),
     ] = 0,
     device: DeviceOption = "auto",
-    json: Annotated[
-        bool,
-        typer.Option(
-            "--json", metavar="", help="Print the outcome on stdout.", rich_help_panel=SCREEN
-        ),
-    ] = False,
+    json: Annotated[bool, screen_flag("--json", help="Print the outcome on stdout.")] = False,
     quiet: Annotated[
         bool,
-        typer.Option(
-            "--quiet",
-            "-q",
-            metavar="",
-            help="Print nothing but false claims, on stderr, and errors.",
-            rich_help_panel=SCREEN,
-        ),
+        screen_flag("--quiet", "-q", help="Print nothing but false claims, on stderr, and errors."),
     ] = False,
     verbose: Annotated[
         bool,
-        typer.Option(
+        screen_flag(
             "--verbose",
             "-v",
-            metavar="",
             help="Print a line for each tensor, all false claims, and the traceback of an error.",
-            rich_help_panel=SCREEN,
         ),
     ] = False,
 ) -> None:

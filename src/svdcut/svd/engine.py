@@ -102,13 +102,11 @@ def decompose(
         return start
     rejected: list[str] = []
     result = start
-    escalated = False
     ladder = list(_ladder(start, top, route))
     for attempt in ladder:
         if attempt.method is Method.KRYLOV and any("no convergence" in r for r in rejected):
             continue
-        if attempt is not ladder[0] and not escalated:
-            escalated = True
+        if len(rejected) == 1:
             escalate()
         try:
             found = _attempt(start, attempt, top, tolerance, seed)

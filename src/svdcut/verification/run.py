@@ -246,8 +246,9 @@ class _Work:
             if fact is not None and agrees(planned.pair.action, fact):
                 tasks.append((planned, fact))
         costly = [i for i, (planned, fact) in enumerate(tasks) if not is_cheap(planned, fact)]
-        chosen = set(self._sample(costly, [planned.target.size_bytes for planned, _ in tasks]))
-        return [task for i, task in enumerate(tasks) if i in chosen or i not in set(costly)]
+        chosen = self._sample(costly, [planned.target.size_bytes for planned, _ in tasks])
+        left_out = set(costly).difference(chosen)
+        return [task for i, task in enumerate(tasks) if i not in left_out]
 
     def _sample(self, numbers: Sequence[int], sizes: Sequence[int]) -> Iterator[int]:
         """Yield a sample in which large and small tensors have their even share."""

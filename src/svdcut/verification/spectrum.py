@@ -13,7 +13,7 @@ from svdcut.cut import stable_seed
 from svdcut.manifest import Truncation
 from svdcut.noise import storage_edge
 from svdcut.pairing import Pair
-from svdcut.ranks import Keep, Rule, RuleKind, choose_indices
+from svdcut.ranks import Keep, Rule, RuleKind, choose_indices, first_left_out
 from svdcut.svd.decomposition import Decomposition
 from svdcut.svd.engine import decompose
 from svdcut.svd.route import Route
@@ -60,7 +60,7 @@ class Spectrum:
     @property
     def first_cut(self) -> int:
         """Index of the largest value that is cut; the full rank where none is."""
-        return next((i for i, index in enumerate(self.indices) if index != i), self.rank)
+        return first_left_out(self.indices)
 
     def energy(self, unit: float, *, kept: bool) -> float:
         """Return the sum of squares of what stays, or of what is cut, in a unit of norm."""
@@ -106,9 +106,8 @@ def measure(update: Update, claim: Claim) -> tuple[Decomposition, Spectrum]:
     full_rank = min(update.matrix.shape)
     rank = min(claim.rank, full_rank)
     indices = choose_indices(claim.keep, rank, full_rank, seed=claim.seed)
-    first_cut = next((i for i, index in enumerate(indices) if index != i), rank)
     # `bounds(k)` covers the first value, value k and the one after it.
-    edges = {rank, first_cut, *(index + 1 for index in indices[-1:])}
+    edges = {rank, first_left_out(indices), *(index + 1 for index in indices[-1:])}
 
     def accept(found: Decomposition) -> bool:
         return all(found.bounds(k).value <= OWN_VALUE_TOLERANCE for k in edges)
