@@ -45,7 +45,7 @@ class Proof(str, Enum):
     """All min(m, n) singular values were computed."""
 
     RANDOM_START = "random_start"
-    """A random start block and a fresh random probe found no larger triplet."""
+    """A Krylov space of many random vectors holds no larger triplet."""
 
 
 @dataclass(frozen=True, slots=True)
