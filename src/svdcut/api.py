@@ -18,6 +18,7 @@ from svdcut.manifest import Manifest
 from svdcut.options import Options, Rest, StoredDtype
 from svdcut.plan import Output, Plan, make_plan
 from svdcut.preflight import Preflight, check_run
+from svdcut.provenance import InputHashes
 from svdcut.ranks import Keep, Rule, parse_override, parse_rules
 from svdcut.svd.route import Route
 from svdcut.verification.findings import Verification
@@ -215,15 +216,18 @@ def carry_out(
 ) -> list[Manifest]:
     """Carry out a request; see `truncate` for what it returns and raises."""
     request.preflight.refuse()
-    from svdcut.truncation import run_truncation
+    with InputHashes(request.plan) as hashes:
+        # Meanwhile: the import of torch takes a second or two of one core.
+        from svdcut.truncation import run_truncation
 
-    return run_truncation(
-        request.plan,
-        request.outputs,
-        request.options,
-        command=tuple(command),
-        observe=observe or (lambda progress: None),
-    )
+        return run_truncation(
+            request.plan,
+            request.outputs,
+            request.options,
+            hashes,
+            command=tuple(command),
+            observe=observe or (lambda progress: None),
+        )
 
 
 def verify(

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
+from types import TracebackType
 
 from svdcut._version import __version__
 from svdcut.checkpoint import Checkpoint
@@ -74,47 +76,78 @@ def refuse_changed(plan: Plan) -> None:
             )
 
 
-def hash_inputs(
-    plan: Plan, writer: CheckpointWriter, stop: threading.Event
-) -> tuple[Source, Source]:
-    """Return the two inputs with the hashes of their weight files.
+class InputHashes:
+    """Hashes of the inputs' weight files, made in the background; use it as a context.
+
+    Leaving the context ends the work.
 
     Parameters
     ----------
     plan : Plan
         Of the run.
-    writer : CheckpointWriter
-        Remembers the hashes, in case the run ends here.
-    stop : threading.Event
-        Set to end early; the result is of no use then.
-
-    Raises
-    ------
-    InputChangedError
-        If a file is not what an earlier attempt at this run has read.
     """
-    pairing = plan.pairing
-    return (
-        _hash_source(plan.base, pairing.base_prefix, writer, stop),
-        _hash_source(plan.finetuned, pairing.finetuned_prefix, writer, stop),
-    )
 
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._stop = threading.Event()
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="svdcut-hash")
 
-def _hash_source(
-    checkpoint: Checkpoint, prefix: str | None, writer: CheckpointWriter, stop: threading.Event
-) -> Source:
-    files = {}
-    for file in checkpoint.files:
-        digest = hash_file(file.path, stop)
-        if stop.is_set():
-            break
-        name = str(file.path.resolve())
-        before = writer.find(_INPUT, name)
-        if before not in (None, digest):
-            raise InputChangedError(
-                f"{file.path} is not what it was when this run began",
-                hint="Repeat this with --restart.",
-            )
-        writer.record(_INPUT, name, digest)
-        files[file.path.name] = FileFact(file.size_bytes, digest)
-    return Source(checkpoint.source, checkpoint.revision, prefix, files)
+    def __enter__(self) -> InputHashes:
+        files = (*self._plan.base.files, *self._plan.finetuned.files)
+        self._digests = {
+            file.path: self._executor.submit(hash_file, file.path, self._stop) for file in files
+        }
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.cancel()
+        self._executor.shutdown(wait=True)
+
+    def cancel(self) -> None:
+        """End early; what `sources` returns is of no use then."""
+        self._stop.set()
+
+    def sources(self, writer: CheckpointWriter) -> tuple[Source, Source]:
+        """Wait for the hashes, and return the two inputs with them.
+
+        Parameters
+        ----------
+        writer : CheckpointWriter
+            Remembers each hash, in case the run ends here.
+
+        Raises
+        ------
+        CheckpointError
+            If a file cannot be read.
+        InputChangedError
+            If a file is not what an earlier attempt at this run has read.
+        """
+        plan = self._plan
+        return (
+            self._source(plan.base, plan.pairing.base_prefix, writer),
+            self._source(plan.finetuned, plan.pairing.finetuned_prefix, writer),
+        )
+
+    def _source(
+        self, checkpoint: Checkpoint, prefix: str | None, writer: CheckpointWriter
+    ) -> Source:
+        files = {}
+        for file in checkpoint.files:
+            digest = self._digests[file.path].result()
+            if self._stop.is_set():
+                break
+            name = str(file.path.resolve())
+            before = writer.find(_INPUT, name)
+            if before not in (None, digest):
+                raise InputChangedError(
+                    f"{file.path} is not what it was when this run began",
+                    hint="Repeat this with --restart.",
+                )
+            writer.record(_INPUT, name, digest)
+            files[file.path.name] = FileFact(file.size_bytes, digest)
+        return Source(checkpoint.source, checkpoint.revision, prefix, files)

@@ -260,10 +260,9 @@ def _write_rows(planned: PlannedTensor, rows: Iterator[Rows], sink: TensorSink) 
     """Write a matrix; return the sum of squares of its rounding error."""
     total = 0.0
     for block in rows:
-        # Exact in a dtype that holds both: the numbers are next to each other.
-        wide = torch.promote_types(block.stored.dtype, block.intended.dtype)
-        error = block.stored.to(wide).sub(block.intended)
-        square = float(error.double().square_().sum())
+        # Exact, in the dtype that holds both: the numbers are next to each other.
+        error = torch.sub(block.stored, block.intended)
+        square = float(torch.linalg.vector_norm(error, dtype=torch.float64)) ** 2
         if not math.isfinite(square):
             _refuse_overflow(planned, block.stored)
         total += square

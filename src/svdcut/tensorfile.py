@@ -26,7 +26,7 @@ LENGTH_BYTES = 8
 """Of the number that a file begins with."""
 
 _COPY_BYTES = 16 << 20
-_HASH_BYTES = 4 << 20
+_HASH_BYTES = 16 << 20
 
 
 class Dtype(str, Enum):
@@ -221,10 +221,12 @@ def hash_file(path: Path, stop: threading.Event) -> str:
         If it cannot be read.
     """
     digest = hashlib.sha256()
+    # One large buffer: between the pieces, other threads may keep the interpreter.
+    buffer = memoryview(bytearray(_HASH_BYTES))
     try:
         with path.open("rb", buffering=0) as file:
-            while (data := file.read(_HASH_BYTES)) and not stop.is_set():
-                digest.update(data)
+            while (count := file.readinto(buffer)) and not stop.is_set():
+                digest.update(buffer[:count])
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
     return "" if stop.is_set() else digest.hexdigest()

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +25,7 @@ from svdcut.options import Options
 from svdcut.plan import Output, Plan, PlannedTensor
 from svdcut.pool import Pool
 from svdcut.progress import Observer, Progress
-from svdcut.provenance import hash_inputs, identify_run, refuse_changed
+from svdcut.provenance import InputHashes, identify_run, refuse_changed
 from svdcut.publication import publish
 from svdcut.report import sum_totals
 from svdcut.tensor_job import Job, process_tensor
@@ -37,6 +36,7 @@ def run_truncation(
     plan: Plan,
     outputs: Sequence[Output],
     options: Options,
+    hashes: InputHashes,
     *,
     command: Sequence[str] = (),
     observe: Observer = lambda progress: None,
@@ -51,6 +51,8 @@ def run_truncation(
         Where to write it; all are made from one decomposition of each matrix.
     options : Options
         As the plan was made with.
+    hashes : InputHashes
+        Of the same plan, at work.
     command : sequence of str
         For the manifest.
     observe : callable
@@ -102,10 +104,9 @@ def run_truncation(
         ]
         workers = num_cores() if device.type == "cpu" else 1
         pool = stack.enter_context(Pool(workers, needs.bound))
-        hasher = stack.enter_context(ThreadPoolExecutor(1))
-        stop = threading.Event()
-        stack.callback(stop.set)
-        hashing = hasher.submit(hash_inputs, plan, writers[0], stop)
+        recorder = stack.enter_context(ThreadPoolExecutor(1))
+        stack.callback(hashes.cancel)
+        recording = recorder.submit(hashes.sources, writers[0])
         job = Job(rules, options, device, {})
         job = replace(
             job, budgets=allocate_budgets(job, plan, pool, needs.sizes, writers[0], observe)
@@ -127,7 +128,7 @@ def run_truncation(
 
         try:
             records = pool.map(task, needs.sizes)
-            sources = hashing.result()
+            sources = recording.result()
         except CheckpointError:
             # A file that changed is the cause of what was found wrong in it.
             refuse_changed(plan)

@@ -195,11 +195,11 @@ def compose(
     left, right = factors
     narrow = stored.itemsize == 2 and update.matrix.dtype == torch.float32
     work = torch.float32 if narrow else torch.float64
-    right = right.to(work)
+    right = right.to(work) * factor
     for rows, values in update.base.blocks(left.device):
-        start = values.to(work)
-        # Adding a zero would turn -0 into 0.
-        intended = (left[rows].to(work) @ right).mul_(factor).add_(start) if len(right) else start
+        intended = values.to(work)
+        if len(right):  # adding a zero would turn -0 into 0
+            intended.addmm_(left[rows].to(work), right)
         yield Rows(intended.to(stored), intended)
 
 
