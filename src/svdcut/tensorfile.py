@@ -26,7 +26,7 @@ LENGTH_BYTES = 8
 """Of the number that a file begins with."""
 
 _COPY_BYTES = 16 << 20
-_HASH_BYTES = 16 << 20
+_HASH_BYTES = 2 << 20
 
 
 class Dtype(str, Enum):

@@ -168,7 +168,7 @@ class Decomposition:
 PRODUCT_BYTES = 32 << 20
 """Of a block of rows that a matrix product takes, in float64."""
 
-_PASS_BYTES = 4 << 20
+_PASS_BYTES = 2 << 20
 """Of one that is only passed over: it stays in the cache, and the allocator reuses its
 place, where it would map a larger one anew, page by page (measured, CPU)."""
 

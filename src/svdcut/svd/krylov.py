@@ -28,13 +28,13 @@ _WIDTH = 24
 """Random vectors to start with. Fewer make slower products, more need more of them
 (measured, CPU)."""
 
-_PANEL_BYTES = {"cpu": 4 << 20, "cuda": 1 << 40}
+_PANEL_BYTES = {"cpu": 2 << 20, "cuda": 1 << 40}
 """Of the rows that are multiplied both ways while they are in the cache."""
 
 _CANCELLATION = {torch.float32: 1e-2, torch.float64: 1e-10}
 """Below this share of the energy, a difference of energies is mostly rounding."""
 
-_SAFETY = 0.5
+_SAFETY = 0.7
 """The estimate that stops the iteration must be this share of the tolerance."""
 
 _ALIKE = 1e-5
