@@ -33,6 +33,7 @@ from svdcut.update import (
     Update,
     compose,
     copy_rows,
+    is_finite,
     nonfinite_error,
     read_update,
     write_values,
@@ -166,7 +167,7 @@ def _refuse_nonfinite_bytes(entry: TensorEntry, data: bytearray, side: Side) -> 
     dtype = torch.float32 if entry.dtype is Dtype.C64 else TORCH_DTYPES.get(entry.dtype)
     if dtype is None or not data:
         return
-    if not bool(torch.isfinite(torch.frombuffer(data, dtype=dtype)).all()):
+    if not is_finite(torch.frombuffer(data, dtype=dtype)):
         raise nonfinite_error(entry, side)
 
 
@@ -287,7 +288,7 @@ def _write_new_rows(planned: PlannedTensor, sink: TensorSink) -> None:
 
 
 def _refuse_overflow(planned: PlannedTensor, stored: torch.Tensor) -> None:
-    if not bool(torch.isfinite(stored).all()):
+    if not is_finite(stored):
         raise NonFiniteError(
             f"tensor {planned.pair.name!r}: the result overflows {planned.target.dtype.value}",
             hint="Store it in another --dtype, or use a smaller --scale.",

@@ -25,7 +25,7 @@ from svdcut.jsonfile import quoted
 LENGTH_BYTES = 8
 """Of the number that a file begins with."""
 
-_COPY_BYTES = 16 << 20
+_COPY_BYTES = 2 << 20
 _HASH_BYTES = 2 << 20
 
 
@@ -192,7 +192,12 @@ def read_bytes(entry: TensorEntry, start: int = 0, stop: int | None = None) -> b
     """
     stop = entry.size_bytes if stop is None else stop
     buffer = bytearray(stop - start)
-    view = memoryview(buffer)
+    read_into(entry, start, memoryview(buffer))
+    return buffer
+
+
+def read_into(entry: TensorEntry, start: int, view: memoryview) -> None:
+    """Fill `view` with the bytes of a tensor from `start` on; raises as `read_bytes`."""
     try:
         with entry.path.open("rb", buffering=0) as file:
             done = 0
@@ -203,11 +208,10 @@ def read_bytes(entry: TensorEntry, start: int = 0, stop: int | None = None) -> b
                 done += count
     except OSError as error:
         raise CheckpointError(f"{entry.path}: cannot be read: {error.strerror}") from error
-    return buffer
 
 
 def iterate_bytes(entry: TensorEntry) -> Iterator[bytearray]:
-    """Yield the bytes of a tensor in pieces of 16 MB."""
+    """Yield the bytes of a tensor in pieces of some megabytes."""
     for start in range(0, entry.size_bytes, _COPY_BYTES):
         yield read_bytes(entry, start, min(start + _COPY_BYTES, entry.size_bytes))
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from svdcut.errors import NonFiniteError
 from svdcut.sink import TensorSink
 from svdcut.svd.decomposition import row_blocks
-from svdcut.tensorfile import Dtype, TensorEntry, read_bytes, size_bytes
+from svdcut.tensorfile import Dtype, TensorEntry, read_bytes, read_into, size_bytes
 
 TORCH_DTYPES = {
     Dtype.F16: torch.float16,
@@ -55,18 +55,31 @@ class MatrixEntry:
 
     def read(self, device: torch.device) -> Tensor:
         """Return the matrix, (m, n), in its stored dtype."""
-        return self._read_rows(0, self.shape[0], device)
+        dtype = self.tensor.dtype
+        data = read_bytes(self.tensor, *self._range(0, self.shape[0]))
+        return torch.frombuffer(data, dtype=TORCH_DTYPES[dtype]).reshape(self.shape).to(device)
 
     def blocks(self, device: torch.device) -> Iterator[tuple[slice, Tensor]]:
-        """Yield the matrix in blocks of rows, in its stored dtype."""
-        for start, stop in row_blocks(*self.shape, num_bytes=_BLOCK_BYTES[device.type]):
-            yield slice(start, stop), self._read_rows(start, stop, device)
+        """Yield the matrix in blocks of rows, in its stored dtype.
 
-    def _read_rows(self, start: int, stop: int, device: torch.device) -> Tensor:
-        dtype, columns = self.tensor.dtype, self.shape[1]
-        begin, end = (size_bytes(dtype, (self.first + row * columns,)) for row in (start, stop))
-        flat = torch.frombuffer(read_bytes(self.tensor, begin, end), dtype=TORCH_DTYPES[dtype])
-        return flat.reshape(-1, columns).to(device)
+        On the CPU, each lies where the one before it lay.
+        """
+        dtype, buffer = TORCH_DTYPES[self.tensor.dtype], bytearray()
+        for start, stop in row_blocks(*self.shape, num_bytes=_BLOCK_BYTES[device.type]):
+            begin, end = self._range(start, stop)
+            buffer = buffer or bytearray(end - begin)
+            read_into(self.tensor, begin, memoryview(buffer)[: end - begin])
+            count = (stop - start) * self.shape[1]
+            values = torch.frombuffer(buffer, dtype=dtype, count=count)
+            yield slice(start, stop), values.reshape(-1, self.shape[1]).to(device)
+
+    def _range(self, start: int, stop: int) -> tuple[int, int]:
+        """Return where some rows begin and end in the tensor, in bytes."""
+        first, columns = self.first, self.shape[1]
+        begin, end = (
+            size_bytes(self.tensor.dtype, (first + row * columns,)) for row in (start, stop)
+        )
+        return begin, end
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,13 +161,21 @@ def _same_bytes(a: Tensor, b: Tensor) -> bool:
 def _refuse_nonfinite(
     block: Tensor, finetuned: tuple[MatrixEntry, Tensor], base: tuple[MatrixEntry, Tensor]
 ) -> None:
-    smallest, largest = torch.aminmax(block)
-    if float(smallest) > -_LARGEST and float(largest) < _LARGEST:
-        return  # a NaN is both, and less or more than nothing
+    if is_finite(block, _LARGEST):
+        return
     for side, (entry, values) in ((Side.FINETUNED, finetuned), (Side.BASE, base)):
-        if not bool(torch.isfinite(values).all()):
+        if not is_finite(values):
             raise nonfinite_error(entry.tensor, side)
     raise NonFiniteError(f"tensor {finetuned[0].tensor.name!r}: the update overflows")
+
+
+def is_finite(values: Tensor, bound: float = math.inf) -> bool:
+    """Whether all values are below a bound in size; a NaN is not.
+
+    Many times faster than ``isfinite`` (measured, CPU).
+    """
+    smallest, largest = torch.aminmax(values)  # NaN, if there is one
+    return float(smallest) > -bound and float(largest) < bound
 
 
 def nonfinite_error(entry: TensorEntry, side: Side) -> NonFiniteError:
@@ -185,7 +206,7 @@ class Rows:
 def compose(
     update: Update, factors: tuple[Tensor, Tensor], factor: float, stored: torch.dtype
 ) -> Iterator[Rows]:
-    """Yield ``base + factor * left @ right`` in blocks of rows.
+    """Yield ``base + factor * left @ right`` in blocks of rows, one where the other lay.
 
     Parameters
     ----------
@@ -202,8 +223,11 @@ def compose(
     narrow = stored.itemsize == 2 and update.matrix.dtype == torch.float32
     work = torch.float32 if narrow else torch.float64
     right = right.to(work) * factor
+    whole = torch.empty(0, dtype=work, device=left.device)
     for rows, values in update.base.blocks(left.device):
-        intended = values.to(work)
+        if not len(whole):
+            whole = torch.empty_like(values, dtype=work)
+        intended = whole[: len(values)].copy_(values)
         if len(right):  # adding a zero would turn -0 into 0
             intended.addmm_(left[rows].to(work), right)
         yield Rows(intended.to(stored), intended)

@@ -87,7 +87,7 @@ def krylov_triplets(
     limit = max(n // 2, num_wanted + 3 * width)
     lanczos = _Lanczos(a, energy=energy, generator=generator)
     lanczos.inject(width)
-    next_check = num_wanted + 2 * width
+    next_check = num_wanted + 3 * width
     while lanczos.num_pending and lanczos.size <= limit:
         lanczos.step()
         if lanczos.num_pending and lanczos.size < next_check:
