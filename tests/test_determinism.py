@@ -96,7 +96,7 @@ def test_random_numbers_of_the_caller_are_left_alone(pair, tmp_path):
 
 @pytest.mark.parametrize("workers", [1, 2, 4])
 def test_number_of_workers(pair, reference, tmp_path, monkeypatch, workers):
-    monkeypatch.setattr("svdcut.truncation.num_cores", lambda: workers)
+    monkeypatch.setattr("svdcut.truncation.num_workers", lambda device: workers)
     assert run(pair, tmp_path) == reference
 
 

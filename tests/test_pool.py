@@ -6,6 +6,7 @@ import time
 import pytest
 import torch
 
+from svdcut.device import host_buffer
 from svdcut.pool import MemoryGate, Pool
 
 
@@ -71,6 +72,41 @@ def test_each_task_computes_on_one_thread_and_the_setting_comes_back():
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+def test_each_thread_has_its_own_stream_on_a_gpu(monkeypatch):
+    streams = {}
+    monkeypatch.setattr("torch.cuda.Stream", lambda device: (device, object()))
+    monkeypatch.setattr(
+        "torch.cuda.set_stream", lambda stream: streams.update({threading.get_ident(): stream})
+    )
+    device = torch.device("cuda", 1)
+    with Pool(3, 10, device) as pool:
+        at_work = set(pool.map(lambda _: (time.sleep(0.05), threading.get_ident())[1], [1] * 6))
+    assert len(at_work) == 3
+    assert set(streams) == at_work
+    assert {on for on, _ in streams.values()} == {device}
+    assert len({id(stream) for _, stream in streams.values()}) == 3
+
+
+def test_a_thread_that_cannot_start_is_an_error_of_its_task(monkeypatch):
+    def fail(device):
+        raise RuntimeError("no stream")
+
+    monkeypatch.setattr("svdcut.pool.start_worker", fail)
+    with pytest.raises(RuntimeError, match="no stream"), Pool(2, 1) as pool:
+        pool.map(lambda _: None, [1] * 8)
+
+
+def test_a_gpu_reads_from_pinned_memory(monkeypatch):
+    asked, empty = [], torch.empty
+    monkeypatch.setattr(
+        "torch.empty",
+        lambda *size, pin_memory, **kw: (asked.append(pin_memory), empty(*size, **kw))[1],
+    )
+    for name in ("cpu", "cuda"):
+        assert host_buffer(7, torch.device(name)).shape == (7,)
+    assert asked == [False, True]
 
 
 def test_the_gate_waits():

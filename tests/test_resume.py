@@ -74,7 +74,7 @@ class Stop:
 
 @pytest.fixture
 def one_worker(monkeypatch):
-    monkeypatch.setattr(svdcut.truncation, "num_cores", lambda: 1)
+    monkeypatch.setattr(svdcut.truncation, "num_workers", lambda device: 1)
 
 
 # The writer and its journal
@@ -537,6 +537,7 @@ def small_gpu(monkeypatch):
         monkeypatch.setattr(module, "read_update", limited)
     monkeypatch.setattr(svdcut.truncation, "resolve_device", lambda _: torch.device("cuda"))
     monkeypatch.setattr(svdcut.truncation, "device_name", lambda _: "small")
+    monkeypatch.setattr("svdcut.pool.start_worker", lambda _: torch.set_num_threads(1))
 
 
 @pytest.mark.parametrize("rank", ["4", "budget=0.3"])

@@ -15,7 +15,11 @@ from typing import TypeVar
 
 import torch
 
+from svdcut.device import start_worker
+
 T = TypeVar("T")
+
+_CPU = torch.device("cpu")
 
 
 class MemoryGate:
@@ -56,14 +60,16 @@ class Pool:
         Threads.
     memory_bound : int
         Bytes for all tasks at work together.
+    device : torch.device
+        Where the tasks compute.
     """
 
-    def __init__(self, workers: int, memory_bound: int) -> None:
+    def __init__(self, workers: int, memory_bound: int, device: torch.device = _CPU) -> None:
         self._gate = MemoryGate(memory_bound)
         self._failed = threading.Event()
-        self._executor = ThreadPoolExecutor(
-            workers, thread_name_prefix="svdcut", initializer=torch.set_num_threads, initargs=(1,)
-        )
+        self._device = device
+        self._started = threading.local()
+        self._executor = ThreadPoolExecutor(workers, thread_name_prefix="svdcut")
 
     def __enter__(self) -> Pool:
         self._num_threads = torch.get_num_threads()
@@ -108,6 +114,10 @@ class Pool:
             self._gate.leave(size)
             raise CancelledError
         try:
+            # Here rather than as the executor's initializer: a failure is the task's.
+            if not hasattr(self._started, "done"):
+                start_worker(self._device)
+                self._started.done = True
             return task(number)
         except BaseException:
             self._failed.set()

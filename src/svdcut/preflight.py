@@ -28,7 +28,7 @@ _SMALL_FILES_BYTES = 1 << 20
 _BYTES_PER_FACT = 2000
 
 _READ_SECONDS = 2e-9
-_KRYLOV_SECONDS = 3e-9
+_KRYLOV_SECONDS = 6e-10
 _GRAM_SECONDS = 5e-11
 _EIGH_SECONDS = 4.5e-10
 """Of one core, each with its own product of sides and ranks (measured, CPU)."""

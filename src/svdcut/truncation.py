@@ -16,9 +16,8 @@ import torch
 
 from svdcut._version import __version__
 from svdcut.budget import allocate_budgets
-from svdcut.device import device_name, resolve_device
+from svdcut.device import device_name, num_workers, resolve_device
 from svdcut.errors import CheckpointError
-from svdcut.machine import num_cores
 from svdcut.manifest import Manifest, MatchingFact, TensorFact
 from svdcut.memory import memory_needs
 from svdcut.options import Options
@@ -102,8 +101,7 @@ def run_truncation(
             )
             for output in outputs
         ]
-        workers = num_cores() if device.type == "cpu" else 1
-        pool = stack.enter_context(Pool(workers, needs.bound))
+        pool = stack.enter_context(Pool(num_workers(device), needs.bound, device))
         recorder = stack.enter_context(ThreadPoolExecutor(1))
         stack.callback(hashes.cancel)
         recording = recorder.submit(hashes.sources, writers[0])

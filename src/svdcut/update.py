@@ -13,6 +13,7 @@ from enum import Enum
 import torch
 from torch import Tensor
 
+from svdcut.device import host_buffer
 from svdcut.errors import NonFiniteError
 from svdcut.sink import TensorSink
 from svdcut.svd.decomposition import row_blocks
@@ -64,14 +65,15 @@ class MatrixEntry:
 
         On the CPU, each lies where the one before it lay.
         """
-        dtype, buffer = TORCH_DTYPES[self.tensor.dtype], bytearray()
-        for start, stop in row_blocks(*self.shape, num_bytes=_BLOCK_BYTES[device.type]):
+        ranges = row_blocks(*self.shape, num_bytes=_BLOCK_BYTES[device.type])
+        begin, end = self._range(*ranges[0]) if ranges else (0, 0)
+        buffer = host_buffer(end - begin, device)
+        for start, stop in ranges:
             begin, end = self._range(start, stop)
-            buffer = buffer or bytearray(end - begin)
-            read_into(self.tensor, begin, memoryview(buffer)[: end - begin])
-            count = (stop - start) * self.shape[1]
-            values = torch.frombuffer(buffer, dtype=dtype, count=count)
-            yield slice(start, stop), values.reshape(-1, self.shape[1]).to(device)
+            data = buffer[: end - begin]
+            read_into(self.tensor, begin, data.numpy().data)
+            values = data.view(TORCH_DTYPES[self.tensor.dtype]).reshape(-1, self.shape[1])
+            yield slice(start, stop), values.to(device)
 
     def _range(self, start: int, stop: int) -> tuple[int, int]:
         """Return where some rows begin and end in the tensor, in bytes."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from svdcut.checkpoint import Checkpoint
 from svdcut.destination import MANIFEST_NAME
-from svdcut.device import resolve_device
+from svdcut.device import num_workers, resolve_device
 from svdcut.errors import SvdcutError, UsageError
 from svdcut.machine import num_cores
 from svdcut.manifest import Manifest, TensorFact
@@ -220,9 +220,9 @@ class _Work:
             observe(Progress("recompute", name, size, total, (fact,)))
             return done
 
-        workers = num_cores() if self.job.device.type == "cpu" else 1
+        device = self.job.device
         try:
-            with Pool(workers, max(sizes, default=0) + SPARE_BYTES) as pool:
+            with Pool(num_workers(device), max(sizes, default=0) + SPARE_BYTES, device) as pool:
                 results = pool.map(task, sizes)
         finally:
             os.close(descriptor)
