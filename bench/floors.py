@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from svdcut.api import prepare
+from svdcut.checkpoint import open_checkpoint
 from svdcut.cut import cut_matrix
 from svdcut.machine import num_cores
 from svdcut.pairing import Action
@@ -88,10 +90,8 @@ def product_rate(dtype: torch.dtype) -> float:
 
 def skipped(pair: Path) -> list[str]:
     """Return the patterns of what is left alone, those that match."""
-    headless = "lm_head" not in (pair / "ft" / "model.safetensors").open("rb").read(1 << 20).decode(
-        errors="replace"
-    )
-    return [SKIPPED[0]] if headless else list(SKIPPED)
+    names = open_checkpoint(pair / "ft").tensors
+    return [pattern for pattern in SKIPPED if any(fnmatch(name, pattern) for name in names)]
 
 
 def count_products(pair: Path, rank: str, **options: Any) -> Counter[torch.dtype]:

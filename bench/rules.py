@@ -21,9 +21,14 @@ from compare import Timing, run
 RULES = ["8", "64", "256", "energy=0.9", "noise", "bottom"]
 
 
+def meaning(rule: str) -> tuple[str, str]:
+    """Return the rank and which triplets stay."""
+    return ("64", "bottom") if rule == "bottom" else (rule, "top")
+
+
 def truncate(pair: Path, rule: str, timing: Timing) -> float:
     folder = Path(tempfile.mkdtemp(dir=pair))
-    rank, keep = ("64", "bottom") if rule == "bottom" else (rule, "top")
+    rank, keep = meaning(rule)
     command = [sys.executable, "-m", "svdcut", "truncate", str(pair / "base"), str(pair / "ft")]
     command += ["-q", "-k", rank, "--keep", keep, "-o", str(folder / "out-{k}"), "--device", "cpu"]
     command += [word for pattern in floors.skipped(pair) for word in ("--skip", pattern)]
@@ -46,7 +51,7 @@ def main() -> None:
         median = statistics.median(timing.seconds)
         line = f"{rule:16} {median:7.1f} s  {timing.peak_bytes / 1e6:6.0f} MB"
         if "," not in rule:
-            rank, keep = ("64", "bottom") if rule == "bottom" else (rule, "top")
+            rank, keep = meaning(rule)
             floor = floors.measure(options.pair, rank, keep=keep)
             line += f"  {median / floor.total:5.2f} x {floor}"
         print(line, flush=True)

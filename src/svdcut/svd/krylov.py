@@ -175,13 +175,17 @@ class _Lanczos:
         self._images = _Rows(a.shape[0], a)
         self._gram = a.new_zeros(0, 0, dtype=torch.float64)
         self._outside = a.new_zeros(0, 0)
-        self.num_pending = 0
         self.num_random = 0
 
     @property
     def size(self) -> int:
         """How many vectors of the basis were multiplied."""
         return len(self._images.rows)
+
+    @property
+    def num_pending(self) -> int:
+        """How many of its vectors the next step multiplies."""
+        return len(self._basis.rows) - self.size
 
     def inject(self, count: int) -> None:
         """Append random vectors to those that the next step multiplies."""
@@ -190,13 +194,11 @@ class _Lanczos:
             return
         block = torch.randn(count, self._a.shape[1], generator=self._generator)
         block = block.to(self._a.device, self._a.dtype)
-        self.num_pending += len(self._extend(block, negligible=0.0))
+        self._extend(block, negligible=0.0)
         self.num_random += count
 
     def step(self) -> None:
         """Multiply the pending vectors by the matrix, and the images by its transpose."""
-        if self.num_pending == 0:
-            return
         pending = self._basis.rows[self.size :]
         images = self._a.new_empty(len(pending), self._a.shape[0])
         returned = torch.zeros_like(pending)
@@ -210,7 +212,6 @@ class _Lanczos:
         self._images.append(images)
         negligible = self._rounding * float(images.norm(dim=1).max())
         self._outside = self._extend(returned, negligible=negligible)
-        self.num_pending = len(self._outside)
 
     def _extend(self, block: Tensor, *, negligible: float) -> Tensor:
         """Append the directions of `block` that the basis lacks.
@@ -238,7 +239,6 @@ class _Lanczos:
 
     def ritz(self, num_wanted: int) -> _Ritz:
         """Return the Ritz pairs, the first `num_wanted` with vectors."""
-        self._update_gram()
         s, rotation = self._diagonalise(None)
         last = rotation[: num_wanted + 1, self.size - self._outside.shape[1] :]
         return _Ritz(
@@ -248,10 +248,11 @@ class _Lanczos:
             num_wanted,
         )
 
-    def _update_gram(self) -> None:
-        """Extend the float64 Gram matrix of the images to those that are new."""
-        old = len(self._gram)
-        images = self._images.rows
+    def _images_gram(self) -> Tensor:
+        """Return the float64 Gram matrix of the images, extended to those that are new."""
+        old, images = len(self._gram), self._images.rows
+        if old == len(images):
+            return self._gram
         gram = self._gram.new_zeros(len(images), len(images))
         gram[:old, :old] = self._gram
         for start, stop in row_blocks(self._a.shape[0], len(images)):
@@ -259,6 +260,7 @@ class _Lanczos:
             gram[old:].addmm_(part[old:], part.T)
         gram[:old, old:] = gram[old:, :old].T
         self._gram = gram
+        return gram
 
     def _diagonalise(self, vectors: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return singular values of the images of some vectors, and their left vectors.
@@ -279,7 +281,9 @@ class _Lanczos:
             images = self._images.rows if vectors is None else vectors @ self._images.rows
             _, s, rotation = torch.linalg.svd(torch.linalg.qr(images.T, mode="r").R)
             return s, rotation
-        gram = self._gram if vectors is None else vectors @ self._gram @ vectors.T
+        gram = self._images_gram()
+        if vectors is not None:
+            gram = vectors @ gram @ vectors.T
         squares, rotation = torch.linalg.eigh(gram)
         return squares.flip(0).clamp_min(0).sqrt(), rotation.T.flip(0)
 
