@@ -29,8 +29,8 @@ from svdcut.cut import cut_matrix
 from svdcut.machine import num_cores
 from svdcut.pairing import Action
 from svdcut.ranks import RuleKind
-from svdcut.tensor_job import Job, matrix_entries
-from svdcut.update import read_update
+from svdcut.tensor_job import Job
+from svdcut.update import matrix_entries, read_update
 
 SQUARE = 2048
 BUFFER_BYTES = 16 << 20

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from svdcut._version import __version__
-from svdcut.api import TruncateOptions, truncate, truncate_many, verify
+from svdcut.api import SpectrumOptions, TruncateOptions, spectrum, truncate, truncate_many, verify
 from svdcut.errors import (
     CheckpointError,
     HubError,
@@ -19,6 +19,7 @@ from svdcut.errors import (
     UsageError,
 )
 from svdcut.manifest import Manifest
+from svdcut.spectra.facts import Intruders, Spectra, Spectrum, Subject, TensorSpectra
 from svdcut.verification.findings import Checked, Failure, Verification
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "HubError",
     "InputError",
     "Interrupted",
+    "Intruders",
     "Manifest",
     "MismatchError",
     "NonFiniteError",
@@ -35,11 +37,17 @@ __all__ = [
     "OutputExistsError",
     "QualityError",
     "QuantizedError",
+    "Spectra",
+    "Spectrum",
+    "SpectrumOptions",
+    "Subject",
     "SvdcutError",
+    "TensorSpectra",
     "TruncateOptions",
     "UsageError",
     "Verification",
     "__version__",
+    "spectrum",
     "truncate",
     "truncate_many",
     "verify",

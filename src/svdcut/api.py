@@ -20,6 +20,8 @@ from svdcut.plan import Output, Plan, make_plan
 from svdcut.preflight import Preflight, check_run
 from svdcut.provenance import InputHashes
 from svdcut.ranks import Keep, Rule, parse_override, parse_rules
+from svdcut.spectra.facts import Spectra
+from svdcut.spectra.plan import SpectraOptions, SpectraPlan, plan_spectra
 from svdcut.svd.route import Route
 from svdcut.verification.findings import Verification
 
@@ -293,6 +295,110 @@ def verify(
         _resolve_recorded,
         observe or (lambda progress: None),
     )
+
+
+class SpectrumOptions(TypedDict, total=False):
+    """Options of `spectrum`, as keyword arguments; all have defaults."""
+
+    only: Sequence[str]
+    """Globs: look at these tensors alone."""
+
+    skip: Sequence[str]
+    """Globs: leave these tensors out."""
+
+    map: Mapping[str, str]
+    """Prefixes of base's names, old to new."""
+
+    top: int | None
+    """Compute only so many leading values; None for all."""
+
+    intruders: bool
+    """Look for intruder dimensions; needs two sides."""
+
+    device: str
+    """``auto``, ``cpu``, ``cuda`` or ``cuda:N``."""
+
+    quiet: bool
+    """Show no progress of downloads."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpectraRequest:
+    """Spectra that can be measured: checked, planned, not begun."""
+
+    plan: SpectraPlan
+    options: SpectraOptions
+
+
+def spectrum(
+    checkpoint: str | Path,
+    finetuned: str | Path | None = None,
+    *,
+    observe: Observer | None = None,
+    **options: Unpack[SpectrumOptions],
+) -> Spectra:
+    """Measure the singular values of a checkpoint's weights, or of an update.
+
+    Parameters
+    ----------
+    checkpoint : str or Path
+        Directory, ``.safetensors`` file, or Hub id ``org/name[@revision]``. With
+        `finetuned`, the base.
+    finetuned : str or Path, optional
+        The fine-tuned side, named likewise: the values are those of
+        ``finetuned - base`` then.
+    observe : callable, optional
+        Told of each tensor that is done; see `svdcut.progress.Progress`.
+    **options : SpectrumOptions
+        The options of the command line by the same names.
+
+    Returns
+    -------
+    Spectra
+        Of every matrix; singular values within 1e-5, relatively.
+
+    Raises
+    ------
+    UsageError
+        If an option or a pattern is wrong.
+    InputError
+        If an input cannot be used, or the two do not match.
+    """
+    return measure_spectra(prepare_spectra(checkpoint, finetuned, **options), observe=observe)
+
+
+def prepare_spectra(
+    checkpoint: str | Path,
+    finetuned: str | Path | None = None,
+    **options: Unpack[SpectrumOptions],
+) -> SpectraRequest:
+    """Check and plan what `spectrum` measures, from headers alone."""
+    top = options.get("top")
+    if top is not None and top < 1:
+        raise UsageError(f"--top {top}: expected at least 1")
+    intruders = options.get("intruders", False)
+    if finetuned is None and (intruders or options.get("map")):
+        option = "--intruders" if intruders else "--map"
+        raise UsageError(f"{option} needs two checkpoints", hint="Name both: BASE FT.")
+    resolved = SpectraOptions(
+        only=tuple(options.get("only", ())),
+        skip=tuple(options.get("skip", ())),
+        renames=dict(options.get("map", {})),
+        top=top,
+        intruders=intruders,
+        device=options.get("device", "auto"),
+    )
+    quiet = options.get("quiet", False)
+    last = open_checkpoint(checkpoint if finetuned is None else finetuned, quiet=quiet)
+    base = None if finetuned is None else open_checkpoint(checkpoint, quiet=quiet)
+    return SpectraRequest(plan_spectra(base, last, resolved), resolved)
+
+
+def measure_spectra(request: SpectraRequest, *, observe: Observer | None = None) -> Spectra:
+    """Measure what was prepared; see `spectrum` for what it returns and raises."""
+    from svdcut.spectra.run import run_spectra
+
+    return run_spectra(request.plan, request.options, observe=observe or (lambda progress: None))
 
 
 def _resolve_recorded(options: Mapping[str, Any]) -> Options:

@@ -12,12 +12,12 @@ import torch
 
 from svdcut.pairing import Action, Pair
 from svdcut.plan import Plan
-from svdcut.pool import Pool
+from svdcut.pool import Pool, or_on_cpu
 from svdcut.progress import Observer, Progress
 from svdcut.ranks import Rule, RuleKind, allocate_budget
-from svdcut.svd.engine import decompose
-from svdcut.tensor_job import BudgetRanks, Job, matrix_entries, or_on_cpu
-from svdcut.update import read_update
+from svdcut.svd.values import singular_values
+from svdcut.tensor_job import BudgetRanks, Job
+from svdcut.update import matrix_entries, read_update
 from svdcut.writer import CheckpointWriter
 
 _SPECTRA = "spectra"
@@ -111,7 +111,5 @@ def _spectra(pair: Pair, device: torch.device) -> list[list[float]]:
     spectra = []
     for base, finetuned in matrix_entries(pair):
         update = read_update(base, finetuned, device, measure_rounding=False)
-        # Small values need not be exact here: they only rank the triplets.
-        found = decompose(update.matrix, None, accept=lambda _: True)
-        spectra.append(found.singular_values() or [0.0] * found.full_rank)
+        spectra.append(singular_values(update.matrix).singular_values)
     return spectra

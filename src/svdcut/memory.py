@@ -34,6 +34,10 @@ _EXACT_SQUARES = 7
 _TALL_COPIES = 3
 """In float64, of the exact route."""
 
+_VALUES_SQUARES = 3
+_VALUES_COPIES = 3
+"""The same of the routes to values without vectors."""
+
 
 @dataclass(frozen=True, slots=True)
 class MemoryNeeds:
@@ -66,18 +70,52 @@ def memory_needs(plan: Plan, rules: Sequence[Rule], options: Options) -> MemoryN
     options : Options
         Of the run.
     """
-    sizes, reserve, largest = [], 0, 0
+    needs = []
     for tensor in plan.tensors:
         pair = tensor.pair
-        if pair.action is not Action.TRUNCATE:
-            sizes.append(_COPY_BYTES)
-            continue
-        first, more = _sizes(pair, rules, options)
-        sizes.append(first)
-        reserve = max(reserve, more - first)
-        largest = max(largest, *(4 * m * n for m, n in pair.matrices))
+        if pair.action is Action.TRUNCATE:
+            top = expected_top(pair, rules, options)
+            needs.append(_route_bytes(pair, top, options.svd))
+        else:
+            needs.append((_COPY_BYTES, _COPY_BYTES))
+    cut = [tensor.pair for tensor in plan.tensors if tensor.pair.action is Action.TRUNCATE]
+    return _keep_promise(needs, cut)
+
+
+def spectrum_needs(pairs: Sequence[Pair], top: int | None) -> MemoryNeeds:
+    """Find the memory that tensors take while their singular values are computed.
+
+    Parameters
+    ----------
+    pairs : sequence of Pair
+        The tensors, matrices all.
+    top : int or None
+        How many leading values are wanted; None for all.
+    """
+    needs = [
+        _route_bytes(pair, top, Route.KRYLOV)
+        if choose_route(min(pair.matrices[0]), top) is Route.KRYLOV
+        else _values_bytes(pair)
+        for pair in pairs
+    ]
+    return _keep_promise(needs, pairs)
+
+
+def _keep_promise(needs: Sequence[tuple[int, int]], pairs: Sequence[Pair]) -> MemoryNeeds:
+    """Bound what tensors take together by what is promised.
+
+    Parameters
+    ----------
+    needs : sequence of tuple of int
+        Bytes that each tensor takes by the route to start with, and by the one that may follow.
+    pairs : sequence of Pair
+        Those that are decomposed.
+    """
+    sizes = tuple(first for first, _ in needs)
+    reserve = max((more - first for first, more in needs), default=0)
+    largest = max((4 * m * n for pair in pairs for m, n in pair.matrices), default=0)
     allowed = SPARE_BYTES + _PROMISED_COPIES * largest
-    return MemoryNeeds(tuple(sizes), max(allowed - reserve, *sizes), reserve)
+    return MemoryNeeds(sizes, max(allowed - reserve, *sizes, 0), reserve)
 
 
 def expected_top(pair: Pair, rules: Sequence[Rule], options: Options) -> int | None:
@@ -95,23 +133,33 @@ def dense_bytes(pair: Pair) -> int:
     return _DENSE_COPIES * 4 * max(m * n for m, n in pair.matrices)
 
 
-def _sizes(pair: Pair, rules: Sequence[Rule], options: Options) -> tuple[int, int]:
+def _route_bytes(pair: Pair, top: int | None, route: Route) -> tuple[int, int]:
     """Return the bytes of the route to start with, and of the one that may follow."""
-    m, n = max(pair.matrices, key=lambda shape: shape[0] * shape[1])
-    long, short = max(m, n), min(m, n)
-    assert pair.base is not None
-    item = 8 if Dtype.F64 in (pair.base.dtype, pair.finetuned.dtype) else 4
-    top = expected_top(pair, rules, options)
-    route = options.svd
+    long, short, item = _largest_matrix(pair)
     if route is Route.AUTO:
         route = choose_route(short, top)
-    matrix = item * m * n + _BLOCKS_BYTES
+    matrix = item * long * short + _BLOCKS_BYTES
     gram = matrix + _GRAM_SQUARES * 8 * short**2
     if route is Route.EXACT:
-        exact = matrix + 8 * max(_TALL_COPIES * m * n, m * n + _EXACT_SQUARES * short**2)
-        return exact, exact
+        squares = max(_TALL_COPIES * long * short, long * short + _EXACT_SQUARES * short**2)
+        return matrix + 8 * squares, matrix + 8 * squares
     if route is Route.GRAM or top is None or top >= short:
         return gram, gram
     columns = min(short // 2, 5 * top + 100)
     bases = 2 * (long + short) * columns
-    return matrix + item * bases, max(gram, matrix + 8 * (m * n + bases))
+    return matrix + item * bases, max(gram, matrix + 8 * (long * short + bases))
+
+
+def _values_bytes(pair: Pair) -> tuple[int, int]:
+    """Return the bytes of the two routes to singular values without vectors."""
+    long, short, item = _largest_matrix(pair)
+    matrix = item * long * short + _BLOCKS_BYTES
+    gram = matrix + _VALUES_SQUARES * 8 * short**2
+    return gram, max(gram, matrix + _VALUES_COPIES * 8 * long * short)
+
+
+def _largest_matrix(pair: Pair) -> tuple[int, int, int]:
+    """Return the sides of the largest matrix, the longer first, and the bytes of an entry."""
+    m, n = max(pair.matrices, key=lambda shape: shape[0] * shape[1])
+    wide = Dtype.F64 in {side.dtype for side in (pair.base, pair.finetuned) if side}
+    return max(m, n), min(m, n), 8 if wide else 4

@@ -8,7 +8,8 @@ from __future__ import annotations
 import re
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)")
-_IN_NUMBERED_LAYER = re.compile(r"(^|\.)\d+(\.|$)")
+_IN_NUMBERED_LAYER = re.compile(r"(^|\.)(\d+)(\.|$)")
+_EMBEDDING = re.compile(r"emb|wte|wpe|(^|\.)shared\.")
 _EXPERTS = re.compile(r"(^|\.)(experts|\w*moe|(input|output)_linear)(\.|$)")
 _BIAS = re.compile(r"(^|[._])bias$")
 _TASK_HEAD = re.compile(
@@ -63,3 +64,22 @@ def is_vocabulary(name: str) -> bool:
 def tied_part(name: str) -> int | None:
     """Return which of the parts that are often tied it is: 0 to 2, the owner first; or None."""
     return next((part for part, pattern in enumerate(_TIED) if pattern.search(name)), None)
+
+
+def model_order(name: str) -> tuple[int, tuple[tuple[int, int, str], ...]]:
+    """Return a key that sorts names as a model uses them: embeddings, layers by number, heads.
+
+    Files sort them as texts, with layer 10 before layer 2.
+    """
+    place = 1 if is_in_numbered_layer(name) else 0 if _EMBEDDING.search(name) else 2
+    parts = re.split(r"[._](\d+)(?=[._]|$)", name)
+    key = tuple(
+        (0, int(part), "") if index % 2 else (1, 0, part) for index, part in enumerate(parts)
+    )
+    return place, key
+
+
+def layer_number(name: str) -> int | None:
+    """Return the first number among the parts of a name: that of its layer."""
+    found = _IN_NUMBERED_LAYER.search(name)
+    return int(found[2]) if found else None

@@ -56,8 +56,9 @@ class Pair:
 
     @property
     def shared_rows(self) -> int:
-        """How many leading rows both sides have."""
-        assert self.base is not None
+        """How many leading rows both sides have; all where base has none of it."""
+        if self.base is None:
+            return self.finetuned.shape[0]
         return min(self.finetuned.shape[0], self.base.shape[0])
 
     @property
@@ -137,9 +138,7 @@ def pair_tensors(
     """
     for side in (base, finetuned):
         _refuse_quantized(side)
-    names = list(finetuned.tensors)
-    for option, patterns in (("--only", only), ("--skip", skip)):
-        check_patterns(option, patterns, names)
+    _check_globs(only, skip, finetuned)
     renamed = _rename(base, renames or {})
     fits = partial(_fits, sizes=(finetuned.vocab_size, base.vocab_size))
     matching = match_names(renamed, dict(finetuned.tensors), fits)
@@ -151,7 +150,7 @@ def pair_tensors(
         fitting = other is None or fits(entry, other)
         if not fitting and is_task_head(name):
             other = None  # the head of another task: there is no update to speak of
-        wanted = _matches(name, only, default=True) and not _matches(name, skip, default=False)
+        wanted = _is_wanted(name, only, skip)
         action = _decide(entry, other, rest, wanted=wanted and fitting)
         pair = Pair(name, action, entry, other, _seed_name(name, finetuned))
         pairs.append(pair)
@@ -169,6 +168,39 @@ def pair_tensors(
     )
 
 
+def select_matrices(
+    checkpoint: Checkpoint, *, only: Sequence[str] = (), skip: Sequence[str] = ()
+) -> tuple[Pair, ...]:
+    """Return the tensors of one checkpoint that are matrices, without a base.
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+        The one side.
+    only, skip : sequence of str
+        Globs on its names.
+
+    Raises
+    ------
+    QuantizedError
+        If it is quantised.
+    UsageError
+        If a glob matches nothing.
+    """
+    _refuse_quantized(checkpoint)
+    _check_globs(only, skip, checkpoint)
+    return tuple(
+        Pair(name, Action.COPY_FINETUNED, entry, None, _seed_name(name, checkpoint))
+        for name, entry in checkpoint.tensors.items()
+        if _truncatable(entry, entry) and _is_wanted(name, only, skip)
+    )
+
+
+def _check_globs(only: Sequence[str], skip: Sequence[str], finetuned: Checkpoint) -> None:
+    for option, patterns in (("--only", only), ("--skip", skip)):
+        check_patterns(option, patterns, list(finetuned.tensors))
+
+
 def check_patterns(option: str, patterns: Sequence[str], names: Sequence[str]) -> None:
     """Refuse a glob that matches no name: it is a slip of the pen."""
     for pattern in patterns:
@@ -180,9 +212,11 @@ def check_patterns(option: str, patterns: Sequence[str], names: Sequence[str]) -
             )
 
 
-def _matches(name: str, patterns: Sequence[str], *, default: bool) -> bool:
-    if not patterns:
-        return default
+def _is_wanted(name: str, only: Sequence[str], skip: Sequence[str]) -> bool:
+    return (not only or _matches(name, only)) and not _matches(name, skip)
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 

@@ -16,6 +16,7 @@ from typing import TypeVar
 import torch
 
 from svdcut.device import start_worker
+from svdcut.svd.decomposition import SolverError
 
 T = TypeVar("T")
 
@@ -124,3 +125,29 @@ class Pool:
             raise
         finally:
             self._gate.leave(size)
+
+
+def or_on_cpu(device: torch.device, work: Callable[[torch.device], T]) -> tuple[T, tuple[str, ...]]:
+    """Do some work on a device, or on the CPU where the device fails at it.
+
+    Parameters
+    ----------
+    device : torch.device
+        Tried first.
+    work : callable
+        Takes the device; it may be called twice.
+
+    Returns
+    -------
+    tuple of object and tuple of str
+        What `work` returned, and how the device failed, if it did.
+    """
+    try:
+        return work(device), ()
+    except (torch.OutOfMemoryError, SolverError) as error:
+        if device.type == "cpu":
+            raise
+        reason = "solver failed" if isinstance(error, SolverError) else "out of memory"
+    # Out of the handler: its traceback would keep the tensors on the device alive.
+    torch.cuda.empty_cache()
+    return work(torch.device("cpu")), (f"{device.type}: {reason}",)

@@ -13,7 +13,7 @@ class Progress:
     """A tensor is done."""
 
     stage: str
-    """``spectra`` (the first pass of a budget) or ``truncate``."""
+    """``spectra`` (the first pass of a budget), ``truncate``, ``spectrum``, or one of verify's."""
 
     name: str
     size_bytes: int

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import torch
 
@@ -20,6 +20,7 @@ from svdcut.manifest import TensorFact, Truncation
 from svdcut.options import Options
 from svdcut.pairing import Action, Pair
 from svdcut.plan import PlannedTensor
+from svdcut.pool import or_on_cpu
 from svdcut.ranks import Rule, RuleKind, rule_for
 from svdcut.report import MatrixResult, describe_truncation
 from svdcut.sink import TensorSink
@@ -34,12 +35,11 @@ from svdcut.update import (
     compose,
     copy_rows,
     is_finite,
+    matrix_entries,
     nonfinite_error,
     read_update,
     write_values,
 )
-
-T = TypeVar("T")
 
 BudgetRanks = Mapping[tuple[Rule, str, int], int]
 """Rank of matrix `i` of a tensor under a budget rule."""
@@ -69,14 +69,6 @@ class Job:
             CutRequest(rule, self.options.keep, seed, self.budgets.get((rule, pair.name, number)))
             for rule in self.rules_for(pair)
         ]
-
-
-def matrix_entries(pair: Pair) -> Iterator[tuple[MatrixEntry, MatrixEntry]]:
-    """Yield base's and the fine-tuned side's entry of each matrix of a tensor."""
-    assert pair.base is not None
-    for number, shape in enumerate(pair.matrices):
-        first = number * math.prod(shape)
-        yield MatrixEntry(pair.base, first, shape), MatrixEntry(pair.finetuned, first, shape)
 
 
 class Destination(Protocol):
@@ -169,32 +161,6 @@ def _refuse_nonfinite_bytes(entry: TensorEntry, data: bytearray, side: Side) -> 
         return
     if not is_finite(torch.frombuffer(data, dtype=dtype)):
         raise nonfinite_error(entry, side)
-
-
-def or_on_cpu(device: torch.device, work: Callable[[torch.device], T]) -> tuple[T, tuple[str, ...]]:
-    """Do some work on a device, or on the CPU where the device fails at it.
-
-    Parameters
-    ----------
-    device : torch.device
-        Tried first.
-    work : callable
-        Takes the device; it may be called twice.
-
-    Returns
-    -------
-    tuple of object and tuple of str
-        What `work` returned, and how the device failed, if it did.
-    """
-    try:
-        return work(device), ()
-    except (torch.OutOfMemoryError, SolverError) as error:
-        if device.type == "cpu":
-            raise
-        reason = "solver failed" if isinstance(error, SolverError) else "out of memory"
-    # Out of the handler: its traceback would keep the tensors on the device alive.
-    torch.cuda.empty_cache()
-    return work(torch.device("cpu")), (f"{device.type}: {reason}",)
 
 
 def _truncate(job: Job, planned: PlannedTensor, sinks: Sequence[TensorSink]) -> list[TensorFact]:

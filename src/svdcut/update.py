@@ -1,4 +1,4 @@
-"""The update of one matrix: read both sides, subtract, measure.
+"""The update of one matrix: read both sides, subtract, measure. Or its weights, of one side.
 
 One matrix at a time, on the device. It decomposes nothing.
 """
@@ -6,7 +6,7 @@ One matrix at a time, on the device. It decomposes nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -15,8 +15,9 @@ from torch import Tensor
 
 from svdcut.device import host_buffer
 from svdcut.errors import NonFiniteError
+from svdcut.pairing import Pair
 from svdcut.sink import TensorSink
-from svdcut.svd.decomposition import row_blocks
+from svdcut.svd.decomposition import row_blocks, sum_of_squares
 from svdcut.tensorfile import Dtype, TensorEntry, read_bytes, read_into, size_bytes
 
 TORCH_DTYPES = {
@@ -84,11 +85,22 @@ class MatrixEntry:
         return begin, end
 
 
+def matrix_entries(pair: Pair) -> Iterator[tuple[MatrixEntry | None, MatrixEntry]]:
+    """Yield base's and the fine-tuned side's entry of each matrix of a tensor."""
+    base = pair.base
+    for number, shape in enumerate(pair.matrices):
+        first = number * math.prod(shape)
+        ours = None if base is None else MatrixEntry(base, first, shape)
+        yield ours, MatrixEntry(pair.finetuned, first, shape)
+
+
 @dataclass(frozen=True, slots=True)
 class Update:
     """``finetuned - base`` of one matrix, with what storage says of it."""
 
-    base: MatrixEntry
+    base: MatrixEntry | None
+    """None where nothing was subtracted: `matrix` is the weights."""
+
     matrix: Tensor
     """(m, n), float32, or float64 where a side is."""
 
@@ -99,20 +111,29 @@ class Update:
     rounding_rms: float
     """Root mean square of the rounding error that storage explains, per entry."""
 
+    base_norm: float
+    """Frobenius norm of base's matrix."""
+
 
 def read_update(
-    base: MatrixEntry, finetuned: MatrixEntry, device: torch.device, *, measure_rounding: bool
+    base: MatrixEntry | None,
+    finetuned: MatrixEntry,
+    device: torch.device,
+    *,
+    measure_rounding: bool,
 ) -> Update:
     """Read one matrix of both sides and subtract.
 
     Parameters
     ----------
-    base, finetuned : MatrixEntry
-        Of one shape.
+    base : MatrixEntry or None
+        Of the same shape; None subtracts nothing.
+    finetuned : MatrixEntry
+        What it is subtracted from.
     device : torch.device
         Where to put it.
     measure_rounding : bool
-        Whether `rounding_rms` is wanted; it is 0 otherwise.
+        Whether `rounding_rms` and `base_norm` are wanted; they are 0 otherwise.
 
     Returns
     -------
@@ -125,28 +146,33 @@ def read_update(
     NonFiniteError
         If a side holds NaN or infinity, or their difference overflows.
     """
-    alike = finetuned.tensor.dtype is base.tensor.dtype
-    wide = Dtype.F64 in (finetuned.tensor.dtype, base.tensor.dtype)
+    sides = (finetuned,) if base is None else (finetuned, base)
+    wide = any(side.tensor.dtype is Dtype.F64 for side in sides)
     dtype = torch.float64 if wide else torch.float32
     matrix = torch.empty(finetuned.shape, dtype=dtype, device=device)
-    nonzeros, rounding = 0, 0.0
-    for (rows, ours), (_, theirs) in zip(
-        finetuned.blocks(device), base.blocks(device), strict=True
-    ):
-        block = matrix[rows].copy_(ours).sub_(theirs)
-        _refuse_nonfinite(block, (finetuned, ours), (base, theirs))
+    alike = base is not None and finetuned.tensor.dtype is base.tensor.dtype
+    nonzeros, rounding, base_squares = 0, 0.0, 0.0
+    for blocks in zip(*(side.blocks(device) for side in sides), strict=True):
+        rows, ours = blocks[0]
+        block = matrix[rows].copy_(ours)
+        values = [ours, *(theirs for _, theirs in blocks[1:])]
+        for theirs in values[1:]:
+            block.sub_(theirs)
+        _refuse_nonfinite(block, sides, values)
         nonzeros += _count_nonzero(block)
         # Zeros differ in sign without a difference in value.
-        alike = alike and nonzeros == 0 and _same_bytes(ours, theirs)
+        alike = alike and nonzeros == 0 and _same_bytes(ours, values[-1])
         if measure_rounding:
-            rounding += _rounding_squares(ours, finetuned.tensor.dtype)
-            rounding += _rounding_squares(theirs, base.tensor.dtype)
+            pairs = zip(values, sides, strict=True)
+            rounding += sum(_rounding_squares(v, side.tensor.dtype) for v, side in pairs)
+            base_squares += sum(sum_of_squares(theirs) for theirs in values[1:])
     return Update(
         base=base,
         matrix=matrix,
         zero_fraction=1 - nonzeros / matrix.numel(),
         equal_bytes=alike,
         rounding_rms=math.sqrt(rounding / matrix.numel()),
+        base_norm=math.sqrt(base_squares),
     )
 
 
@@ -161,14 +187,14 @@ def _same_bytes(a: Tensor, b: Tensor) -> bool:
 
 
 def _refuse_nonfinite(
-    block: Tensor, finetuned: tuple[MatrixEntry, Tensor], base: tuple[MatrixEntry, Tensor]
+    block: Tensor, sides: Sequence[MatrixEntry], values: Sequence[Tensor]
 ) -> None:
     if is_finite(block, _LARGEST):
         return
-    for side, (entry, values) in ((Side.FINETUNED, finetuned), (Side.BASE, base)):
-        if not is_finite(values):
+    for side, entry, stored in zip((Side.FINETUNED, Side.BASE), sides, values, strict=False):
+        if not is_finite(stored):
             raise nonfinite_error(entry.tensor, side)
-    raise NonFiniteError(f"tensor {finetuned[0].tensor.name!r}: the update overflows")
+    raise NonFiniteError(f"tensor {sides[0].tensor.name!r}: the update overflows")
 
 
 def is_finite(values: Tensor, bound: float = math.inf) -> bool:
@@ -221,6 +247,7 @@ def compose(
     stored : torch.dtype
         Of the stored rows.
     """
+    assert update.base is not None
     left, right = factors
     narrow = stored.itemsize == 2 and update.matrix.dtype == torch.float32
     work = torch.float32 if narrow else torch.float64

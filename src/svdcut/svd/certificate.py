@@ -212,17 +212,8 @@ def bound_cut(
         return Bounds(0.0, 0.0)
     h = complement_bounds(squares, residuals, couplings, beyond)
 
-    def value_error(index: int) -> float:
-        square, floor = squares[index], VALUE_FLOOR**2 * squares[0]
-        # Rounding moves a value by the norm of what it couples to values of its size.
-        start = bisect_left(squares, -2 * square, 0, index, key=operator.neg)
-        moved = h[index] - square + max(couplings[start:])
-        if moved <= 0:
-            return 0.0
-        root = math.sqrt(square)
-        return moved / (math.sqrt(square + moved) + root) / math.sqrt(max(square, floor))
-
-    value = max(value_error(i) for i in {0, max(k - 1, 0), min(k, len(squares) - 1)})
+    places = {0, max(k - 1, 0), min(k, len(squares) - 1)}
+    value = max(_value_error(i, squares, couplings, h) for i in places)
     # Where the tail is measured as a whole (rest > 0), no sum of its values is needed.
     tail_error = 0.0 if rest > 0 else math.fsum(residuals[k:])
     tail_error /= 2 * max(cut, VALUE_FLOOR**2 * energy)
@@ -237,3 +228,39 @@ def bound_cut(
     lacking += (_FACTOR_ROUNDING * epsilon) ** 2 * kept
     best = max(cut - lacking, ERROR_FLOOR**2 * energy)
     return Bounds(excess=lacking / (2 * best), value=max(value, tail_error))
+
+
+def bound_values(
+    squares: Sequence[float],
+    residuals: Sequence[float],
+    couplings: Sequence[float],
+    count: int,
+    *,
+    beyond: float,
+) -> float:
+    """Bound the relative error of each of the first `count` singular values.
+
+    Parameters
+    ----------
+    squares, residuals, couplings, beyond
+        As for `bound_cut`.
+    count : int
+        How many of the values matter.
+    """
+    h = complement_bounds(squares, residuals, couplings, beyond)
+    places = range(min(count, len(squares)))
+    return max((_value_error(i, squares, couplings, h) for i in places), default=0.0)
+
+
+def _value_error(
+    index: int, squares: Sequence[float], couplings: Sequence[float], h: Sequence[float]
+) -> float:
+    """Return the relative error of one singular value, at most."""
+    square, floor = squares[index], VALUE_FLOOR**2 * squares[0]
+    # Rounding moves a value by the norm of what it couples to values of its size.
+    start = bisect_left(squares, -2 * square, 0, index, key=operator.neg)
+    moved = h[index] - square + max(couplings[start:])
+    if moved <= 0:
+        return 0.0
+    root = math.sqrt(square)
+    return moved / (math.sqrt(square + moved) + root) / math.sqrt(max(square, floor))

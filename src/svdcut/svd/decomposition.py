@@ -12,9 +12,13 @@ from enum import Enum
 import torch
 from torch import Tensor
 
-from svdcut.svd.certificate import Bounds, bound_cut
+from svdcut.svd.certificate import Bounds, bound_cut, bound_values
 
 _LIBRARIES = ("lapack", "cusolver", "cublas", "magma")
+
+
+_HARMLESS_EXPONENT = 20
+"""Entries up to two to this power, or down to its inverse, leave float32 room for squares."""
 
 
 class SolverError(Exception):
@@ -141,6 +145,16 @@ class Decomposition:
             epsilon=torch.finfo(self.triplets.right.dtype).eps,
         )
 
+    def value_bound(self, count: int) -> float:
+        """Bound the relative error of each of the first `count` singular values."""
+        return bound_values(
+            self.triplets.squares.tolist(),
+            self.triplets.residuals.tolist(),
+            self.triplets.couplings.tolist(),
+            count,
+            beyond=self.next_square,
+        )
+
     def factors(self, indices: list[int]) -> tuple[Tensor, Tensor]:
         """Return the chosen triplets as a product of two thin factors.
 
@@ -199,3 +213,21 @@ def sum_of_squares(a: Tensor) -> float:
         block = a[start:stop].to(torch.float64, copy=True)
         total += float(block.square_().sum())
     return total
+
+
+def normalise(a: Tensor) -> tuple[Tensor, int]:
+    """Scale by a power of two, in place and exactly, where squares might overflow or vanish.
+
+    Returns
+    -------
+    tuple of Tensor and int
+        The scaled matrix, and the power to multiply it with to have the old one.
+    """
+    smallest, largest = torch.aminmax(a) if a.numel() else (a.new_zeros(()), a.new_zeros(()))
+    size = max(-float(smallest), float(largest))
+    exponent = math.frexp(size)[1]
+    if abs(exponent) <= _HARMLESS_EXPONENT:
+        return a, 0
+    # In two steps: a single factor could itself leave the range of the dtype.
+    half = exponent // 2
+    return a.mul_(2.0**-half).mul_(2.0 ** (half - exponent)), exponent

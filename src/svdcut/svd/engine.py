@@ -6,7 +6,6 @@ the caller accepts the certificate. It knows nothing of tensors' names or files.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -20,14 +19,12 @@ from svdcut.svd.decomposition import (
     SolverError,
     Triplets,
     is_solver_failure,
+    normalise,
     sum_of_squares,
 )
 from svdcut.svd.dense import exact_triplets, gram_triplets
 from svdcut.svd.krylov import krylov_triplets
 from svdcut.svd.route import Route, choose_route
-
-_HARMLESS_EXPONENT = 20
-"""Entries up to two to this power, or down to its inverse, leave float32 room for squares."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +83,7 @@ def decompose(
     `gram_triplets`, `exact_triplets`.
     """
     transposed = a.shape[0] < a.shape[1]
-    a, exponent = _normalise(a)
+    a, exponent = normalise(a)
     start = Decomposition(
         matrix=a.T if transposed else a,
         exponent=exponent,
@@ -169,18 +166,6 @@ def _attempt(
         rest=rest,
         next_square=next_square,
     )
-
-
-def _normalise(a: Tensor) -> tuple[Tensor, int]:
-    """Scale by a power of two, exactly, where squares might overflow or vanish."""
-    smallest, largest = torch.aminmax(a) if a.numel() else (a.new_zeros(()), a.new_zeros(()))
-    size = max(-float(smallest), float(largest))
-    exponent = math.frexp(size)[1]
-    if abs(exponent) <= _HARMLESS_EXPONENT:
-        return a, 0
-    # In two steps: a single factor could itself leave the range of the dtype.
-    half = exponent // 2
-    return a.mul_(2.0**-half).mul_(2.0 ** (half - exponent)), exponent
 
 
 def _no_triplets(a: Tensor) -> Triplets:

@@ -17,12 +17,13 @@ from svdcut.errors import CheckpointError, SvdcutError
 from svdcut.manifest import TensorFact, Truncation
 from svdcut.pairing import Action
 from svdcut.plan import PlannedTensor
+from svdcut.pool import or_on_cpu
 from svdcut.ranks import Rule, RuleKind
 from svdcut.sink import TensorSink
 from svdcut.svd.decomposition import SolverError
-from svdcut.tensor_job import Job, matrix_entries, or_on_cpu, process_tensor
+from svdcut.tensor_job import Job, process_tensor
 from svdcut.tensorfile import TensorEntry
-from svdcut.update import TORCH_DTYPES, MatrixEntry, read_update
+from svdcut.update import TORCH_DTYPES, MatrixEntry, matrix_entries, read_update
 from svdcut.verification.claims import close
 from svdcut.verification.findings import Failure
 from svdcut.verification.spectrum import (

@@ -112,6 +112,7 @@ def measure_stored(
     """
     k = spectrum.rank
     left, right = (factor.double() for factor in found.factors(list(spectrum.indices)))
+    assert update.base is not None
     theirs = update.base.read(stored.device)
     squares = torch.zeros(4, dtype=torch.float64)
     for start, stop in row_blocks(*stored.shape, itemsize=8 * _COPIES, num_bytes=PRODUCT_BYTES):

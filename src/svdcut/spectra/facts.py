@@ -1,0 +1,178 @@
+"""What is known of the spectra of a checkpoint, as data.
+
+It computes nothing but what follows from its own fields.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+SCHEMA = "svdcut/spectrum/1"
+
+
+class Subject(str, Enum):
+    """Of what the singular values are."""
+
+    WEIGHTS = "weights"
+    UPDATE = "update"
+
+
+@dataclass(frozen=True, slots=True)
+class Intruders:
+    """Leading left vectors of a fine-tuned matrix, against all of base's."""
+
+    cosines: tuple[float, ...]
+    """Of each of them, the largest with any left vector of base, 0 to 1."""
+
+    threshold: float
+
+    @property
+    def count(self) -> int:
+        """How many match no vector of base."""
+        return sum(cosine < self.threshold for cosine in self.cosines)
+
+
+@dataclass(frozen=True, slots=True)
+class Spectrum:
+    """The singular values of one matrix, and what follows from them; in its own units."""
+
+    singular_values: Sequence[float]
+    """Descending; all min(m, n), or the leading ones that were asked for."""
+
+    full_rank: int
+    """min(m, n)."""
+
+    norm: float
+    """Frobenius norm."""
+
+    base_norm: float | None
+    """Frobenius norm of base's matrix; None where the values are those of weights."""
+
+    stable_rank: float | None
+    """``norm^2 / s_1^2``; None for a matrix of zeros."""
+
+    effective_rank: float | None
+    """``exp(entropy of s / sum s)``; None without all values, or for a matrix of zeros."""
+
+    rank_90: int | None
+    """Smallest rank with 90 % of the energy; None where it lies beyond the values at hand."""
+
+    rank_99: int | None
+    noise_edge: float | None
+    """Largest singular value that storage rounding explains; None where it is not known."""
+
+    above_noise_edge: int | None
+    """How many singular values are larger; None where it is not known."""
+
+    zero_fraction: float
+    """Share of the entries that are exactly zero."""
+
+    method: str
+    """gram, krylov or exact; none for a matrix of zeros."""
+
+    value_bound: float
+    """Relative error of a singular value, at most."""
+
+    intruders: Intruders | None = None
+
+    @property
+    def relative_norm(self) -> float | None:
+        """Norm over base's norm; None where there is no base, or base is zero."""
+        return self.norm / self.base_norm if self.base_norm else None
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpectra:
+    """The spectra of one tensor: of one matrix, or of each expert of a stack."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    stacked: bool
+    matrices: tuple[Spectrum, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object; in a stack every value of a matrix is a list."""
+        documents = [_document(matrix) for matrix in self.matrices]
+        facts: dict[str, Any] = {"shape": list(self.shape), "dtype": self.dtype}
+        if not self.stacked:
+            return facts | documents[0]
+        return facts | {key: [document[key] for document in documents] for key in documents[0]}
+
+
+def _document(matrix: Spectrum) -> dict[str, Any]:
+    found = matrix.intruders
+    return {
+        "singular_values": list(matrix.singular_values),
+        "full_rank": matrix.full_rank,
+        "norm": matrix.norm,
+        "base_norm": matrix.base_norm,
+        "relative_norm": matrix.relative_norm,
+        "stable_rank": matrix.stable_rank,
+        "effective_rank": matrix.effective_rank,
+        "rank_90": matrix.rank_90,
+        "rank_99": matrix.rank_99,
+        "noise_edge": matrix.noise_edge,
+        "above_noise_edge": matrix.above_noise_edge,
+        "zero_fraction": matrix.zero_fraction,
+        "method": matrix.method,
+        "value_bound": matrix.value_bound,
+        "intruders": None
+        if found is None
+        else {
+            "count": found.count,
+            "threshold": found.threshold,
+            "cosines": list(found.cosines),
+        },
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Spectra:
+    """The spectra of a checkpoint's weights, or of its update."""
+
+    svdcut_version: str
+    torch_version: str
+    device: str
+    subject: Subject
+    base: str | None
+    """As the user named it; None where the values are those of weights."""
+
+    checkpoint: str
+    """As the user named it: the fine-tuned side of an update."""
+
+    top: int | None
+    """How many leading values were asked for; None for all."""
+
+    tensors: Mapping[str, TensorSpectra]
+    """By name, in the order of the model."""
+
+    left_out: tuple[str, ...]
+    """Tensors of the checkpoint without a spectrum: vectors, or what base lacks."""
+
+    seconds: float
+
+    @property
+    def matrices(self) -> list[tuple[str, Spectrum]]:
+        """The spectra of all matrices, with the names of their tensors."""
+        return [
+            (name, matrix) for name, tensor in self.tensors.items() for matrix in tensor.matrices
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object."""
+        return {
+            "schema": SCHEMA,
+            "svdcut_version": self.svdcut_version,
+            "torch_version": self.torch_version,
+            "device": self.device,
+            "subject": self.subject.value,
+            "base": self.base,
+            "checkpoint": self.checkpoint,
+            "top": self.top,
+            "seconds": self.seconds,
+            "tensors": {name: tensor.to_json() for name, tensor in self.tensors.items()},
+            "left_out": list(self.left_out),
+        }
