@@ -94,6 +94,17 @@ def fetch_snapshot(source: str, *, quiet: bool = False) -> Snapshot:
         raise HubError(what, hint="check HF_ENDPOINT, and run again") from error
 
 
+def is_cached(source: str) -> bool:
+    """Whether the local cache holds something of a Hub id; nothing is asked or fetched."""
+    from huggingface_hub import try_to_load_from_cache
+
+    match = _parsed(source)
+    if match is None:
+        return False
+    found = try_to_load_from_cache(match[1], "config.json", revision=match[2])
+    return isinstance(found, str)
+
+
 def _download(repo_id: str, revision: str, bars: type[object]) -> Snapshot:
     """Fetch the small files, then the weights of the commit that the first call resolved."""
     from huggingface_hub import constants, snapshot_download

@@ -20,6 +20,7 @@ SPARE_BYTES = 250 << 20
 
 _COPY_BYTES = 48 << 20
 _BLOCKS_BYTES = 16 << 20
+_PRODUCT_BYTES = 32 << 20
 
 _PROMISED_COPIES = 8
 """Of the largest tensor in float32, beside what a process takes by itself."""
@@ -34,9 +35,8 @@ _EXACT_SQUARES = 7
 _TALL_COPIES = 3
 """In float64, of the exact route."""
 
-_VALUES_SQUARES = 3
-_VALUES_COPIES = 3
-"""The same of the routes to values without vectors."""
+_VALUES_SQUARES = 2
+"""The same of the routes to values without vectors: the matrix to reduce, and LAPACK's copy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,9 +153,12 @@ def _route_bytes(pair: Pair, top: int | None, route: Route) -> tuple[int, int]:
 def _values_bytes(pair: Pair) -> tuple[int, int]:
     """Return the bytes of the two routes to singular values without vectors."""
     long, short, item = _largest_matrix(pair)
-    matrix = item * long * short + _BLOCKS_BYTES
+    if pair.base is not None and Dtype.F32 in (pair.base.dtype, pair.finetuned.dtype):
+        item = 8  # as `read_update` subtracts
+    matrix = item * long * short + _BLOCKS_BYTES + _PRODUCT_BYTES
     gram = matrix + _VALUES_SQUARES * 8 * short**2
-    return gram, max(gram, matrix + _VALUES_COPIES * 8 * long * short)
+    copies = _TALL_COPIES if long >= 2 * short else _VALUES_SQUARES
+    return gram, max(gram, matrix + copies * 8 * long * short)
 
 
 def _largest_matrix(pair: Pair) -> tuple[int, int, int]:

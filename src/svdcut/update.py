@@ -121,6 +121,7 @@ def read_update(
     device: torch.device,
     *,
     measure_rounding: bool,
+    exact: bool = False,
 ) -> Update:
     """Read one matrix of both sides and subtract.
 
@@ -134,12 +135,15 @@ def read_update(
         Where to put it.
     measure_rounding : bool
         Whether `rounding_rms` and `base_norm` are wanted; they are 0 otherwise.
+    exact : bool
+        Whether to subtract float32 in float64, for the sake of small singular values.
 
     Returns
     -------
     Update
         Subtracted in float32, which is exact for 16-bit pairs unless their
         exponents differ by more than 16, or in float64 where a side is.
+        For float32 that rounds where an entry of the update is larger than its weight.
 
     Raises
     ------
@@ -147,7 +151,8 @@ def read_update(
         If a side holds NaN or infinity, or their difference overflows.
     """
     sides = (finetuned,) if base is None else (finetuned, base)
-    wide = any(side.tensor.dtype is Dtype.F64 for side in sides)
+    dtypes = {side.tensor.dtype for side in sides}
+    wide = Dtype.F64 in dtypes or (exact and len(sides) > 1 and Dtype.F32 in dtypes)
     dtype = torch.float64 if wide else torch.float32
     matrix = torch.empty(finetuned.shape, dtype=dtype, device=device)
     alike = base is not None and finetuned.tensor.dtype is base.tensor.dtype

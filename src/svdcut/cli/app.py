@@ -10,6 +10,7 @@ from pathlib import Path
 import typer
 
 from svdcut._version import __version__
+from svdcut.cli.spectrum import spectrum
 from svdcut.cli.truncate import truncate
 from svdcut.cli.verify import verify
 
@@ -67,6 +68,25 @@ svdcut truncate org/base org/tuned@v2 -k 64 -o out/  # fetch both from the Hub
 svdcut truncate base/ ft/ -k 64 -o out/ --dry-run  # show the plan, write nothing
 """,
 )(truncate)
+
+app.command(
+    options_metavar="[OPTIONS]",
+    epilog="""\
+svdcut spectrum base/ ft/  # look at the update before you cut it
+
+svdcut spectrum ft/  # look at the weights
+
+svdcut spectrum base/ ft/ --sort relative_norm | head -20  # find the layers that moved most
+
+svdcut spectrum base/ ft/ --top 64  # compute 64 values of each matrix, fast
+
+svdcut spectrum base/ ft/ --csv | column -ts,  # print a line for each matrix
+
+svdcut spectrum base/ ft/ --json | jq '.tensors[].rank_90'  # use the numbers
+
+svdcut spectrum base/ ft/ --save values.safetensors  # keep every singular value
+""",
+)(spectrum)
 
 app.command(
     options_metavar="[--base BASE --ft FT] [OPTIONS]",

@@ -77,6 +77,11 @@ def warn(text: str) -> None:
     _say(f"svdcut: warning: {text}")
 
 
+def note(text: str) -> None:
+    """Say something on stderr that may help."""
+    _say(f"svdcut: {printable(text)}")
+
+
 def _tell_how_to_resume(unfinished: Sequence[Unfinished]) -> None:
     arguments = [argument for argument in sys.argv[1:] if argument != "--restart"]
     for work in unfinished:

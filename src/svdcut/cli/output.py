@@ -26,12 +26,14 @@ from svdcut.tensorfile import Dtype
 if TYPE_CHECKING:
     from svdcut.api import Request
     from svdcut.matching import Matching
+    from svdcut.pairing import Pairing
     from svdcut.progress import Observer
     from svdcut.progress import Progress as TensorDone
 
 _STAGES = {
     "spectra": "pass 1 of 2: spectra",
     "truncate": "truncating",
+    "spectrum": "measuring",
     "result": "reading the result",
     "inputs": "reading the inputs",
     "recompute": "computing again",
@@ -115,7 +117,7 @@ def _describe(done: TensorDone) -> str:
 def print_result(request: Request, manifests: Sequence[Manifest]) -> None:
     """Print what was done, one table for each output."""
     console = Screen(highlight=False)
-    print_pairing(console, request)
+    print_pairing(console, request.plan.pairing)
     for output, manifest in zip(request.outputs, manifests, strict=True):
         console.print(_result_table(summarize(manifest)))
         console.print()
@@ -129,14 +131,18 @@ def print_result(request: Request, manifests: Sequence[Manifest]) -> None:
         )
 
 
-def print_pairing(console: Console, request: Request) -> None:
-    """Print how the names of the two sides were matched, and what was left over."""
-    pairing = request.plan.pairing
-    for line in _matching_lines(pairing.matching):
-        console.print(escape(printable(line)), soft_wrap=True)
+def print_pairing(console: Console, pairing: Pairing) -> None:
+    """Print how the names of the two sides were matched, and what of base was left over."""
+    print_matching(console, pairing)
     if pairing.base_only:
         names = escape(_first_names(pairing.base_only))
         console.print(f"Only in base, not written: {names}.", soft_wrap=True)
+
+
+def print_matching(console: Console, pairing: Pairing) -> None:
+    """Print how the names of the two sides were matched."""
+    for line in _matching_lines(pairing.matching):
+        console.print(escape(printable(line)), soft_wrap=True)
 
 
 def _matching_lines(matching: Matching) -> Iterator[str]:
@@ -214,11 +220,18 @@ def _result_lines(manifest: Manifest) -> Iterator[str]:
         yield f"{escalated} {noun} needed a more careful route than the first; see the manifest."
 
 
-def warn_of_unmatched(request: Request) -> None:
-    """Warn where much was copied whole for want of a tensor of base; a new head is usual."""
-    plan = request.plan
-    sizes = {tensor.pair.name: tensor.target.size_bytes for tensor in plan.tensors}
-    names = [name for name in plan.pairing.unmatched if not is_task_head(name)]
+def warn_of_unmatched(pairing: Pairing, what: str) -> None:
+    """Warn where base has no tensor for many; a new head is usual.
+
+    Parameters
+    ----------
+    pairing : Pairing
+        Of the two sides.
+    what : str
+        What becomes of such a matrix, as ``copied whole``.
+    """
+    sizes = {pair.name: pair.finetuned.size_bytes for pair in pairing.pairs}
+    names = [name for name in pairing.unmatched if not is_task_head(name)]
     share = sum(sizes[name] for name in names) / max(sum(sizes.values()), 1)
     if share < _UNMATCHED_SHARE and not any(map(is_in_numbered_layer, names)):
         return
@@ -227,14 +240,14 @@ def warn_of_unmatched(request: Request) -> None:
         kinds.setdefault(collapse_numbers(name), []).append(name)
     shown = [kind if len(members) > 1 else members[0] for kind, members in kinds.items()]
     hint = "If base has them under other names, --map OLD=NEW renames base's."
-    if any("experts" in name for name in [*names, *plan.pairing.base_only]):
+    if any("experts" in name for name in [*names, *pairing.base_only]):
         hint = (
             "Base may store its experts in another layout, one by one or in stacks: save both "
             "sides with one version of transformers."
         )
     noun = "matrix is" if len(names) == 1 else "matrices are"
     warn(
-        f"{len(names)} {noun} copied whole, {share:.1%} of the weights: base has no tensor of "
+        f"{len(names)} {noun} {what}, {share:.1%} of the weights: base has no tensor of "
         f"that name: {_first_names(shown)}.\n  {hint}"
     )
 

@@ -43,7 +43,7 @@ def print_plan(request: Request, *, as_json: bool) -> None:
     console = Screen(highlight=False)
     console.print(table)
     console.print()
-    print_pairing(console, request)
+    print_pairing(console, plan.pairing)
     outs = ", ".join(str(output.path) for output in request.outputs)
     console.print(
         f"{plan.num_truncated} of {len(plan.tensors)} tensors to truncate, "

@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from svdcut.errors import UsageError
+
 COMPUTATION = "Computation"
 SCREEN = "Screen"
 
@@ -23,3 +25,11 @@ DeviceOption = Annotated[
         rich_help_panel=COMPUTATION,
     ),
 ]
+
+
+def parse_rename(text: str) -> tuple[str, str]:
+    """Return the two prefixes of a value of ``--map``."""
+    old, equals, new = text.partition("=")
+    if not equals:
+        raise UsageError(f"--map {text!r}: expected OLD=NEW, as 'model.=language_model.model.'")
+    return old, new

@@ -19,7 +19,7 @@ from svdcut.cli.output import (
     warn_of_unmatched,
 )
 from svdcut.cli.plan import print_plan
-from svdcut.cli.shared import COMPUTATION, DeviceOption, screen_flag
+from svdcut.cli.shared import COMPUTATION, DeviceOption, parse_rename, screen_flag
 from svdcut.destination import partial_path
 from svdcut.errors import UsageError
 from svdcut.journal import count_finished
@@ -222,7 +222,7 @@ def truncate(
             "only": only or [],
             "skip": skip or [],
             "rest": rest.value,
-            "map": dict(_parse_rename(text) for text in rename or []),
+            "map": dict(parse_rename(text) for text in rename or []),
             "dtype": dtype.value,
             "max_shard_size": max_shard_size,
             "force": force,
@@ -235,7 +235,7 @@ def truncate(
         request = prepare(base, finetuned, _outputs(rank, out), **options)
         for text in request.preflight.warnings():
             warn(text)
-        warn_of_unmatched(request)
+        warn_of_unmatched(request.plan.pairing, "copied whole")
         if dry_run:
             print_plan(request, as_json=json)
             request.preflight.refuse()
@@ -264,10 +264,3 @@ def _outputs(rank: str, out: str) -> dict[str, Path]:
     if len(rules) > 1 and "{k}" not in out:
         raise UsageError("several ranks need {k} in the output's name", hint="As -o 'out-{k}'.")
     return {str(rule): Path(out.replace("{k}", str(rule))) for rule in rules}
-
-
-def _parse_rename(text: str) -> tuple[str, str]:
-    old, equals, new = text.partition("=")
-    if not equals:
-        raise UsageError(f"--map {text!r}: expected OLD=NEW, as 'model.=language_model.model.'")
-    return old, new

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from svdcut.checkpoint import Checkpoint
 from svdcut.names import model_order
@@ -38,6 +39,12 @@ class SpectraPlan:
     left_out: tuple[str, ...]
     pairing: Pairing | None
     """How the two sides were matched; None where there is one side."""
+
+    @property
+    def places(self) -> list[Path]:
+        """The folders of the checkpoints, or their files where they are bare."""
+        sides = [side for side in (self.base, self.checkpoint) if side is not None]
+        return [side.directory or side.files[0].path for side in sides]
 
     @property
     def subject(self) -> Subject:

@@ -95,7 +95,10 @@ def _spectra_of(
     pair: Pair, options: SpectraOptions, device: torch.device, careful: threading.Lock
 ) -> Iterator[Spectrum]:
     for number, (base, finetuned) in enumerate(matrix_entries(pair)):
-        update = read_update(base, finetuned, device, measure_rounding=True)
+        # The leading values are not moved by the rounding of a float32 subtraction.
+        update = read_update(
+            base, finetuned, device, measure_rounding=True, exact=options.top is None
+        )
         with ExitStack() as stack:
             try:
                 found = measure_spectrum(

@@ -1,0 +1,279 @@
+"""The screen of ``svdcut spectrum``: lines by tensor, module and depth, and what they come to."""
+
+from __future__ import annotations
+
+import math
+import os
+import statistics
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from rich.markup import escape
+from rich.table import Table
+
+from svdcut.cli.guard import printable
+from svdcut.cli.output import Screen, common_ends, print_matching
+from svdcut.pairing import Pairing
+from svdcut.spectra.cuts import CutPoint, cut_points
+from svdcut.spectra.facts import Spectra, Spectrum, Subject
+from svdcut.spectra.summary import Summary, by_depth, by_module, by_tensor
+
+_BARS, _PLAIN_BARS = "▁▂▃▄▅▆▇█", "_.-=+*#@"
+_SPARK_WIDTH = 8
+_SPARK_DECADES = (1.0, 4.0)
+"""Powers of ten from the lowest bar to the highest, at least and at most."""
+
+_UNLIMITED = 1000
+"""Columns, where no terminal limits them."""
+
+_MAX_NAME = 60
+"""Longer names are folded."""
+
+_GAP = 1
+
+_MANY_ZEROS = 0.25
+
+_LEGEND = (
+    "first, last: singular values; stable, effective: ranks; 90 %, 99 %: ranks that hold this "
+    "share of the energy",
+    "; >noise: values above the edge of storage rounding",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """A column of a table of summaries."""
+
+    title: str
+    text: Callable[[Summary], str]
+    priority: int = 0
+    """Where the screen is narrow, columns of higher numbers go first."""
+
+    justify: Literal["left", "right"] = "right"
+
+
+def print_spectra(spectra: Spectra, pairing: Pairing | None) -> None:
+    """Print what was measured, for people.
+
+    Parameters
+    ----------
+    spectra : Spectra
+        What was measured.
+    pairing : Pairing or None
+        Of the two sides, where there are two.
+    """
+    screen = open_screen()
+    if pairing is not None:
+        print_matching(screen, pairing)
+    screen.print(_title(spectra), soft_wrap=True)
+    lines = by_tensor(spectra)
+    if not lines:
+        screen.print("There is no matrix to look at.")
+        return
+    columns = _columns(spectra)
+    legend = _LEGEND[: 1 + (spectra.subject is Subject.UPDATE)]
+    screen.print("".join(legend) + ".", style="dim")
+    screen.print()
+    dropped = _print_lines(screen, "tensor", lines, columns)
+    modules, layers = by_module(spectra), by_depth(spectra)
+    if 1 < len(modules) < len(lines):
+        screen.print()
+        _print_lines(screen, "module", modules, columns)
+    if len(layers) > 1:
+        screen.print()
+        _print_lines(screen, "layer", layers, columns)
+    points = cut_points(spectra) if spectra.subject is Subject.UPDATE else []
+    if points:
+        screen.print()
+        screen.print(_cuts_table(points))
+    screen.print()
+    for line in _verdict(spectra):
+        screen.print(line, soft_wrap=True)
+    if dropped:
+        names = ", ".join(dropped)
+        screen.print(f"No room for {names}: a wider screen shows it, and --csv.", soft_wrap=True)
+
+
+def open_screen() -> Screen:
+    """Return stdout; a pipe or a file has room for every column, and no line is folded."""
+    screen = Screen(highlight=False)
+    if not screen.is_terminal and "COLUMNS" not in os.environ:
+        screen = Screen(highlight=False, width=_UNLIMITED)
+    return screen
+
+
+def _title(spectra: Spectra) -> str:
+    checkpoint = escape(printable(spectra.checkpoint))
+    if spectra.base is None:
+        return f"[bold]Weights of {checkpoint}[/bold]"
+    return f"[bold]Update from {escape(printable(spectra.base))} to {checkpoint}[/bold]"
+
+
+def _columns(spectra: Spectra) -> list[_Column]:
+    """Return the columns that say something of these spectra."""
+    matrices = [matrix for _, matrix in spectra.matrices]
+    decades = _decades(matrices)
+    update = spectra.subject is Subject.UPDATE
+    several = any(tensor.stacked for tensor in spectra.tensors.values())
+    columns = [
+        _Column("n", lambda line: str(len(line.matrices)), 4) if several else None,
+        _Column("shape", lambda line: _shape(line.shape), 4),
+        _Column("norm", lambda line: _size(line.norm), 6),
+        _Column("relative", lambda line: _share(line.relative_norm), 1) if update else None,
+        _Column("first", lambda line: _size(line.sigma_first), 3),
+        _Column("last", lambda line: _size(line.sigma_last), 9),
+        _Column("stable", lambda line: _number(line.stable_rank), 7),
+        _Column("effective", lambda line: _number(line.effective_rank), 3),
+        _Column("90 %", lambda line: _number(line.rank_90), 1),
+        _Column("99 %", lambda line: _number(line.rank_99), 8),
+        _Column(">noise", lambda line: _number(line.above_noise_edge), 1) if update else None,
+        _Column("zeros", lambda line: _share(line.zero_fraction), 5),
+        _Column("intruders", lambda line: _number(line.intruders), 1)
+        if any(matrix.intruders for matrix in matrices)
+        else None,
+        _Column("spectrum", lambda line: _sparkline(line.matrices, decades), 2, "left"),
+    ]
+    return [column for column in columns if column is not None]
+
+
+def _print_lines(
+    screen: Screen, title: str, lines: Sequence[Summary], columns: Sequence[_Column]
+) -> list[str]:
+    """Print a table of as many columns as there is room for; return the titles of the others."""
+    start, end = common_ends([line.name for line in lines])
+    names = [printable(line.name[len(start) : len(line.name) - len(end)]) for line in lines]
+    where = f" ({printable(start)} ... {printable(end)})" if start or end else ""
+    screen.print(f"[bold]By {title}[/bold]{escape(where)}", soft_wrap=True)
+    texts = {column: [column.text(line) for line in lines] for column in columns}
+    cells = {column: cells for column, cells in texts.items() if set(cells) != {"-"}}
+    room = screen.width - min(max(map(len, names)), _MAX_NAME)
+    shown = _fitting(cells, room)
+    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
+    table.add_column("", overflow="fold")
+    for column in shown:
+        table.add_column(column.title, justify=column.justify, no_wrap=True)
+    for number, name in enumerate(names):
+        table.add_row(escape(name), *(cells[column][number] for column in shown))
+    screen.print(table)
+    return [column.title for column in cells if column not in shown]
+
+
+def _fitting(cells: Mapping[_Column, Sequence[str]], room: int) -> list[_Column]:
+    """Return the columns that fit, in order; the least important are left out first."""
+    widths = {
+        column: max(len(column.title), *map(len, texts)) + _GAP for column, texts in cells.items()
+    }
+    shown = list(cells)
+    while sum(widths[column] for column in shown) > room and len(shown) > 1:
+        shown.remove(max(shown, key=lambda column: column.priority))
+    return shown
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "-" if shape is None else "x".join(map(str, shape))
+
+
+def _number(value: float | None) -> str:
+    """Return a rank, or a median of ranks."""
+    if value is None:
+        return "-"
+    return f"{value:.1f}" if value < 9.95 and value != int(value) else f"{value:.0f}"
+
+
+def _size(value: float | None) -> str:
+    """Return a norm or a singular value in at most seven characters."""
+    if value is None:
+        return "-"
+    return f"{value:.3g}" if value == 0 or 1e-3 <= value < 1000 else f"{value:.1e}"
+
+
+def _share(value: float | None) -> str:
+    """Return a share in percent, of two digits."""
+    if value is None:
+        return "-"
+    if value in {0, 1}:
+        return f"{value:.0%}"
+    if value < 1e-4:
+        return f"{100 * value:.0e}%"
+    if 0.995 <= value < 1:
+        return ">99%"
+    return f"{100 * value:.{max(0, 1 - math.floor(math.log10(100 * value)))}f}%"
+
+
+def _decades(matrices: Sequence[Spectrum]) -> float:
+    """Return how many powers of ten the sparklines span: those of a usual spectrum."""
+    spans = [-curve[-1] for matrix in matrices if (curve := _logarithms(matrix))]
+    low, high = _SPARK_DECADES
+    return min(max(statistics.median(spans), low), high) if spans else low
+
+
+def _logarithms(matrix: Spectrum) -> list[float]:
+    """Return ``log10(s_i / s_1)`` at places 1 to min(m, n), as far apart as powers are."""
+    s = matrix.singular_values
+    if not s[0]:
+        return []
+    places = [round(matrix.full_rank ** (j / (_SPARK_WIDTH - 1))) - 1 for j in range(_SPARK_WIDTH)]
+    lowest = 10 ** -_SPARK_DECADES[1]
+    return [math.log10(max(s[i] / s[0], lowest)) for i in places if i < len(s)]
+
+
+def _sparkline(matrices: Sequence[Spectrum], decades: float) -> str:
+    """Return the logarithm of a spectrum, or the mean of several, in bars."""
+    bars = _BARS if (sys.stdout.encoding or "").lower().startswith("utf") else _PLAIN_BARS
+    curves = [curve for matrix in matrices if (curve := _logarithms(matrix))]
+    if not curves:
+        return ""
+    shown = min(map(len, curves))
+    means = [statistics.fmean(curve[i] for curve in curves) for i in range(shown)]
+    heights = [max(0.0, 1 + mean / decades) for mean in means]
+    return "".join(bars[round(height * (len(bars) - 1))] for height in heights)
+
+
+def _cuts_table(points: Sequence[CutPoint]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("a cut at -k")
+    for title in ("keeps of each matrix", "of all", "energy"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for point in points:
+        span = f"{point.lowest} to {point.highest}, median {point.median:.0f}"
+        table.add_row(
+            str(point.rule),
+            str(point.lowest) if point.lowest == point.highest else span,
+            f"{point.rank} of {point.full_rank}",
+            "-" if point.energy is None else _share(point.energy),
+        )
+    return table
+
+
+def _verdict(spectra: Spectra) -> Iterator[str]:
+    """Yield in sentences what the tables come to."""
+    matrices = [matrix for _, matrix in spectra.matrices]
+    norm = math.hypot(*(matrix.norm for matrix in matrices))
+    left = f", {len(spectra.left_out)} tensors without one" if spectra.left_out else ""
+    base = math.hypot(*(matrix.base_norm or 0.0 for matrix in matrices))
+    share = f", {_share(norm / base)} of base's" if base else ""
+    yield f"{len(matrices)} matrices{left}. Norm of all: {_size(norm)}{share}."
+    known = [matrix for matrix in matrices if matrix.above_noise_edge is not None]
+    above = sum(matrix.above_noise_edge or 0 for matrix in known)
+    if known and spectra.subject is Subject.UPDATE:
+        total = sum(matrix.full_rank for matrix in known)
+        yield (
+            f"{above} of {total} singular values are above what rounding in storage explains "
+            f"({_share(above / total)})."
+        )
+    zeros = statistics.fmean(matrix.zero_fraction for matrix in matrices)
+    if zeros >= _MANY_ZEROS and spectra.subject is Subject.UPDATE:
+        yield (
+            f"{_share(zeros)} of the update's entries are exactly zero: much of it is below the "
+            "last place of the stored weights, and was lost when they were saved."
+        )
+    unknown = len(matrices) - len(known)
+    if unknown:
+        yield (f"The noise edge of {unknown} matrices takes all values; --top computes the first.")
+    worst = max(matrix.value_bound for matrix in matrices)
+    yield (
+        f"Singular values within {worst:.0e}, relatively, in {spectra.seconds:.1f} s on "
+        f"{escape(spectra.device)}."
+    )

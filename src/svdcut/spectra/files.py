@@ -1,0 +1,152 @@
+"""Spectra as files: singular values in safetensors, facts in rows.
+
+It writes nothing to a terminal.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from svdcut.errors import OutputError, UsageError
+from svdcut.spectra.facts import SCHEMA, Spectra, TensorSpectra
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_PER_MATRIX = (
+    "full_rank",
+    "norm",
+    "base_norm",
+    "relative_norm",
+    "sigma_first",
+    "sigma_last",
+    "stable_rank",
+    "effective_rank",
+    "rank_90",
+    "rank_99",
+    "noise_edge",
+    "above_noise_edge",
+    "zero_fraction",
+    "method",
+    "value_bound",
+    "intruders",
+)
+
+COLUMNS = ("tensor", "matrix", "shape", "dtype", *_PER_MATRIX)
+"""Of the rows."""
+
+Cell = str | int | float | None
+
+
+def rows(spectra: Spectra) -> Iterator[list[Cell]]:
+    """Yield a row of `COLUMNS` for each matrix; ``matrix`` counts the experts of a stack."""
+    for name, tensor in spectra.tensors.items():
+        shape = "x".join(map(str, tensor.shape))
+        for number, matrix in enumerate(tensor.matrices):
+            s = matrix.singular_values
+            found = matrix.intruders
+            own: dict[str, Cell] = {
+                "sigma_first": s[0],
+                "sigma_last": s[-1] if len(s) == matrix.full_rank else None,
+                "intruders": None if found is None else found.count,
+            }
+            facts = [own[key] if key in own else getattr(matrix, key) for key in _PER_MATRIX]
+            yield [name, number if tensor.stacked else None, shape, tensor.dtype, *facts]
+
+
+def check_target(path: Path, inputs: Sequence[Path]) -> None:
+    """Refuse a place for a file before any work is done.
+
+    Parameters
+    ----------
+    path : Path
+        The file to write; one that is there is replaced.
+    inputs : sequence of Path
+        Folders and files of the checkpoints, in which nothing may be replaced.
+
+    Raises
+    ------
+    UsageError
+        If it is a folder, or a file of an input.
+    OutputError
+        If there is no folder to write it to.
+    """
+    if path.is_dir():
+        raise UsageError(f"{path}: a folder is there; name a file")
+    folder = path.resolve().parent
+    if not folder.is_dir():
+        raise OutputError(f"{path}: there is no folder {folder}")
+    if not os.access(folder, os.W_OK):
+        raise OutputError(f"{path}: {folder} cannot be written to")
+    for side in inputs:
+        place = side.resolve()
+        if path.exists() and place in {path.resolve(), *path.resolve().parents}:
+            raise UsageError(f"{path}: a file of the checkpoint {side}", hint="Name another.")
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file that appears complete or not at all.
+
+    Parameters
+    ----------
+    path : Path
+        Where it shall be.
+    write : callable
+        Writes to the path that it is given: beside, with the same suffix.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written.
+    """
+    beside = path.with_name(f".{path.stem}.partial-{os.getpid()}{path.suffix}")
+    try:
+        write(beside)
+        beside.replace(path)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def save_values(spectra: Spectra, path: Path) -> None:
+    """Write all singular values to a safetensors file.
+
+    Parameters
+    ----------
+    spectra : Spectra
+        What to write.
+    path : Path
+        A ``.safetensors`` file. By the name of each tensor it holds its singular values,
+        float64, (r,), or (experts, r) for a stack; its metadata says of what.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written.
+    """
+    from safetensors.torch import save_file
+
+    said = {"base": spectra.base or "", "checkpoint": spectra.checkpoint}
+    metadata = {
+        "format": "pt",
+        "schema": SCHEMA,
+        "subject": spectra.subject.value,
+        "svdcut_version": spectra.svdcut_version,
+        # Half a surrogate pair stands for a byte of a path that is no text: escape it.
+        **{key: text.encode("utf-8", "backslashreplace").decode() for key, text in said.items()},
+    }
+    tensors = {name: _values(tensor) for name, tensor in spectra.tensors.items()}
+    write_whole(path, lambda place: save_file(tensors, place, metadata))
+
+
+def _values(tensor: TensorSpectra) -> Tensor:
+    import torch
+
+    values = [
+        torch.tensor(matrix.singular_values, dtype=torch.float64) for matrix in tensor.matrices
+    ]
+    return torch.stack(values) if tensor.stacked else values[0]
