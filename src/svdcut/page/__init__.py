@@ -1,0 +1,8 @@
+"""The spectra of a checkpoint as one HTML file to send to a colleague.
+
+It measures nothing, draws no pictures and needs no network, neither to write nor to read.
+"""
+
+from svdcut.page.page import Panel, save_page
+
+__all__ = ["Panel", "save_page"]
