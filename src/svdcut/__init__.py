@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from svdcut._version import __version__
-from svdcut.api import SpectrumOptions, TruncateOptions, spectrum, truncate, truncate_many, verify
+from svdcut.api import (
+    SpectrumOptions,
+    TruncateOptions,
+    compare_spectra,
+    spectrum,
+    truncate,
+    truncate_many,
+    verify,
+)
 from svdcut.errors import (
     CheckpointError,
     HubError,
@@ -19,12 +27,14 @@ from svdcut.errors import (
     UsageError,
 )
 from svdcut.manifest import Manifest
+from svdcut.spectra.comparison import Comparison, Overlap
 from svdcut.spectra.facts import Intruders, Spectra, Spectrum, Subject, TensorSpectra
 from svdcut.verification.findings import Checked, Failure, Verification
 
 __all__ = [
     "Checked",
     "CheckpointError",
+    "Comparison",
     "Failure",
     "HubError",
     "InputError",
@@ -35,6 +45,7 @@ __all__ = [
     "NonFiniteError",
     "OutputError",
     "OutputExistsError",
+    "Overlap",
     "QualityError",
     "QuantizedError",
     "Spectra",
@@ -47,6 +58,7 @@ __all__ = [
     "UsageError",
     "Verification",
     "__version__",
+    "compare_spectra",
     "spectrum",
     "truncate",
     "truncate_many",

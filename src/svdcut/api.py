@@ -20,8 +20,15 @@ from svdcut.plan import Output, Plan, make_plan
 from svdcut.preflight import Preflight, check_run
 from svdcut.provenance import InputHashes
 from svdcut.ranks import Keep, Rule, parse_override, parse_rules
+from svdcut.spectra.comparison import Comparison
 from svdcut.spectra.facts import Spectra
-from svdcut.spectra.plan import SpectraOptions, SpectraPlan, plan_spectra
+from svdcut.spectra.plan import (
+    ComparisonPlan,
+    SpectraOptions,
+    SpectraPlan,
+    plan_comparison,
+    plan_spectra,
+)
 from svdcut.svd.route import Route
 from svdcut.verification.findings import Verification
 
@@ -373,21 +380,10 @@ def prepare_spectra(
     **options: Unpack[SpectrumOptions],
 ) -> SpectraRequest:
     """Check and plan what `spectrum` measures, from headers alone."""
-    top = options.get("top")
-    if top is not None and top < 1:
-        raise UsageError(f"--top {top}: expected at least 1")
-    intruders = options.get("intruders", False)
-    if finetuned is None and (intruders or options.get("map")):
-        option = "--intruders" if intruders else "--map"
+    resolved = _resolve_spectrum_options(options)
+    if finetuned is None and (resolved.intruders or resolved.renames):
+        option = "--intruders" if resolved.intruders else "--map"
         raise UsageError(f"{option} needs two checkpoints", hint="Name both: BASE FT.")
-    resolved = SpectraOptions(
-        only=tuple(options.get("only", ())),
-        skip=tuple(options.get("skip", ())),
-        renames=dict(options.get("map", {})),
-        top=top,
-        intruders=intruders,
-        device=options.get("device", "auto"),
-    )
     quiet = options.get("quiet", False)
     last = open_checkpoint(checkpoint if finetuned is None else finetuned, quiet=quiet)
     base = None if finetuned is None else open_checkpoint(checkpoint, quiet=quiet)
@@ -399,6 +395,93 @@ def measure_spectra(request: SpectraRequest, *, observe: Observer | None = None)
     from svdcut.spectra.run import run_spectra
 
     return run_spectra(request.plan, request.options, observe=observe or (lambda progress: None))
+
+
+@dataclass(frozen=True, slots=True)
+class ComparisonRequest:
+    """A comparison that can be made: checked, planned, not begun."""
+
+    plan: ComparisonPlan
+    options: SpectraOptions
+
+
+def compare_spectra(
+    base: str | Path,
+    finetuned: str | Path,
+    other: str | Path,
+    *,
+    rank: int = 16,
+    observe: Observer | None = None,
+    **options: Unpack[SpectrumOptions],
+) -> Comparison:
+    """Measure two updates of one base, and how much their leading spaces have in common.
+
+    Parameters
+    ----------
+    base, finetuned, other : str or Path
+        Base and two fine-tuned sides, named as for `spectrum`; each is matched with base
+        by itself.
+    rank : int
+        Of the spaces that are compared.
+    observe : callable, optional
+        Told of each tensor that is done; see `svdcut.progress.Progress`.
+    **options : SpectrumOptions
+        Those of `spectrum`, for both.
+
+    Returns
+    -------
+    Comparison
+        Both spectra, and the overlaps of the matrices that both updates have.
+
+    Raises
+    ------
+    UsageError
+        If an option or a pattern is wrong.
+    InputError
+        If an input cannot be used, or does not match base.
+    """
+    request = prepare_comparison(base, finetuned, other, rank=rank, **options)
+    return measure_comparison(request, observe=observe)
+
+
+def prepare_comparison(
+    base: str | Path,
+    finetuned: str | Path,
+    other: str | Path,
+    *,
+    rank: int = 16,
+    **options: Unpack[SpectrumOptions],
+) -> ComparisonRequest:
+    """Check and plan what `compare_spectra` measures, from headers alone."""
+    if rank < 1:
+        raise UsageError(f"rank {rank} of the spaces to compare: expected at least 1")
+    resolved = _resolve_spectrum_options(options)
+    quiet = options.get("quiet", False)
+    ours, first, second = (open_checkpoint(p, quiet=quiet) for p in (base, finetuned, other))
+    return ComparisonRequest(plan_comparison(ours, first, second, rank, resolved), resolved)
+
+
+def measure_comparison(
+    request: ComparisonRequest, *, observe: Observer | None = None
+) -> Comparison:
+    """Measure what was prepared; see `compare_spectra` for what it returns and raises."""
+    from svdcut.spectra.compare import run_comparison
+
+    return run_comparison(request.plan, request.options, observe=observe or (lambda progress: None))
+
+
+def _resolve_spectrum_options(options: SpectrumOptions) -> SpectraOptions:
+    top = options.get("top")
+    if top is not None and top < 1:
+        raise UsageError(f"--top {top}: expected at least 1")
+    return SpectraOptions(
+        only=tuple(options.get("only", ())),
+        skip=tuple(options.get("skip", ())),
+        renames=dict(options.get("map", {})),
+        top=top,
+        intruders=options.get("intruders", False),
+        device=options.get("device", "auto"),
+    )
 
 
 def _resolve_recorded(options: Mapping[str, Any]) -> Options:

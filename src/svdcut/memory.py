@@ -38,6 +38,15 @@ _TALL_COPIES = 3
 _VALUES_SQUARES = 2
 """The same of the routes to values without vectors: the matrix to reduce, and LAPACK's copy."""
 
+_VECTORS_SQUARES = 4.2
+"""The same of all vectors of a Gram matrix, its matrix no longer at hand."""
+
+NUM_LEADING = 10
+"""Leading left vectors that are looked at for intruder dimensions."""
+
+_SPACE_COPIES = 4
+"""In float64, of both factors of leading spaces: of two matrices, and while they are made."""
+
 
 @dataclass(frozen=True, slots=True)
 class MemoryNeeds:
@@ -82,7 +91,9 @@ def memory_needs(plan: Plan, rules: Sequence[Rule], options: Options) -> MemoryN
     return _keep_promise(needs, cut)
 
 
-def spectrum_needs(pairs: Sequence[Pair], top: int | None) -> MemoryNeeds:
+def spectrum_needs(
+    pairs: Sequence[Pair], top: int | None, *, intruders: bool = False
+) -> MemoryNeeds:
     """Find the memory that tensors take while their singular values are computed.
 
     Parameters
@@ -91,14 +102,38 @@ def spectrum_needs(pairs: Sequence[Pair], top: int | None) -> MemoryNeeds:
         The tensors, matrices all.
     top : int or None
         How many leading values are wanted; None for all.
+    intruders : bool
+        Whether intruder dimensions are.
     """
-    needs = [
-        _route_bytes(pair, top, Route.KRYLOV)
-        if choose_route(min(pair.matrices[0]), top) is Route.KRYLOV
-        else _values_bytes(pair)
-        for pair in pairs
-    ]
-    return _keep_promise(needs, pairs)
+    return _keep_promise([_spectrum_bytes(pair, top, intruders=intruders) for pair in pairs], pairs)
+
+
+def comparison_needs(
+    tasks: Sequence[Sequence[Pair]], top: int | None, rank: int, *, intruders: bool = False
+) -> MemoryNeeds:
+    """Find the memory that tensors of two updates take while they are compared.
+
+    Parameters
+    ----------
+    tasks : sequence of sequence of Pair
+        What is looked at together, one after the other.
+    top, intruders
+        As for `spectrum_needs`.
+    rank : int
+        Of the spaces that are compared.
+    """
+    needs = []
+    for task in tasks:
+        parts = [_spectrum_bytes(pair, top, intruders=intruders) for pair in task]
+        if len(task) > 1:
+            parts += [_space_bytes(pair, rank) for pair in task]
+        needs.append(_worst(parts))
+    return _keep_promise(needs, [pair for task in tasks for pair in task])
+
+
+def _worst(parts: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """Return the bytes of steps that follow each other."""
+    return max(first for first, _ in parts), max(more for _, more in parts)
 
 
 def _keep_promise(needs: Sequence[tuple[int, int]], pairs: Sequence[Pair]) -> MemoryNeeds:
@@ -133,9 +168,11 @@ def dense_bytes(pair: Pair) -> int:
     return _DENSE_COPIES * 4 * max(m * n for m, n in pair.matrices)
 
 
-def _route_bytes(pair: Pair, top: int | None, route: Route) -> tuple[int, int]:
+def _route_bytes(
+    pair: Pair, top: int | None, route: Route, *, exact: bool = False
+) -> tuple[int, int]:
     """Return the bytes of the route to start with, and of the one that may follow."""
-    long, short, item = _largest_matrix(pair)
+    long, short, item = _largest_matrix(pair, exact=exact)
     if route is Route.AUTO:
         route = choose_route(short, top)
     matrix = item * long * short + _BLOCKS_BYTES
@@ -150,19 +187,45 @@ def _route_bytes(pair: Pair, top: int | None, route: Route) -> tuple[int, int]:
     return matrix + item * bases, max(gram, matrix + 8 * (long * short + bases))
 
 
+def _spectrum_bytes(pair: Pair, top: int | None, *, intruders: bool) -> tuple[int, int]:
+    long, short, item = _largest_matrix(pair)
+    krylov = choose_route(short, top) is Route.KRYLOV
+    parts = [_route_bytes(pair, top, Route.KRYLOV) if krylov else _values_bytes(pair)]
+    if intruders:
+        matrix = item * long * short + _BLOCKS_BYTES
+        vectors = max(matrix + 8 * short**2, int(_VECTORS_SQUARES * 8 * short**2))
+        parts += [(vectors, vectors), _space_bytes(pair, NUM_LEADING)]
+    return _worst(parts)
+
+
+def _space_bytes(pair: Pair, rank: int) -> tuple[int, int]:
+    """Return the bytes of leading spaces, beside those of another matrix."""
+    long, short, _ = _largest_matrix(pair)
+    first, more = _route_bytes(pair, rank, Route.AUTO, exact=True)
+    held = _SPACE_COPIES * 8 * min(rank, short) * (long + short)
+    return first + held, more + held
+
+
 def _values_bytes(pair: Pair) -> tuple[int, int]:
     """Return the bytes of the two routes to singular values without vectors."""
-    long, short, item = _largest_matrix(pair)
-    if pair.base is not None and Dtype.F32 in (pair.base.dtype, pair.finetuned.dtype):
-        item = 8  # as `read_update` subtracts
+    long, short, item = _largest_matrix(pair, exact=True)
     matrix = item * long * short + _BLOCKS_BYTES + _PRODUCT_BYTES
     gram = matrix + _VALUES_SQUARES * 8 * short**2
     copies = _TALL_COPIES if long >= 2 * short else _VALUES_SQUARES
     return gram, max(gram, matrix + copies * 8 * long * short)
 
 
-def _largest_matrix(pair: Pair) -> tuple[int, int, int]:
-    """Return the sides of the largest matrix, the longer first, and the bytes of an entry."""
+def _largest_matrix(pair: Pair, *, exact: bool = False) -> tuple[int, int, int]:
+    """Return the sides of the largest matrix, the longer first, and the bytes of an entry.
+
+    Parameters
+    ----------
+    pair : Pair
+        The tensor.
+    exact : bool
+        As `read_update` takes it.
+    """
     m, n = max(pair.matrices, key=lambda shape: shape[0] * shape[1])
-    wide = Dtype.F64 in {side.dtype for side in (pair.base, pair.finetuned) if side}
+    dtypes = {side.dtype for side in (pair.base, pair.finetuned) if side}
+    wide = Dtype.F64 in dtypes or (exact and pair.base is not None and Dtype.F32 in dtypes)
     return max(m, n), min(m, n), 8 if wide else 4

@@ -22,7 +22,10 @@ class Subject(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class Intruders:
-    """Leading left vectors of a fine-tuned matrix, against all of base's."""
+    """Leading left vectors of a fine-tuned matrix, against all of base's.
+
+    Ten of them, or as many as the matrix has; none for a matrix of zeros.
+    """
 
     cosines: tuple[float, ...]
     """Of each of them, the largest with any left vector of base, 0 to 1."""
@@ -97,9 +100,14 @@ class TensorSpectra:
         """Return the JSON object; in a stack every value of a matrix is a list."""
         documents = [_document(matrix) for matrix in self.matrices]
         facts: dict[str, Any] = {"shape": list(self.shape), "dtype": self.dtype}
-        if not self.stacked:
-            return facts | documents[0]
-        return facts | {key: [document[key] for document in documents] for key in documents[0]}
+        return facts | join_documents(documents, stacked=self.stacked)
+
+
+def join_documents(documents: Sequence[dict[str, Any]], *, stacked: bool) -> dict[str, Any]:
+    """Return the JSON object of a tensor: that of its one matrix, or a list for each value."""
+    if not stacked:
+        return documents[0]
+    return {key: [document[key] for document in documents] for key in documents[0]}
 
 
 def _document(matrix: Spectrum) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Which matrices of a checkpoint have a spectrum, from headers alone.
+"""Which matrices of a checkpoint, or of two, have a spectrum; from headers alone.
 
 It reads no weights and imports no torch.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from svdcut.checkpoint import Checkpoint
-from svdcut.names import model_order
+from svdcut.names import model_order, tied_part
 from svdcut.pairing import Action, Pair, Pairing, pair_tensors, select_matrices
 from svdcut.spectra.facts import Subject
 
@@ -50,6 +50,76 @@ class SpectraPlan:
     def subject(self) -> Subject:
         """Of what the spectra are."""
         return Subject.WEIGHTS if self.base is None else Subject.UPDATE
+
+
+@dataclass(frozen=True, slots=True)
+class ComparisonPlan:
+    """What to read of two updates of one base, and which tensors to compare."""
+
+    first: SpectraPlan
+    second: SpectraPlan
+    rank: int
+    """Of the spaces to compare."""
+
+    tasks: tuple[tuple[Pair, ...], ...]
+    """The tensors of both: two where they are compared, one where one has no counterpart."""
+
+    @property
+    def unmatched(self) -> tuple[str, ...]:
+        """Names of the tensors that are not compared."""
+        return tuple(dict.fromkeys(task[0].name for task in self.tasks if len(task) == 1))
+
+
+def plan_comparison(
+    base: Checkpoint,
+    finetuned: Checkpoint,
+    other: Checkpoint,
+    rank: int,
+    options: SpectraOptions,
+) -> ComparisonPlan:
+    """Find the matrices of two updates, and those that both have.
+
+    Parameters
+    ----------
+    base : Checkpoint
+        What to subtract from both.
+    finetuned, other : Checkpoint
+        The two fine-tuned sides. Their names may differ: tensors belong together that
+        are paired with one tensor of base, in one shape.
+    rank : int
+        Of the spaces to compare.
+    options : SpectraOptions
+        What the user asked for.
+
+    Raises
+    ------
+    MismatchError, QuantizedError, UsageError
+        As `pair_tensors` does, for either side.
+    """
+    first, second = (plan_spectra(base, side, options) for side in (finetuned, other))
+    left: dict[str | None, list[Pair]] = {}
+    for pair in second.pairs:
+        left.setdefault(_base_name(pair), []).append(pair)
+    tasks = []
+    for pair in first.pairs:
+        candidates = left.get(_base_name(pair), [])
+        found = _counterpart(pair, candidates)
+        if found is not None:
+            candidates.remove(found)
+        tasks.append((pair,) if found is None else (pair, found))
+    alone = [pair for pair in second.pairs if pair in left[_base_name(pair)]]
+    return ComparisonPlan(first, second, rank, (*tasks, *((pair,) for pair in alone)))
+
+
+def _counterpart(pair: Pair, candidates: Sequence[Pair]) -> Pair | None:
+    # Base may tie what a fine-tuned side stores twice: embeddings belong to embeddings then.
+    fitting = [other for other in candidates if other.matrices == pair.matrices]
+    part = tied_part(pair.name)
+    return min(fitting, key=lambda other: tied_part(other.name) != part, default=None)
+
+
+def _base_name(pair: Pair) -> str | None:
+    return None if pair.base is None else pair.base.name
 
 
 def plan_spectra(

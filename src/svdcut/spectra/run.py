@@ -5,26 +5,25 @@ It decides on no tensor, and keeps nothing of one but its numbers.
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
 from svdcut._version import __version__
 from svdcut.cut import stable_seed
-from svdcut.device import device_name, num_workers, resolve_device
-from svdcut.errors import SvdcutError
+from svdcut.device import device_name, resolve_device
 from svdcut.memory import spectrum_needs
 from svdcut.pairing import Pair
-from svdcut.pool import Pool, or_on_cpu
-from svdcut.progress import Observer, Progress
+from svdcut.progress import Observer
 from svdcut.spectra.facts import Spectra, Spectrum, TensorSpectra
+from svdcut.spectra.intruders import find_intruders
 from svdcut.spectra.measure import measure_spectrum
 from svdcut.spectra.plan import SpectraOptions, SpectraPlan
-from svdcut.svd.decomposition import SolverError
-from svdcut.update import matrix_entries, read_update
+from svdcut.spectra.stream import Place, stream_tensors
+from svdcut.svd.subspace import LeadingSpaces, leading_spaces
+from svdcut.update import MatrixEntry, matrix_entries, read_update
 
 
 def run_spectra(
@@ -55,28 +54,83 @@ def run_spectra(
 
     Notes
     -----
-    Reads every weight once. Memory is bounded by the largest tensors, beside eight
-    bytes for each singular value.
+    Reads every weight once, and once more for intruder dimensions. Memory is bounded by
+    the largest tensors, beside eight bytes for each singular value.
     """
     began = time.monotonic()
     device = resolve_device(options.device)
-    torch.backends.cuda.matmul.allow_tf32 = False
-    needs = spectrum_needs(plan.pairs, options.top)
-    total = sum(pair.finetuned.size_bytes for pair in plan.pairs)
-    careful = threading.Lock()
 
-    def task(number: int) -> TensorSpectra:
+    def work(number: int, place: Place) -> TensorSpectra:
         pair = plan.pairs[number]
-        found, _ = or_on_cpu(
-            device, lambda place: tuple(_spectra_of(pair, options, place, careful))
+        entries = enumerate(matrix_entries(pair))
+        return describe_tensor(
+            pair, [measure_matrix(pair, n, sides, options, place)[0] for n, sides in entries]
         )
-        observe(Progress("spectrum", pair.name, pair.finetuned.size_bytes, total))
-        entry = pair.finetuned
-        return TensorSpectra(entry.shape, entry.dtype.value, pair.stacked, found)
 
-    with Pool(num_workers(device), needs.bound, device) as pool:
-        found = pool.map(task, needs.sizes)
-    names = [pair.name for pair in plan.pairs]
+    needs = spectrum_needs(plan.pairs, options.top, intruders=options.intruders)
+    found = stream_tensors([(pair,) for pair in plan.pairs], needs, device, work, observe)
+    return describe_spectra(plan, options, device, found, time.monotonic() - began)
+
+
+def measure_matrix(
+    pair: Pair,
+    number: int,
+    sides: tuple[MatrixEntry | None, MatrixEntry],
+    options: SpectraOptions,
+    place: Place,
+    *,
+    rank: int = 0,
+) -> tuple[Spectrum, LeadingSpaces | None]:
+    """Measure one matrix of a tensor.
+
+    Parameters
+    ----------
+    pair : Pair
+        The tensor.
+    number : int
+        Which of its matrices.
+    sides : tuple of MatrixEntry
+        Base's, if there is one, and the fine-tuned side's.
+    options : SpectraOptions
+        What is wanted.
+    place : Place
+        Where to work.
+    rank : int
+        Of the leading spaces that are wanted too; 0 for none.
+    """
+    base, finetuned = sides
+    seed = stable_seed(pair.seed_name, number)
+    # The leading values are not moved by the rounding of a float32 subtraction.
+    exact = options.top is None
+    update = read_update(base, finetuned, place.device, measure_rounding=True, exact=exact)
+    with place.escalation() as escalate:
+        found = measure_spectrum(update, options.top, seed=seed, escalate=escalate)
+    spaces = None
+    if rank:
+        with place.escalation() as escalate:
+            spaces = leading_spaces(update.matrix, rank, seed=seed, escalate=escalate)
+    del update  # the weights need its memory
+    if options.intruders and base is not None:
+        with place.escalation() as escalate:
+            intruders = find_intruders(base, finetuned, place.device, seed=seed, escalate=escalate)
+        found = replace(found, intruders=intruders)
+    return found, spaces
+
+
+def describe_tensor(pair: Pair, matrices: Sequence[Spectrum]) -> TensorSpectra:
+    """Return the spectra of a tensor from those of its matrices."""
+    entry = pair.finetuned
+    return TensorSpectra(entry.shape, entry.dtype.value, pair.stacked, tuple(matrices))
+
+
+def describe_spectra(
+    plan: SpectraPlan,
+    options: SpectraOptions,
+    device: torch.device,
+    tensors: Sequence[TensorSpectra],
+    seconds: float,
+) -> Spectra:
+    """Return the spectra of a checkpoint from those of its tensors, in the plan's order."""
     return Spectra(
         svdcut_version=__version__,
         torch_version=str(torch.__version__),
@@ -85,28 +139,7 @@ def run_spectra(
         base=None if plan.base is None else plan.base.source,
         checkpoint=plan.checkpoint.source,
         top=options.top,
-        tensors=dict(zip(names, found, strict=True)),
+        tensors=dict(zip((pair.name for pair in plan.pairs), tensors, strict=True)),
         left_out=plan.left_out,
-        seconds=round(time.monotonic() - began, 3),
+        seconds=round(seconds, 3),
     )
-
-
-def _spectra_of(
-    pair: Pair, options: SpectraOptions, device: torch.device, careful: threading.Lock
-) -> Iterator[Spectrum]:
-    for number, (base, finetuned) in enumerate(matrix_entries(pair)):
-        # The leading values are not moved by the rounding of a float32 subtraction.
-        update = read_update(
-            base, finetuned, device, measure_rounding=True, exact=options.top is None
-        )
-        with ExitStack() as stack:
-            try:
-                found = measure_spectrum(
-                    update,
-                    options.top,
-                    seed=stable_seed(pair.seed_name, number),
-                    escalate=lambda: stack.enter_context(careful),
-                )
-            except SolverError as error:
-                raise SvdcutError(f"tensor {pair.name!r}: no SVD converged ({error})") from error
-        yield found

@@ -59,6 +59,27 @@ def energy_curve(s: Sequence[float], norm: float) -> list[float]:
     return [min(share, 1.0) for share in accumulate((value / norm) ** 2 for value in s)]
 
 
+def energy_distance(
+    first: tuple[Sequence[float], float], second: tuple[Sequence[float], float]
+) -> float | None:
+    """Return the largest difference between two energy curves, 0 to 1, or None for zeros.
+
+    Parameters
+    ----------
+    first, second : tuple of sequence of float, and float
+        Singular values, descending, all or the leading ones; and the Frobenius norm.
+
+    Notes
+    -----
+    The Kolmogorov-Smirnov distance between the places of the energy, over the ranks that
+    both have.
+    """
+    if not (first[1] and second[1]):
+        return None
+    curves = zip(energy_curve(*first), energy_curve(*second), strict=False)
+    return max((abs(ours - theirs) for ours, theirs in curves), default=None)
+
+
 def head_rank(s: Sequence[float], norm: float, share: float) -> int | None:
     """Return the smallest rank with a share of the energy, or None where it is beyond `s`.
 

@@ -42,6 +42,12 @@ VALUE_TOLERANCE = 1e-5
 VALUE_FLOOR = 1e-8
 """Values below this share of the first are held to the accuracy that it has."""
 
+SPACE_GAP = 1e-3
+"""Squared values that differ by less, relatively, count as equal where vectors matter.
+
+Storage in 16 bits moves the vectors of weights further.
+"""
+
 ERROR_FLOOR = 2.0**-24
 """Best errors below this share of the norm count as this: float32 cannot store less."""
 
@@ -250,6 +256,47 @@ def bound_values(
     h = complement_bounds(squares, residuals, couplings, beyond)
     places = range(min(count, len(squares)))
     return max((_value_error(i, squares, couplings, h) for i in places), default=0.0)
+
+
+def bound_spaces(
+    squares: Sequence[float],
+    residuals: Sequence[float],
+    couplings: Sequence[float],
+    count: int,
+    *,
+    beyond: float,
+) -> float:
+    """Bound the angles of the spaces of the first 1, 2, ... `count` right vectors.
+
+    Parameters
+    ----------
+    squares, residuals, couplings, beyond
+        As for `bound_cut`.
+    count : int
+        Less than all, unless `beyond` is 0.
+
+    Returns
+    -------
+    float
+        Sine of the angle to the true space, at most. Where the squared values on both
+        sides of a space differ by less than `SPACE_GAP` of themselves, the bound is that
+        of a gap as large: such vectors may mix.
+
+    Notes
+    -----
+    The sine theorem [1]_: the norm of the residuals over the distance of the Ritz values
+    from the spectrum of the true complement, ``lambda_{k+1} <= h_k``.
+
+    References
+    ----------
+    .. [1] C. Davis, W. Kahan, "The rotation of eigenvectors by a perturbation. III",
+       SIAM Journal on Numerical Analysis 7, 1970.
+    """
+    h = complement_bounds(squares, residuals, couplings, beyond)
+    energies = list(accumulate(residual * residual for residual in residuals[:count]))
+    gaps = [max(rho - h[i + 1], SPACE_GAP * rho) for i, rho in enumerate(squares[:count])]
+    sines = (math.sqrt(e) / gap for e, gap in zip(energies, gaps, strict=True) if gap > 0)
+    return max(sines, default=0.0)
 
 
 def _value_error(

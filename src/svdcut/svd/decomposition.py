@@ -12,7 +12,7 @@ from enum import Enum
 import torch
 from torch import Tensor
 
-from svdcut.svd.certificate import Bounds, bound_cut, bound_values
+from svdcut.svd.certificate import Bounds, bound_cut, bound_spaces, bound_values
 
 _LIBRARIES = ("lapack", "cusolver", "cublas", "magma")
 
@@ -152,6 +152,16 @@ class Decomposition:
             self.triplets.residuals.tolist(),
             self.triplets.couplings.tolist(),
             count,
+            beyond=self.next_square,
+        )
+
+    def space_bound(self, count: int) -> float:
+        """Bound the sine of the angle of each space of the first 1 .. `count` right vectors."""
+        return bound_spaces(
+            self.triplets.squares.tolist(),
+            self.triplets.residuals.tolist(),
+            self.triplets.couplings.tolist(),
+            min(count, self.full_rank - 1),  # all of them span everything
             beyond=self.next_square,
         )
 

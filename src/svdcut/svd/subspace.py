@@ -1,0 +1,125 @@
+"""The leading singular spaces of a matrix, orthonormal in float64.
+
+Whose triplets the engine finds; what the spaces are for, it does not know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from svdcut.svd.certificate import VALUE_FLOOR
+from svdcut.svd.decomposition import Decomposition, multiply
+from svdcut.svd.engine import decompose
+
+SPACE_TOLERANCE = 1e-2
+"""Sine of the angle allowed between a space and the true one; most are far nearer."""
+
+_EXCESS = 1e-10
+"""What an iteration aims for. The error of vectors is about the root of that of energies."""
+
+
+@dataclass(frozen=True, slots=True)
+class LeadingSpaces:
+    """Leading left and right vectors of a matrix, as many as it has of those asked for."""
+
+    left: Tensor
+    """(m, k) float64, orthonormal; the first `j` columns span the space of rank `j`."""
+
+    right: Tensor
+    """(n, k) float64, likewise."""
+
+    values: tuple[float, ...]
+    """Singular values at hand, descending, beyond the k-th where there are more."""
+
+    @property
+    def rank(self) -> int:
+        """How many vectors there are, k."""
+        return self.left.shape[1]
+
+    def gap(self, k: int) -> float:
+        """Return how far the value after the k-th lies below it, relatively: 0 to 1."""
+        return 1 - self.values[k] / self.values[k - 1] if k < len(self.values) else 1.0
+
+
+def leading_spaces(
+    a: Tensor, rank: int, *, seed: int, escalate: Callable[[], object] = lambda: None
+) -> LeadingSpaces:
+    """Return the spaces of the leading singular vectors of a matrix.
+
+    Parameters
+    ----------
+    a : Tensor of shape (m, n), float32 or float64
+        Finite; it is scaled in place.
+    rank : int
+        How many vectors are wanted. Those whose values are below `VALUE_FLOOR` of the
+        first are left out: the matrix has none there.
+    seed : int
+        Of the engine's random blocks.
+    escalate : callable
+        Called once before a route that needs more memory.
+
+    Returns
+    -------
+    LeadingSpaces
+        Each space of 1, 2, ... vectors within `SPACE_TOLERANCE` of the true one, but for
+        vectors whose squared values differ by less than `SPACE_GAP`, which may mix.
+
+    Raises
+    ------
+    SolverError
+        If no route converges.
+
+    Notes
+    -----
+    Costs what a truncation at that rank does: by iteration, a fraction of all singular
+    values (measured, CPU, 2048 x 2048 of noise, rank 16: 0.4 s beside 1.0 s for all
+    values, and 3.3 s for all vectors). The long side's vectors are those of the short
+    side multiplied in float64. An error of the right vectors lies along smaller
+    triplets, so that their images are no further off than they are.
+    """
+
+    def accept(found: Decomposition) -> bool:
+        return found.space_bound(_num_nonzero(found, rank)) <= SPACE_TOLERANCE
+
+    found = decompose(a, rank, accept=accept, tolerance=_EXCESS, seed=seed, escalate=escalate)
+    short = found.triplets.right[:, : _num_nonzero(found, rank)].double()
+    long = multiply(found.matrix, short)
+    left, right = (short, long) if found.transposed else (long, short)
+    return LeadingSpaces(_orthonormal(left), _orthonormal(right), tuple(found.singular_values()))
+
+
+def _num_nonzero(found: Decomposition, rank: int) -> int:
+    values = found.singular_values()[:rank]
+    return sum(value > VALUE_FLOOR * values[0] for value in values)
+
+
+def _orthonormal(columns: Tensor) -> Tensor:
+    """Return an orthonormal basis of each leading part; signs may turn."""
+    return torch.linalg.qr(columns / columns.norm(dim=0)).Q if columns.shape[1] else columns
+
+
+def principal_cosines(first: Tensor, second: Tensor) -> tuple[float, ...]:
+    """Return the cosines of the principal angles between two spaces, descending.
+
+    Parameters
+    ----------
+    first, second : Tensor of shape (m, k), float64
+        Orthonormal.
+
+    Notes
+    -----
+    The singular values of ``first.T @ second`` [1]_, right to rounding; as cosines,
+    they do not tell angles below 1e-8 from zero.
+
+    References
+    ----------
+    .. [1] A. Bjorck, G. Golub, "Numerical methods for computing angles between linear
+       subspaces", Math. Comp. 27, 1973.
+    """
+    if not first.shape[1]:
+        return ()
+    return tuple(torch.linalg.svdvals(first.T @ second).clamp(0, 1).tolist())
