@@ -21,11 +21,13 @@ check: .venv/.installed-dev  ## Lint, types, layers, generated files
 	$(PYTHON) scripts/generate_reference.py --check
 	$(PYTHON) scripts/kinds_table.py --check
 	$(PYTHON) scripts/refusals_table.py --check
+	$(PYTHON) scripts/noise_table.py --check
 
 reference: .venv/.installed-dev  ## Write man/ and the generated pages of docs/ anew
 	$(PYTHON) scripts/generate_reference.py
 	$(PYTHON) scripts/kinds_table.py
 	$(PYTHON) scripts/refusals_table.py
+	$(PYTHON) scripts/noise_table.py
 
 picture: .venv/.installed-dev  ## Measure and draw docs/agreement.png anew
 	$(PYTHON) scripts/real_pair.py demo

@@ -112,8 +112,7 @@ def count_products(pair: Path, rank: str, **options: Any) -> Counter[torch.dtype
                     cut_matrix(
                         update.matrix,
                         job.requests(tensor.pair, number),
-                        rounding_rms=update.rounding_rms,
-                        zero_fraction=update.zero_fraction,
+                        storage=update.storage,
                         route=request.options.svd,
                         tolerance=request.options.tolerance,
                         seed=0,

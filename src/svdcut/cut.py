@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from svdcut.errors import QualityError
-from svdcut.noise import storage_edge
+from svdcut.noise import Storage, storage_edge
 from svdcut.ranks import Keep, Rule, RuleKind, choose_indices, first_left_out, select_rank
 from svdcut.svd.certificate import VALUE_TOLERANCE, Bounds
 from svdcut.svd.decomposition import Decomposition
@@ -72,8 +72,7 @@ def cut_matrix(
     matrix: Tensor,
     requests: Sequence[CutRequest],
     *,
-    rounding_rms: float,
-    zero_fraction: float,
+    storage: Storage | None,
     route: Route,
     tolerance: float,
     seed: int,
@@ -87,8 +86,8 @@ def cut_matrix(
         Finite; it is scaled in place.
     requests : sequence of CutRequest
         What to keep.
-    rounding_rms, zero_fraction : float
-        Of the storage of an entry, for the noise rule.
+    storage : Storage or None
+        Of its sides; the noise rule needs it.
     route : Route
         Where the engine starts.
     tolerance : float
@@ -108,14 +107,13 @@ def cut_matrix(
     QualityError
         If not even the exact route is certified to `tolerance`.
     """
-    m, n = matrix.shape
     noise = any(request.rule.kind is RuleKind.NOISE for request in requests)
 
     def cut(decomposition: Decomposition) -> list[Cut]:
         edge = None
         if noise and decomposition.energy:
-            s = decomposition.singular_values()
-            edge = storage_edge(s, m, n, rounding_rms, zero_fraction)
+            assert storage is not None
+            edge = storage_edge(storage, decomposition.singular_values())
         return [_cut(decomposition, request, edge) for request in requests]
 
     cuts: list[Cut] = []
@@ -124,7 +122,7 @@ def cut_matrix(
         cuts[:] = cut(decomposition)
         return all(is_certified(found.bounds, tolerance) for found in cuts)
 
-    top = _num_needed(requests, min(m, n))
+    top = _num_needed(requests, min(matrix.shape))
     found = decompose(
         matrix,
         top,

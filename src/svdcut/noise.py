@@ -1,19 +1,61 @@
 """The noise edge: the largest singular value that storage rounding explains.
 
-Pure arithmetic; the root mean square of the rounding is measured elsewhere.
+Pure arithmetic; what is known of the rounding is measured elsewhere. What the edge rests
+on, and where it fails, is in docs/noise.md.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from functools import lru_cache
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 
 _TRACY_WIDOM_99 = 2.02
 """99 % quantile of the Tracy-Widom law of order 1."""
 
-_SPARSE = 0.25
-"""With more exact zeros than this, the rounding of an update is not white (measured)."""
+_FEW_ZEROS = 0.1
+"""Share of exact zeros up to which an update is so far above its rounding that the measured
+variances tell all."""
+
+_GAP = 1.35
+"""Ratio of neighbouring values that no bulk of noise has (measured)."""
+
+_LOWEST = 0.5
+"""How far below the variances' edge a gap is looked for, as a share of it (measured)."""
+
+_CLASS_WIDTH = 0.1
+"""Of classes of variances, as a logarithm: their spread within one matters in second order."""
+
+_SMALLEST_CLASS = -100
+
+
+@dataclass(frozen=True, slots=True)
+class Margins:
+    """Sums by row and by column of the variances of a matrix's entries."""
+
+    rows: tuple[float, ...]
+    columns: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """What one pass over the stored values tells of their rounding."""
+
+    rounding: Margins
+    """Expected squares of the rounding errors: ulp^2 / 12 for each side."""
+
+    observed: Margins | None = None
+    """The same, but the square of the update itself where that is at most one ulp; None for
+    weights, which are not a difference."""
+
+    zero_fraction: float = 0.0
+    """Share of the update's entries that are exactly zero; 0 for weights, where a zero is no
+    lost update."""
+
+    within_unit: float = 0.0
+    """Sum of the squares of the update, each at most one ulp."""
 
 
 def noise_edge(m: int, n: int, entry_rms: float) -> float:
@@ -42,73 +84,177 @@ def noise_edge(m: int, n: int, entry_rms: float) -> float:
     return entry_rms * math.sqrt(center + _TRACY_WIDOM_99 * spread)
 
 
-def bulk_rms(s: Sequence[float], m: int, n: int) -> float:
-    """Return the standard deviation of the white noise whose median value is that of `s`.
+def variance_edge(variances: Margins) -> float:
+    """Return the largest singular value to expect of uneven noise.
 
     Parameters
     ----------
-    s : sequence of float
-        All min(m, n) singular values, descending.
-    m, n : int
-        Shape.
+    variances : Margins
+        Of independent entries. Entry (i, j) is taken to have the variance
+        ``rows[i] columns[j] / total``.
 
-    References
-    ----------
-    .. [1] M. Gavish, D. Donoho, "The optimal hard threshold for singular values is
-       4/sqrt(3)", arXiv:1305.5870, section III.C.
-    """
-    middle = len(s) // 2
-    median = s[middle] if len(s) % 2 else (s[middle - 1] + s[middle]) / 2
-    return median / math.sqrt(marchenko_pastur_median(min(m, n) / max(m, n)) * max(m, n))
-
-
-@lru_cache(maxsize=1024)
-def marchenko_pastur_median(beta: float) -> float:
-    """Return the median of the Marchenko-Pastur law of aspect ratio `beta`, 0 < beta <= 1.
+    Returns
+    -------
+    float
+        As `noise_edge`, which it is for equal variances; 0 where all are 0.
 
     Notes
     -----
-    Its density is ``sqrt((b - x) (x - a)) / (2 pi beta x)`` on ``a, b = (1 -+ sqrt(beta))^2``;
-    ``x = c - d cos(t)`` takes the square roots at its ends away.
+    With a and b the margins as shares of their sums, the edge of the limiting law is
+
+        total * min over h > 0 of h / (p q),
+        sum a p / (1 - a p) = h = sum b q / (1 - b q):
+
+    Lehner's formula, whose variables a variance of rank one reduces to two. The finite
+    size is allowed for as with equal variances. Margins are put into classes: one solve
+    costs the number of classes, not of rows.
+
+    References
+    ----------
+    .. [1] F. Lehner, "Computing norms of free operators with matrix coefficients", 1999.
+    .. [2] A. Bandeira et al., "Matrix concentration inequalities and free probability",
+       arXiv:2108.06312: how near matrices come to that norm.
     """
-    a, b = (1 - math.sqrt(beta)) ** 2, (1 + math.sqrt(beta)) ** 2
-    center, radius = (a + b) / 2, (b - a) / 2
-    steps = 4000
-    total = 0.0
-    for i in range(steps):
-        t = (i + 0.5) * math.pi / steps
-        x = center - radius * math.cos(t)
-        weight = (radius * math.sin(t)) ** 2 / (2 * math.pi * beta * x) * math.pi / steps
-        if total + weight >= 0.5:
-            return x
-        total += weight
-    return b
+    total = min(math.fsum(variances.rows), math.fsum(variances.columns))
+    if total == 0:
+        return 0.0
+    m, n = len(variances.rows), len(variances.columns)
+    finite = noise_edge(m, n, 1.0) / (math.sqrt(m) + math.sqrt(n))
+    rows, columns = _classes(variances.rows), _classes(variances.columns)
+
+    def square(log_h: float) -> float:
+        h = math.exp(log_h)
+        return h / (_saturation(rows, h) * _saturation(columns, h))
+
+    return finite * math.sqrt(total * _minimum(square, -3.0, math.log(m * n) / 2 + 1))
 
 
-def storage_edge(
-    s: Sequence[float], m: int, n: int, rounding_rms: float, zero_fraction: float
-) -> float:
-    """Return the noise edge of a stored update.
+def _classes(values: Sequence[float]) -> list[tuple[int, float]]:
+    """Return classes of like values: how many, and their mean as a share of the sum."""
+    top, total = max(values), math.fsum(values)
+    found: defaultdict[int, list[float]] = defaultdict(list)
+    for value in values:
+        if value > 0:
+            number = math.floor(math.log(value / top) / _CLASS_WIDTH)
+            found[max(number, _SMALLEST_CLASS)].append(value)
+    return [(len(v), math.fsum(v) / len(v) / total) for _, v in sorted(found.items())]
 
-    The unit in the last place bounds what rounding explains. Where the update is
-    well above it, rounding is white noise, and the bulk of the spectrum may show
-    that there is less of it. Where many entries are exactly zero it is not: an
-    error is then about the update itself, sparse and uneven, and the bulk says
-    nothing of its largest values (measured: up to a hundred values too many).
+
+def _saturation(classes: Sequence[tuple[int, float]], h: float) -> float:
+    """Return the p with ``sum a p / (1 - a p) = h``."""
+    low, high = 0.0, 1 / max(share for _, share in classes)
+    for _ in range(48):
+        p = (low + high) / 2
+        if sum(count * share * p / (1 - share * p) for count, share in classes) < h:
+            low = p
+        else:
+            high = p
+    return (low + high) / 2
+
+
+def _minimum(function: Callable[[float], float], low: float, high: float) -> float:
+    """Return the minimum of a unimodal function, by golden sections."""
+    golden = (math.sqrt(5) - 1) / 2
+    x, y = high - golden * (high - low), low + golden * (high - low)
+    at_x, at_y = function(x), function(y)
+    for _ in range(30):
+        if at_x < at_y:
+            high, y, at_y = y, x, at_x
+            x = high - golden * (high - low)
+            at_x = function(x)
+        else:
+            low, x, at_x = x, y, at_y
+            y = low + golden * (high - low)
+            at_y = function(y)
+    return min(at_x, at_y)
+
+
+def storage_edge(storage: Storage, s: Sequence[float] | None) -> float | None:
+    """Return the noise edge of a stored update, or of stored weights.
 
     Parameters
     ----------
-    s : sequence of float
-        All singular values of the update, descending.
-    m, n : int
-        Shape.
-    rounding_rms : float
-        Root mean square of the rounding error of an entry, of both sides, from
-        the unit in the last place of the stored weights.
-    zero_fraction : float
-        Share of the update's entries that are exactly zero.
+    storage : Storage
+        What was measured.
+    s : sequence of float, or None
+        All min(m, n) singular values, descending; None where only some are known.
+
+    Returns
+    -------
+    float or None
+        None where a tenth of the update is exactly zero and `s` is not given.
+
+    Notes
+    -----
+    Rounding has at most the variance that the unit in the last place gives it. Where an
+    update is below that unit, its error is about as large as itself, and what is stored
+    of it bounds the variance: the smaller of the two edges holds. Zeros hold errors that
+    are not random, so that the first edge is raised by half their share.
+
+    With many zeros both overstate, and the spectrum is asked: see `_lowered`, and
+    `_leftover` for what it must not be lowered to.
     """
-    edge = noise_edge(m, n, rounding_rms)
-    if zero_fraction > _SPARSE:
+    edge = variance_edge(storage.rounding)
+    if storage.observed is None:
         return edge
-    return min(edge, noise_edge(m, n, bulk_rms(s, m, n)))
+    edge *= 1 + storage.zero_fraction / 2
+    observed = variance_edge(storage.observed)
+    edge = min(edge, observed)
+    if storage.zero_fraction < _FEW_ZEROS:
+        return edge
+    if s is None:
+        return None
+    if not s or s[0] == 0:
+        return edge
+    total = min(math.fsum(storage.observed.rows), math.fsum(storage.observed.columns))
+    shape = observed / math.sqrt(total) if total else 0.0
+    edge = _lowered(edge, shape, s)
+    return max(edge, _leftover(edge, storage, s))
+
+
+def _lowered(edge: float, shape: float, s: Sequence[float]) -> float:
+    """Return the middle of the last gap below an edge, or the edge.
+
+    A gap counts if the value above it is above the edge of what lies below it, by a
+    margin that is larger the fewer values stand out: what rounding leaves of a single
+    product is a single product.
+
+    `shape` is the edge of noise of unit norm.
+    """
+    rests = list(accumulate(value * value for value in reversed(s)))[::-1]
+    lowered, floor = edge, _LOWEST * edge
+    first = sum(value > edge for value in s)
+    for k in range(first + 1, len(s)):
+        last, following = s[k - 1], s[k]
+        if last < floor:
+            break
+        margin = 1 + 2 / _spread(s[:k])
+        if last >= _GAP * following and last * last > shape * shape * margin * rests[k]:
+            lowered = math.sqrt(last * following)
+    return lowered
+
+
+def _leftover(edge: float, storage: Storage, s: Sequence[float]) -> float:
+    """Return the largest singular value of what is left of a rounded low-rank update.
+
+    The mean of a rounded value is an odd function of the value, and no straight one
+    below the unit in the last place. Its bend, of third order, has p (p + 1) (p + 2) / 6
+    equal values where the update has p equal ones. Its share of the energy is 15 % where
+    all of an update is lost in the unit (the square of a normal variable, with its sign:
+    1 - 8 / (3 pi)), and less where it is above (measured).
+    """
+    above = [value for value in s if value > edge]
+    if not above:
+        return 0.0
+    energy = math.fsum(value * value for value in s)
+    lost = storage.zero_fraction * min(1.0, storage.within_unit / energy)
+    share = min(0.15, 0.5 * lost**3)
+    p = _spread(above)
+    leading = math.fsum(value * value for value in above)
+    return math.sqrt(share * leading * 6 / (p * (p + 1) * (p + 2)))
+
+
+def _spread(s: Sequence[float]) -> float:
+    """Return how many equal values have the same sums of squares and fourth powers."""
+    squares = [(value / s[0]) ** 2 for value in s]
+    return math.fsum(squares) ** 2 / math.fsum(x * x for x in squares)

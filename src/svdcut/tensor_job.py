@@ -176,8 +176,7 @@ def _truncate(job: Job, planned: PlannedTensor, sinks: Sequence[TensorSink]) -> 
             decomposition, cuts = cut_matrix(
                 update.matrix,
                 job.requests(pair, number),
-                rounding_rms=update.rounding_rms,
-                zero_fraction=update.zero_fraction,
+                storage=update.storage,
                 route=job.options.svd,
                 tolerance=job.options.tolerance,
                 seed=stable_seed(pair.seed_name, number),

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from svdcut.device import host_buffer
 from svdcut.errors import NonFiniteError
+from svdcut.noise import Storage
 from svdcut.pairing import Pair
+from svdcut.rounding import RoundingMeter
 from svdcut.sink import TensorSink
 from svdcut.svd.decomposition import row_blocks, sum_of_squares
 from svdcut.tensorfile import Dtype, TensorEntry, read_bytes, read_into, size_bytes
@@ -26,10 +28,6 @@ TORCH_DTYPES = {
     Dtype.F32: torch.float32,
     Dtype.F64: torch.float64,
 }
-
-_PRECISION_BITS = {Dtype.F16: 11, Dtype.BF16: 8, Dtype.F32: 24, Dtype.F64: 53}
-"""Bits of the significand, the hidden one included."""
-
 
 _BLOCK_BYTES = {"cpu": 2 << 20, "cuda": 128 << 20}
 """Of a block of rows in float64. Small ones stay in the cache of a processor."""
@@ -108,8 +106,8 @@ class Update:
     equal_bytes: bool
     """Whether the two sides are stored alike to the last bit."""
 
-    rounding_rms: float
-    """Root mean square of the rounding error that storage explains, per entry."""
+    storage: Storage | None
+    """What the stored values tell of their rounding, if that was asked."""
 
     base_norm: float
     """Frobenius norm of base's matrix."""
@@ -134,7 +132,7 @@ def read_update(
     device : torch.device
         Where to put it.
     measure_rounding : bool
-        Whether `rounding_rms` and `base_norm` are wanted; they are 0 otherwise.
+        Whether `storage` and `base_norm` are wanted; they are None and 0 otherwise.
     exact : bool
         Whether to subtract float32 in float64, for the sake of small singular values.
 
@@ -156,7 +154,9 @@ def read_update(
     dtype = torch.float64 if wide else torch.float32
     matrix = torch.empty(finetuned.shape, dtype=dtype, device=device)
     alike = base is not None and finetuned.tensor.dtype is base.tensor.dtype
-    nonzeros, rounding, base_squares = 0, 0.0, 0.0
+    nonzeros, base_squares = 0, 0.0
+    types = [side.tensor.dtype for side in sides]
+    meter = RoundingMeter(finetuned.shape, types, device) if measure_rounding else None
     for blocks in zip(*(side.blocks(device) for side in sides), strict=True):
         rows, ours = blocks[0]
         block = matrix[rows].copy_(ours)
@@ -167,16 +167,16 @@ def read_update(
         nonzeros += _count_nonzero(block)
         # Zeros differ in sign without a difference in value.
         alike = alike and nonzeros == 0 and _same_bytes(ours, values[-1])
-        if measure_rounding:
-            pairs = zip(values, sides, strict=True)
-            rounding += sum(_rounding_squares(v, side.tensor.dtype) for v, side in pairs)
+        if meter is not None:
+            meter.add(rows, values, block)
             base_squares += sum(sum_of_squares(theirs) for theirs in values[1:])
+    zero_fraction = 1 - nonzeros / matrix.numel()
     return Update(
         base=base,
         matrix=matrix,
-        zero_fraction=1 - nonzeros / matrix.numel(),
+        zero_fraction=zero_fraction,
         equal_bytes=alike,
-        rounding_rms=math.sqrt(rounding / matrix.numel()),
+        storage=meter.storage(zero_fraction) if meter is not None else None,
         base_norm=math.sqrt(base_squares),
     )
 
@@ -217,14 +217,6 @@ def nonfinite_error(entry: TensorEntry, side: Side) -> NonFiniteError:
         f"tensor {entry.name!r} of {side.value} holds NaN or infinity ({entry.path})",
         hint="The checkpoint is damaged, or training diverged: nothing can be made of it.",
     )
-
-
-def _rounding_squares(values: Tensor, dtype: Dtype) -> float:
-    """Return the expected squares of rounding errors, uniform within a unit in the last place."""
-    block = values.double()
-    exponents = torch.frexp(block)[1].double()
-    units = torch.exp2(exponents - _PRECISION_BITS[dtype])
-    return float(units.square_().mul_(block != 0).sum()) / 12
 
 
 @dataclass(frozen=True, slots=True)

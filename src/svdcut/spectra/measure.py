@@ -94,9 +94,8 @@ def _describe(
     """Return the facts, from all values or, where these are None, from the leading ones."""
     m, n = update.matrix.shape
     known = shown if values is None else values
-    edge = None
-    if values is not None:
-        edge = storage_edge(values, m, n, update.rounding_rms, update.zero_fraction)
+    assert update.storage is not None
+    edge = storage_edge(update.storage, values)
     above = None
     if edge is not None:
         above = select_rank(Rule(RuleKind.NOISE), known, min(m, n), edge=edge)

@@ -116,8 +116,8 @@ def measure(update: Update, claim: Claim) -> tuple[Decomposition, Spectrum]:
     values = found.singular_values() if found.energy else [0.0] * full_rank
     edge = None
     if claim.rule.kind is RuleKind.NOISE and found.energy:
-        m, n = update.matrix.shape
-        edge = storage_edge(values, m, n, update.rounding_rms, update.zero_fraction)
+        assert update.storage is not None
+        edge = storage_edge(update.storage, values)
     boundary = full_rank - rank if claim.keep is Keep.BOTTOM else rank
     return found, Spectrum(
         values=tuple(values),
