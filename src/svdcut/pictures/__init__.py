@@ -1,0 +1,9 @@
+"""Pictures of what was measured: a page for a paper, and panels for a page of HTML.
+
+It measures nothing. matplotlib, of the extra ``plot``, is imported where it is needed.
+"""
+
+from svdcut.pictures.figure import Panel, check_figure, panels_as_svg, save_figure
+from svdcut.pictures.style import DARK, LIGHT, Theme
+
+__all__ = ["DARK", "LIGHT", "Panel", "Theme", "check_figure", "panels_as_svg", "save_figure"]

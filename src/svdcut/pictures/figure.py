@@ -1,0 +1,181 @@
+"""Whole pictures: a page as a file, and panels as strings.
+
+What is on them is in `page`.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from svdcut.errors import OutputError, UsageError
+from svdcut.pictures.captions import (
+    energy_texts,
+    measure_texts,
+    ranks_texts,
+    spectra_texts,
+)
+from svdcut.pictures.inline import inline
+from svdcut.pictures.page import (
+    PANEL_TEXT,
+    WIDTH,
+    compose,
+    draw_grid,
+    draw_page,
+    grid_height,
+    measure_drawer,
+)
+from svdcut.pictures.panels import draw_energy, draw_ranks
+from svdcut.pictures.render import POINTS, rendered
+from svdcut.pictures.style import LIGHT, Theme, drawing, require_matplotlib
+from svdcut.spectra.facts import Spectra
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+SUFFIXES = (".png", ".svg", ".pdf")
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One picture of a page of HTML."""
+
+    title: str
+    """What is seen; plain text."""
+
+    caption: str
+    """How to read it; plain text."""
+
+    svg: str
+    """An ``<svg>`` element, with a transparent ground and ids of its own."""
+
+
+def check_figure(path: Path) -> None:
+    """Refuse a picture that could not be drawn or written, before anything is measured.
+
+    Parameters
+    ----------
+    path : Path
+        As for `save_figure`.
+
+    Raises
+    ------
+    UsageError
+        If its suffix is of no known format, or matplotlib is not installed.
+    OutputError
+        If there is no such folder.
+    """
+    if path.suffix.lower() not in SUFFIXES:
+        raise UsageError(
+            f"{path}: a picture is a .png, .svg or .pdf file, not {path.suffix or 'nameless'!r}",
+            hint="As --plot spectrum.png.",
+        )
+    require_matplotlib()
+    if not path.parent.is_dir():
+        raise OutputError(f"{path}: there is no folder {path.parent}")
+
+
+def save_figure(spectra: Spectra, path: Path) -> None:
+    """Draw spectra on one page, and write it.
+
+    Parameters
+    ----------
+    spectra : Spectra
+        Of weights or of an update.
+    path : Path
+        A ``.png``, ``.svg`` or ``.pdf`` file; what is there is replaced.
+
+    Raises
+    ------
+    UsageError
+        If the suffix is another, or matplotlib is not installed.
+    OutputError
+        If it cannot be written; then what was there is as before.
+
+    Notes
+    -----
+    The same spectra give the same bytes with the same matplotlib.
+    """
+    check_figure(path)
+    _replace(path, draw_page(spectra, path.suffix.lower().removeprefix("."), LIGHT))
+
+
+def panels_as_svg(spectra: Spectra, theme: Theme) -> tuple[Panel, ...]:
+    """Draw each panel by itself, to stand in a page of HTML.
+
+    Parameters
+    ----------
+    spectra : Spectra
+        Of weights or of an update.
+    theme : Theme
+        `LIGHT`, `DARK` or another.
+
+    Returns
+    -------
+    tuple of Panel
+        Spectra, energies, ranks, and measures by layer; none where there is no matrix.
+
+    Raises
+    ------
+    UsageError
+        If matplotlib is not installed.
+    """
+    require_matplotlib()
+    scene = compose(spectra, theme)
+    if not scene.groups:
+        return ()
+    groups, frame = scene.groups, scene.frame
+    height = grid_height(len(groups)) + 0.25
+    panels = [
+        _panel(
+            *spectra_texts(groups, frame),
+            height * 1.1,
+            theme,
+            lambda figure: draw_grid(figure, groups, frame, theme, PANEL_TEXT),
+        ),
+        _panel(*energy_texts(groups), 3.4, theme, _alone(lambda a: draw_energy(a, groups, theme))),
+        _panel(
+            *ranks_texts(groups),
+            0.9 + 0.32 * max(len(groups), 2),
+            theme,
+            _alone(lambda a: draw_ranks(a, groups, theme)),
+        ),
+    ]
+    for measure, table in scene.tables:
+        draw = _alone(measure_drawer(measure, table, theme))
+        height = 0.7 + 0.21 * max(len(table.rows), 3)
+        panels.append(_panel(*measure_texts(table, measure), height, theme, draw))
+    return tuple(panels)
+
+
+def _alone(draw: Callable[[Axes], None]) -> Callable[[Figure], None]:
+    return lambda figure: draw(figure.add_subplot())
+
+
+def _panel(
+    title: str, caption: str, height: float, theme: Theme, draw: Callable[[Figure], None]
+) -> Panel:
+    from matplotlib.figure import Figure
+
+    with drawing(theme, PANEL_TEXT, text_as_paths=False):
+        figure = Figure((WIDTH, height), POINTS, layout="constrained")
+        draw(figure)
+        return Panel(title, caption, inline(rendered(figure, "svg").decode(), title))
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Write a file as a whole or not at all."""
+    partial = path.with_name(f".svdcut-{secrets.token_hex(6)}.partial")
+    try:
+        try:
+            partial.write_bytes(data)
+            os.replace(partial, path)  # noqa: PTH105
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path}: the picture could not be written: {error.strerror}") from error

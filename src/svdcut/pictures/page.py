@@ -1,0 +1,211 @@
+"""A page of pictures, and what it shares with single panels.
+
+What is drawn into axes is in `panels` and `layer_panels`; nothing is written.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from svdcut.pictures.captions import (
+    energy_texts,
+    footnote,
+    headline,
+    measure_texts,
+    ranks_texts,
+    spectra_texts,
+)
+from svdcut.pictures.groups import Frame, Group, frame_of
+from svdcut.pictures.kinds import find_kinds, group_kinds, kept_energy, log_curves
+from svdcut.pictures.layer_panels import draw_heat_map, draw_rows
+from svdcut.pictures.panels import draw_energy, draw_ranks, draw_spectra
+from svdcut.pictures.render import DPI, POINTS, rendered
+from svdcut.pictures.style import Theme, drawing
+from svdcut.pictures.tables import Measure, Table, measures_of, tabulate
+from svdcut.spectra.facts import Spectra
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, SubFigure
+
+PAGE_TEXT, PANEL_TEXT = 7.0, 8.5
+"""Sizes in points."""
+
+WIDTH = 7.4
+"""In inches."""
+
+_COLUMNS = 4
+_TITLE_POINTS = 660
+"""Of text in bold, side by side, on the width of a page."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """What all panels of a picture share."""
+
+    groups: tuple[Group, ...]
+    frame: Frame
+    tables: tuple[tuple[Measure, Table], ...]
+
+
+def compose(spectra: Spectra, theme: Theme) -> Scene:
+    """Sort the matrices, and compute what the panels show of them."""
+    kinds = find_kinds(spectra)
+    groups = []
+    for number, kind in enumerate(group_kinds(kinds)):
+        rest = kind.num_kinds > 1 or number >= len(theme.palette)
+        colour = theme.rest if rest else theme.palette[number]
+        groups.append(Group(kind, colour, tuple(log_curves(kind)), kept_energy(kind.changed)))
+    tables = ((measure, tabulate(kinds, measure)) for measure in measures_of(spectra))
+    return Scene(tuple(groups), frame_of(groups), tuple(tables))
+
+
+def measure_drawer(measure: Measure, table: Table, theme: Theme) -> Callable[[Axes], None]:
+    """Return what draws a measure: by layer where there are several."""
+    drawer = draw_heat_map if table.has_layers else draw_rows
+    return lambda axes: drawer(axes, table, measure, theme)
+
+
+def grid_height(num_groups: int) -> float:
+    """Return what a grid of spectra needs, in inches."""
+    rows = -(-num_groups // _COLUMNS)
+    return 2.6 if num_groups == 1 else 0.35 + (1.75 if rows == 1 else 1.45 * rows)
+
+
+def draw_grid(
+    figure: Figure | SubFigure,
+    groups: Sequence[Group],
+    frame: Frame,
+    theme: Theme,
+    text: float,
+) -> None:
+    """Draw the spectra of all groups, a small panel each.
+
+    Parameters
+    ----------
+    figure : Figure or SubFigure
+        Of its own.
+    groups : sequence of Group
+        At least one.
+    frame : Frame
+        That of all of them.
+    theme : Theme
+        Colours.
+    text : float
+        Size of text, in points: it says how long a title may be.
+    """
+    columns = min(len(groups), _COLUMNS)
+    rows = -(-len(groups) // columns)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    label = round(_TITLE_POINTS / text / columns) - 1
+    for number, axes in enumerate(grid.flat):
+        if number >= len(groups):
+            axes.set_visible(False)
+            continue
+        draw_spectra(axes, groups[number], frame, theme, label=label)
+        if number % columns:
+            axes.tick_params(labelleft=False)
+        # All panels share their axes: those of the last row are enough.
+        if number // columns < rows - 1:
+            axes.tick_params(labelbottom=False)
+        else:
+            axes.set_xlabel("index")
+    for row in grid[:, 0]:
+        row.set_ylabel("singular value")
+
+
+def draw_page(spectra: Spectra, file_format: str, theme: Theme) -> bytes:
+    """Return the bytes of a page.
+
+    Parameters
+    ----------
+    spectra : Spectra
+        Of weights or of an update.
+    file_format : str
+        ``png``, ``svg`` or ``pdf``.
+    theme : Theme
+        Its background is the page.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    scene = compose(spectra, theme)
+    heights = _heights(scene)
+    with drawing(theme, PAGE_TEXT, text_as_paths=True):
+        layout = ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.05, hspace=0.02, wspace=0.02)
+        dpi = DPI if file_format == "png" else POINTS
+        size = (WIDTH, sum(heights))
+        figure = Figure(size, dpi, facecolor=theme.background, layout=layout)
+        parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+        _write_head(parts[0], spectra, theme)
+        if scene.groups:
+            _draw_sections(list(parts[1:-1]), scene, theme)
+        else:
+            parts[1].text(0.02, 0.5, "There is no matrix to show.", color=theme.muted)
+        _write_foot(parts[-1], spectra, theme)
+        return rendered(figure, file_format)
+
+
+def _heights(scene: Scene) -> list[float]:
+    """Return those of head, sections and foot, in inches."""
+    if not scene.groups:
+        return [0.4, 0.6, 0.5]
+    heights = [0.4, grid_height(len(scene.groups)) + 0.3, 2.7]
+    if scene.tables:
+        rows = max(len(table.rows) for _, table in scene.tables)
+        heights.append(0.75 + 0.15 * max(rows, 4))
+    return [*heights, 0.5]
+
+
+def _write_head(part: SubFigure, spectra: Spectra, theme: Theme) -> None:
+    part.text(0.012, 0.4, headline(spectra), fontsize=11, fontweight="bold", color=theme.ink)
+
+
+def _write_foot(part: SubFigure, spectra: Spectra, theme: Theme) -> None:
+    text = "\n".join(footnote(spectra))
+    part.text(0.012, 0.95, text, va="top", color=theme.muted, fontsize=6.3, linespacing=1.35)
+
+
+def _draw_sections(parts: Sequence[SubFigure], scene: Scene, theme: Theme) -> None:
+    groups, frame = scene.groups, scene.frame
+    title, caption = spectra_texts(groups, frame)
+    _entitle(parts[0], "a", title, caption, theme)
+    draw_grid(parts[0], groups, frame, theme, PAGE_TEXT)
+    left, right = parts[1].subfigures(1, 2, squeeze=False, width_ratios=(1, 1.1))[0]
+    _entitle(left, "b", *energy_texts(groups), theme)
+    draw_energy(left.subplots(), groups, theme)
+    _entitle(right, "c", *ranks_texts(groups), theme)
+    draw_ranks(right.subplots(), groups, theme)
+    if scene.tables:
+        places = parts[2].subfigures(1, 2, squeeze=False)[0]
+        for place, letter, (measure, table) in zip(places, "de", scene.tables, strict=False):
+            _entitle(place, letter, *measure_texts(table, measure), theme)
+            measure_drawer(measure, table, theme)(place.subplots())
+
+
+def _entitle(part: SubFigure, letter: str, title: str, caption: str, theme: Theme) -> None:
+    from matplotlib.figure import Figure
+    from matplotlib.text import Annotation
+
+    whole = isinstance(part.get_figure(root=False), Figure)
+    lines = textwrap.wrap(caption, 140 if whole else 68)
+    room = "\n" * len(lines)
+    left = 0.012 * WIDTH * part.dpi / part.bbox.width
+    heading = part.suptitle(
+        f"{letter}   {title}{room}", x=left, ha="left", fontsize=PAGE_TEXT + 0.5, weight="bold"
+    )
+    part.add_artist(
+        Annotation(
+            "\n".join(lines),
+            (0, 1),
+            (0, -1.45 * PAGE_TEXT),
+            xycoords=heading,
+            textcoords="offset points",
+            va="top",
+            color=theme.muted,
+            in_layout=False,
+        )
+    )
