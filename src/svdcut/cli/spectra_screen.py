@@ -120,17 +120,17 @@ def _columns(spectra: Spectra) -> list[_Column]:
     columns = [
         _Column("n", lambda line: str(len(line.matrices)), 4) if several else None,
         _Column("shape", lambda line: _shape(line.shape), 4),
-        _Column("norm", lambda line: _size(line.norm), 6),
-        _Column("relative", lambda line: _share(line.relative_norm), 1) if update else None,
-        _Column("first", lambda line: _size(line.sigma_first), 3),
-        _Column("last", lambda line: _size(line.sigma_last), 9),
-        _Column("stable", lambda line: _number(line.stable_rank), 7),
-        _Column("effective", lambda line: _number(line.effective_rank), 3),
-        _Column("90 %", lambda line: _number(line.rank_90), 1),
-        _Column("99 %", lambda line: _number(line.rank_99), 8),
-        _Column(">noise", lambda line: _number(line.above_noise_edge), 1) if update else None,
-        _Column("zeros", lambda line: _share(line.zero_fraction), 5),
-        _Column("intruders", lambda line: _number(line.intruders), 1)
+        _Column("norm", lambda line: size_text(line.norm), 6),
+        _Column("relative", lambda line: share_text(line.relative_norm), 1) if update else None,
+        _Column("first", lambda line: size_text(line.sigma_first), 3),
+        _Column("last", lambda line: size_text(line.sigma_last), 9),
+        _Column("stable", lambda line: number_text(line.stable_rank), 7),
+        _Column("effective", lambda line: number_text(line.effective_rank), 3),
+        _Column("90 %", lambda line: number_text(line.rank_90), 1),
+        _Column("99 %", lambda line: number_text(line.rank_99), 8),
+        _Column(">noise", lambda line: number_text(line.above_noise_edge), 1) if update else None,
+        _Column("zeros", lambda line: share_text(line.zero_fraction), 5),
+        _Column("intruders", lambda line: number_text(line.intruders), 1)
         if any(matrix.intruders for matrix in matrices)
         else None,
         _Column("spectrum", lambda line: _sparkline(line.matrices, decades), 2, "left"),
@@ -175,21 +175,21 @@ def _shape(shape: tuple[int, ...] | None) -> str:
     return "-" if shape is None else "x".join(map(str, shape))
 
 
-def _number(value: float | None) -> str:
+def number_text(value: float | None) -> str:
     """Return a rank, or a median of ranks."""
     if value is None:
         return "-"
     return f"{value:.1f}" if value < 9.95 and value != int(value) else f"{value:.0f}"
 
 
-def _size(value: float | None) -> str:
+def size_text(value: float | None) -> str:
     """Return a norm or a singular value in at most seven characters."""
     if value is None:
         return "-"
     return f"{value:.3g}" if value == 0 or 1e-3 <= value < 1000 else f"{value:.1e}"
 
 
-def _share(value: float | None) -> str:
+def share_text(value: float | None) -> str:
     """Return a share in percent, of two digits."""
     if value is None:
         return "-"
@@ -242,7 +242,7 @@ def _cuts_table(points: Sequence[CutPoint]) -> Table:
             str(point.rule),
             str(point.lowest) if point.lowest == point.highest else span,
             f"{point.rank} of {point.full_rank}",
-            "-" if point.energy is None else _share(point.energy),
+            "-" if point.energy is None else share_text(point.energy),
         )
     return table
 
@@ -253,21 +253,21 @@ def _verdict(spectra: Spectra) -> Iterator[str]:
     norm = math.hypot(*(matrix.norm for matrix in matrices))
     left = f", {len(spectra.left_out)} tensors without one" if spectra.left_out else ""
     base = math.hypot(*(matrix.base_norm or 0.0 for matrix in matrices))
-    share = f", {_share(norm / base)} of base's" if base else ""
-    yield f"{len(matrices)} matrices{left}. Norm of all: {_size(norm)}{share}."
+    share = f", {share_text(norm / base)} of base's" if base else ""
+    yield f"{len(matrices)} matrices{left}. Norm of all: {size_text(norm)}{share}."
     known = [matrix for matrix in matrices if matrix.above_noise_edge is not None]
     above = sum(matrix.above_noise_edge or 0 for matrix in known)
     if known and spectra.subject is Subject.UPDATE:
         total = sum(matrix.full_rank for matrix in known)
         yield (
             f"{above} of {total} singular values are above what rounding in storage explains "
-            f"({_share(above / total)})."
+            f"({share_text(above / total)})."
         )
     zeros = statistics.fmean(matrix.zero_fraction for matrix in matrices)
     if zeros >= _MANY_ZEROS and spectra.subject is Subject.UPDATE:
         yield (
-            f"{_share(zeros)} of the update's entries are exactly zero: much of it is below the "
-            "last place of the stored weights, and was lost when they were saved."
+            f"{share_text(zeros)} of the update's entries are exactly zero: much of it is below "
+            "the last place of the stored weights, and was lost when they were saved."
         )
     unknown = len(matrices) - len(known)
     if unknown:

@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
-import csv
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from svdcut.api import SpectraRequest, SpectrumOptions, measure_spectra, prepare_spectra
-from svdcut.cli.guard import guard, note
-from svdcut.cli.output import print_json, show_progress, warn_of_unmatched
-from svdcut.cli.shared import DeviceOption, parse_rename, screen_flag
-from svdcut.cli.spectra_screen import print_spectra
+from svdcut.api import (
+    ComparisonRequest,
+    SpectraRequest,
+    SpectrumOptions,
+    measure_comparison,
+    measure_spectra,
+    prepare_comparison,
+    prepare_spectra,
+)
+from svdcut.cli.guard import guard
+from svdcut.cli.output import show_progress, warn_of_unmatched
+from svdcut.cli.shared import COMPUTATION, DeviceOption, parse_rename, screen_flag
+from svdcut.cli.spectrum_output import (
+    Form,
+    Targets,
+    choose_form,
+    show_comparison,
+    show_spectra,
+)
 from svdcut.errors import UsageError
-from svdcut.spectra.facts import Spectra
-from svdcut.spectra.files import COLUMNS, check_target, rows, save_values
-from svdcut.spectra.lineage import find_base
+from svdcut.spectra.plan import SpectraPlan
 from svdcut.spectra.summary import SortKey, sort_tensors
 
 _TENSORS = "Tensors"
+_QUESTIONS = "Further questions"
 _OUTPUT = "Output"
 
 
@@ -45,6 +55,7 @@ def spectrum(
             min=1,
             help="Compute only the N leading values of each matrix, which is faster.",
             show_default="all",
+            rich_help_panel=COMPUTATION,
         ),
     ] = None,
     only: Annotated[
@@ -78,6 +89,51 @@ def spectrum(
             help="Order of the tensors: numbers from the largest down.", rich_help_panel=_TENSORS
         ),
     ] = SortKey.MODEL,
+    intruders: Annotated[
+        bool,
+        typer.Option(
+            "--intruders",
+            metavar="",
+            help="Count intruder dimensions: leading left vectors of FT's matrix that are like "
+            "none of CHECKPOINT's.",
+            rich_help_panel=_QUESTIONS,
+        ),
+    ] = False,
+    compare: Annotated[
+        str | None,
+        typer.Option(
+            metavar="OTHER",
+            help="Compare the update with that of another model fine-tuned from CHECKPOINT: "
+            "spectra, and the overlap of leading spaces.",
+            show_default=False,
+            rich_help_panel=_QUESTIONS,
+        ),
+    ] = None,
+    rank: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Rank of the spaces that --compare compares.",
+            rich_help_panel=_QUESTIONS,
+        ),
+    ] = 16,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Draw spectra, energies and layers to a .png, .svg or .pdf file.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write one page with the pictures and a table to sort, to a .html file.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = None,
     save: Annotated[
         Path | None,
         typer.Option(
@@ -113,52 +169,45 @@ def spectrum(
     numbers: a checkpoint of any size takes the memory of its largest matrices.
     """
     with guard(verbose=verbose):
-        if json and as_csv:
-            raise UsageError("--json and --csv: choose one")
+        form = choose_form(json=json, csv=as_csv, quiet=quiet)
+        targets = Targets(plot, html, save)
         options: SpectrumOptions = {
             "only": only or [],
             "skip": skip or [],
             "map": dict(parse_rename(text) for text in rename or []),
             "top": top,
+            "intruders": intruders,
             "device": device,
             "quiet": quiet,
         }
-        request = prepare_spectra(checkpoint, finetuned, **options)
-        _check_files(save, request)
-        if request.plan.pairing is not None:
-            warn_of_unmatched(request.plan.pairing, "left out")
-        with show_progress(quiet=quiet, verbose=verbose) as observe:
-            spectra = sort_tensors(measure_spectra(request, observe=observe), sort)
-        if save is not None:
-            save_values(spectra, save)
-        if json:
-            print_json(spectra.to_json())
-        elif as_csv:
-            _print_csv(spectra)
-        elif not quiet:
-            print_spectra(spectra, request.plan.pairing)
-            _tell_of_base(request)
+        if compare is None:
+            _look(prepare_spectra(checkpoint, finetuned, **options), sort, form, targets)
+        elif finetuned is None:
+            raise UsageError("--compare needs an update", hint="Name both sides: BASE FT.")
+        else:
+            asked = prepare_comparison(checkpoint, finetuned, compare, rank=rank, **options)
+            _compare(asked, form, targets)
 
 
-def _check_files(save: Path | None, request: SpectraRequest) -> None:
-    """Refuse before the work what could not be written after it."""
-    if save is not None and save.suffix != ".safetensors":
-        raise UsageError(f"--save {save}: expected a name that ends in .safetensors")
-    for path in (save,):
-        if path is not None:
-            check_target(path, request.plan.places)
+def _look(request: SpectraRequest, sort: SortKey, form: Form, targets: Targets) -> None:
+    targets.check(request.plan.places)
+    _warn(request.plan)
+    with show_progress(quiet=form is Form.NOTHING, verbose=False) as observe:
+        spectra = sort_tensors(measure_spectra(request, observe=observe), sort)
+    targets.write(spectra)
+    show_spectra(spectra, request.plan, form)
 
 
-def _print_csv(spectra: Spectra) -> None:
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows(rows(spectra))
+def _compare(request: ComparisonRequest, form: Form, targets: Targets) -> None:
+    targets.check_comparison(request.plan.places)
+    for plan in (request.plan.first, request.plan.second):
+        _warn(plan)
+    with show_progress(quiet=form is Form.NOTHING, verbose=False) as observe:
+        comparison = measure_comparison(request, observe=observe)
+    targets.write_comparison(comparison)
+    show_comparison(comparison, form)
 
 
-def _tell_of_base(request: SpectraRequest) -> None:
-    """Say how to see the update, where weights were measured and their base is here."""
-    checkpoint = request.plan.checkpoint
-    base = find_base(checkpoint) if request.plan.base is None else None
-    if base is not None:
-        words = ["svdcut", "spectrum", base, checkpoint.source]
-        note("its base is here; to see the update: " + shlex.join(words))
+def _warn(plan: SpectraPlan) -> None:
+    if plan.pairing is not None:
+        warn_of_unmatched(plan.pairing, "left out")

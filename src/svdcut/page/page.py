@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
 from typing import Protocol
 
-from svdcut.errors import OutputError
 from svdcut.page import tables
 from svdcut.page.rows import limited, tensor_rows, totals
 from svdcut.page.text import grouped, markup, number, script_json
 from svdcut.spectra.facts import Spectra, Subject
+from svdcut.wholefile import write_whole
 
 _HERE = Path(__file__).parent
 _THEMES = ("light", "dark")
@@ -64,21 +63,7 @@ def save_page(spectra: Spectra, panels: Mapping[str, Sequence[Panel]], path: Pat
     at most `svdcut.page.rows.MAX_ROWS`.
     """
     data = render(spectra, panels).encode()
-    partial: Path | None = None
-    try:
-        target = path.with_name(f".{path.name[:100]}.{os.getpid()}.partial")
-        with target.open("xb") as file:
-            partial = target
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except (OSError, ValueError) as error:  # ValueError: the path has no name, or a NUL in it
-        reason = getattr(error, "strerror", None) or error
-        raise OutputError(f"{path}: cannot be written: {reason}") from error
-    finally:
-        if partial is not None:
-            partial.unlink(missing_ok=True)
+    write_whole(path, lambda place: place.write_bytes(data))
 
 
 def render(spectra: Spectra, panels: Mapping[str, Sequence[Panel]]) -> str:

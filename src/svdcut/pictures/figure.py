@@ -5,14 +5,12 @@ What is on them is in `page`.
 
 from __future__ import annotations
 
-import os
-import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from svdcut.errors import OutputError, UsageError
+from svdcut.errors import UsageError
 from svdcut.pictures.captions import (
     energy_texts,
     measure_texts,
@@ -33,6 +31,7 @@ from svdcut.pictures.panels import draw_energy, draw_ranks
 from svdcut.pictures.render import POINTS, rendered
 from svdcut.pictures.style import LIGHT, Theme, drawing, require_matplotlib
 from svdcut.spectra.facts import Spectra
+from svdcut.wholefile import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,8 +66,6 @@ def check_figure(path: Path) -> None:
     ------
     UsageError
         If its suffix is of no known format, or matplotlib is not installed.
-    OutputError
-        If there is no such folder.
     """
     if path.suffix.lower() not in SUFFIXES:
         raise UsageError(
@@ -76,8 +73,6 @@ def check_figure(path: Path) -> None:
             hint="As --plot spectrum.png.",
         )
     require_matplotlib()
-    if not path.parent.is_dir():
-        raise OutputError(f"{path}: there is no folder {path.parent}")
 
 
 def save_figure(spectra: Spectra, path: Path) -> None:
@@ -102,7 +97,8 @@ def save_figure(spectra: Spectra, path: Path) -> None:
     The same spectra give the same bytes with the same matplotlib.
     """
     check_figure(path)
-    _replace(path, draw_page(spectra, path.suffix.lower().removeprefix("."), LIGHT))
+    data = draw_page(spectra, path.suffix.lower().removeprefix("."), LIGHT)
+    write_whole(path, lambda place: place.write_bytes(data))
 
 
 def panels_as_svg(spectra: Spectra, theme: Theme) -> tuple[Panel, ...]:
@@ -166,16 +162,3 @@ def _panel(
         figure = Figure((WIDTH, height), POINTS, layout="constrained")
         draw(figure)
         return Panel(title, caption, inline(rendered(figure, "svg").decode(), title))
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Write a file as a whole or not at all."""
-    partial = path.with_name(f".svdcut-{secrets.token_hex(6)}.partial")
-    try:
-        try:
-            partial.write_bytes(data)
-            os.replace(partial, path)  # noqa: PTH105
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(f"{path}: the picture could not be written: {error.strerror}") from error

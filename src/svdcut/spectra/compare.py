@@ -78,7 +78,8 @@ def run_comparison(
         describe_spectra(side, options, device, [spectra[p] for p in side.pairs], seconds)
         for side in (plan.first, plan.second)
     )
-    return Comparison(first, second, plan.rank, overlaps, plan.unmatched)
+    partners = {task[0].name: task[1].name for task in plan.tasks if len(task) > 1}
+    return Comparison(first, second, plan.rank, overlaps, partners, plan.unmatched)
 
 
 def _compare(task: Sequence[Pair], options: SpectraOptions, place: Place, rank: int) -> _Found:

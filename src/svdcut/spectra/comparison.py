@@ -77,6 +77,9 @@ class Comparison:
     overlaps: Mapping[str, tuple[Overlap, ...]]
     """Of each matrix of the tensors that both updates have, by the first one's names."""
 
+    partners: Mapping[str, str]
+    """The second one's names of these tensors."""
+
     unmatched: tuple[str, ...]
     """Tensors with a spectrum in one of them only, or with another shape in the other."""
 
@@ -97,6 +100,7 @@ class Comparison:
                 )
                 for name, found in self.overlaps.items()
             },
+            "partners": dict(self.partners),
             "unmatched": list(self.unmatched),
         }
 

@@ -6,12 +6,13 @@ It writes nothing to a terminal.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from svdcut.errors import OutputError, UsageError
 from svdcut.spectra.facts import SCHEMA, Spectra, TensorSpectra
+from svdcut.wholefile import write_whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -85,31 +86,6 @@ def check_target(path: Path, inputs: Sequence[Path]) -> None:
         place = side.resolve()
         if path.exists() and place in {path.resolve(), *path.resolve().parents}:
             raise UsageError(f"{path}: a file of the checkpoint {side}", hint="Name another.")
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file that appears complete or not at all.
-
-    Parameters
-    ----------
-    path : Path
-        Where it shall be.
-    write : callable
-        Writes to the path that it is given: beside, with the same suffix.
-
-    Raises
-    ------
-    OutputError
-        If it cannot be written.
-    """
-    beside = path.with_name(f".{path.stem}.partial-{os.getpid()}{path.suffix}")
-    try:
-        write(beside)
-        beside.replace(path)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def save_values(spectra: Spectra, path: Path) -> None:

@@ -65,6 +65,11 @@ class ComparisonPlan:
     """The tensors of both: two where they are compared, one where one has no counterpart."""
 
     @property
+    def places(self) -> list[Path]:
+        """The folders of the three checkpoints, or their files where they are bare."""
+        return [*self.first.places, *self.second.places]
+
+    @property
     def unmatched(self) -> tuple[str, ...]:
         """Names of the tensors that are not compared."""
         return tuple(dict.fromkeys(task[0].name for task in self.tasks if len(task) == 1))

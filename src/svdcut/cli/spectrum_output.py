@@ -1,0 +1,124 @@
+"""Where the results of ``svdcut spectrum`` go: stdout, and the files that were asked for."""
+
+from __future__ import annotations
+
+import csv
+import shlex
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from svdcut.cli import comparison_screen
+from svdcut.cli.guard import note
+from svdcut.cli.output import print_json
+from svdcut.cli.spectra_screen import print_spectra
+from svdcut.errors import UsageError
+from svdcut.page import save_page
+from svdcut.pictures import DARK, LIGHT, check_figure, panels_as_svg, save_figure
+from svdcut.spectra import files
+from svdcut.spectra.comparison import Comparison
+from svdcut.spectra.facts import Spectra
+from svdcut.spectra.lineage import find_base
+from svdcut.spectra.plan import SpectraPlan
+
+
+class Form(Enum):
+    """What goes to stdout."""
+
+    TABLES = "tables"
+    JSON = "json"
+    CSV = "csv"
+    NOTHING = "nothing"
+
+
+def choose_form(*, json: bool, csv: bool, quiet: bool) -> Form:
+    """Return what the switches of the command line mean."""
+    if json and csv:
+        raise UsageError("--json and --csv: choose one")
+    if json or csv:
+        return Form.JSON if json else Form.CSV
+    return Form.NOTHING if quiet else Form.TABLES
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """The files that were asked for."""
+
+    plot: Path | None
+    html: Path | None
+    save: Path | None
+
+    def check(self, inputs: Sequence[Path]) -> None:
+        """Refuse before the work what could not be written after it.
+
+        Parameters
+        ----------
+        inputs : sequence of Path
+            Folders and files of the checkpoints.
+        """
+        for option, path, suffix in (
+            ("--html", self.html, ".html"),
+            ("--save", self.save, ".safetensors"),
+        ):
+            if path is not None and path.suffix != suffix:
+                raise UsageError(f"{option} {path}: expected a name that ends in {suffix}")
+        # The page has the same pictures.
+        for path in (self.plot, self.html and self.html.with_suffix(".svg")):
+            if path is not None:
+                check_figure(path)
+        for path in (self.plot, self.html, self.save):
+            if path is not None:
+                files.check_target(path, inputs)
+
+    def check_comparison(self, inputs: Sequence[Path]) -> None:
+        """Do the same for two updates, of which there is a picture alone."""
+        for option, path in (("--html", self.html), ("--save", self.save)):
+            if path is not None:
+                raise UsageError(f"{option} is of one update", hint="Leave out --compare.")
+        self.check(inputs)
+
+    def write(self, spectra: Spectra) -> None:
+        """Write what was asked for."""
+        if self.save is not None:
+            files.save_values(spectra, self.save)
+        if self.plot is not None:
+            save_figure(spectra, self.plot)
+        if self.html is not None:
+            themes = {"light": LIGHT, "dark": DARK}
+            panels = {name: panels_as_svg(spectra, theme) for name, theme in themes.items()}
+            save_page(spectra, panels, self.html)
+
+    def write_comparison(self, comparison: Comparison) -> None:
+        """Write the picture of two updates, if it was asked for."""
+
+
+def show_spectra(spectra: Spectra, plan: SpectraPlan, form: Form) -> None:
+    """Print spectra, and how to see the update where it could be seen."""
+    if form is Form.JSON:
+        print_json(spectra.to_json())
+    elif form is Form.CSV:
+        _print_csv(files.COLUMNS, files.rows(spectra))
+    elif form is Form.TABLES:
+        print_spectra(spectra, plan.pairing)
+        base = find_base(plan.checkpoint) if plan.base is None else None
+        if base is not None:
+            words = ["svdcut", "spectrum", base, plan.checkpoint.source]
+            note("its base is here; to see the update: " + shlex.join(words))
+
+
+def show_comparison(comparison: Comparison, form: Form) -> None:
+    """Print what two updates have in common."""
+    if form is Form.JSON:
+        print_json(comparison.to_json())
+    elif form is Form.CSV:
+        _print_csv(comparison_screen.COLUMNS, comparison_screen.rows(comparison))
+    elif form is Form.TABLES:
+        comparison_screen.print_comparison(comparison)
+
+
+def _print_csv(head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(head)
+    writer.writerows(rows)
