@@ -29,8 +29,9 @@ reference: .venv/.installed-dev  ## Write man/ and the generated pages of docs/ 
 	$(PYTHON) scripts/refusals_table.py
 	$(PYTHON) scripts/noise_table.py
 
-picture: .venv/.installed-dev  ## Measure and draw docs/agreement.png anew
+picture: .venv/.installed-dev  ## Measure and draw the pictures of the documents anew
 	$(PYTHON) scripts/real_pair.py demo
+	$(PYTHON) scripts/spectrum_pictures.py demo
 	$(PYTHON) scripts/agreement.py demo --out docs/agreement
 
 .venv/.installed: pyproject.toml scripts/install.sh

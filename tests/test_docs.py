@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import svdcut
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -19,15 +21,18 @@ def blocks(text, language):
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
-def commands(text):
+def commands(text, name):
     for block in blocks(text, "console"):
         for line in block.splitlines():
-            if line.startswith("$ svdcut truncate"):
+            if line.startswith(f"$ svdcut {name} "):
                 yield line.removeprefix("$ ").partition("  #")[0].partition(" #")[0].strip()
 
 
-def run(*words, cwd):
-    environment = {**os.environ, "COLUMNS": "80", "HF_HUB_OFFLINE": "1"}
+SPECTRUM = [c for path in DOCUMENTS for c in commands(path.read_text("utf-8"), "spectrum")]
+
+
+def run(*words, cwd, columns=80):
+    environment = {**os.environ, "COLUMNS": str(columns), "HF_HUB_OFFLINE": "1"}
     return subprocess.run(
         [sys.executable, "-m", "svdcut", *words],
         cwd=cwd,
@@ -38,6 +43,29 @@ def run(*words, cwd):
     )
 
 
+SCREEN = re.compile(r"<!-- screen (\d+): (.*?) -->\n```text\n(.*?)```\n", re.DOTALL)
+
+
+def screens():
+    """Yield each screen in a document: how wide it is, the words of the command, what it shows."""
+    for path in DOCUMENTS:
+        for match in SCREEN.finditer(path.read_text(encoding="utf-8")):
+            yield path.name, int(match[1]), match[2].split(), match[3]
+
+
+@pytest.fixture
+def demo(real_pair, tmp_path):
+    """A folder with the pair where the documents have it."""
+    (tmp_path / "demo").mkdir()
+    for name, side in (
+        ("base", real_pair.base),
+        ("finetuned", real_pair.finetuned),
+        ("other", real_pair.finetuned_encoder),
+    ):
+        (tmp_path / "demo" / name).symlink_to(side)
+    return tmp_path
+
+
 def unstable(screen):
     """Mask what differs between machines: times, and norms of rounding."""
     screen = re.sub(r"\d+\.\d s", "T s", screen)
@@ -45,18 +73,19 @@ def unstable(screen):
     return [" ".join(line.split()) for line in screen.strip().splitlines()]
 
 
-def test_the_screen_in_the_readme_is_the_real_one(real_pair, tmp_path):
-    shown = re.search(r"<!-- screen: demo -->\n```text\n(.*?)```", README, re.DOTALL)[1]
-    (tmp_path / "demo").mkdir()
-    for side in ("base", "finetuned"):
-        (tmp_path / "demo" / side).symlink_to(getattr(real_pair, side))
-    words = ("truncate", "demo/base", "demo/finetuned", "-k", "64", "-o", "demo/cut-64")
-    done = run(*words, cwd=tmp_path)
+@pytest.mark.parametrize(("document", "columns", "words", "shown"), list(screens()))
+def test_screens_in_the_documents_are_the_real_ones(document, columns, words, shown, demo):
+    """Written anew by ``python tests/test_docs.py``; look at what changed."""
+    done = run(*words, cwd=demo, columns=columns)
     assert done.returncode == 0, done.stderr
     assert unstable(done.stdout) == unstable(shown)
 
 
-@pytest.mark.parametrize("command", [c for c in commands(README) if "org/" not in c])
+def test_there_are_screens():
+    assert {document for document, *_ in screens()} == {"README.md", "spectrum.md"}
+
+
+@pytest.mark.parametrize("command", [c for c in commands(README, "truncate") if "org/" not in c])
 def test_commands_in_the_readme_are_understood(command, real_pair, tmp_path):
     (tmp_path / "base").symlink_to(real_pair.base)
     for name in ("ft", "finetuned"):
@@ -66,8 +95,18 @@ def test_commands_in_the_readme_are_understood(command, real_pair, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("command", SPECTRUM)
+def test_spectrum_commands_in_the_documents_work(command, demo):
+    for name, target in (("base", "base"), ("ft", "finetuned"), ("finetuned",) * 2, ("other",) * 2):
+        (demo / name).symlink_to(demo / "demo" / target)
+    done = run(*shlex.split(command.partition("|")[0])[1:], cwd=demo)
+    assert (done.returncode, done.stderr) == (0, "")
+    for name in re.findall(r"\S+\.(?:png|html|safetensors)", command):
+        assert (demo / name).stat().st_size > 10_000
+
+
 def test_the_readme_shows_commands():
-    assert len(list(commands(README))) >= 6
+    assert len(list(commands(README, "truncate"))) >= 6
 
 
 @pytest.mark.parametrize("block", blocks(README, "python"))
@@ -98,8 +137,6 @@ def test_contributing_names_every_module():
 
 
 def test_the_changelog_has_this_version():
-    import svdcut
-
     assert f"\n## {svdcut.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
@@ -107,3 +144,37 @@ def test_make_knows_the_commands_of_the_readme():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in re.findall(r"^\$ make (\w+)", README, re.MULTILINE):
         assert f"\n{target}:" in makefile
+
+
+def test_keys_of_the_spectrum_are_documented(real_pair):
+    text = (ROOT / "docs" / "spectrum.md").read_text(encoding="utf-8")
+    options = {"only": ["*layer.0.attention.self.*"], "top": 4}
+    sides = (real_pair.base, real_pair.finetuned, real_pair.finetuned_encoder)
+    comparison = svdcut.compare_spectra(*sides, only=["*layer.0.attention.self.*"]).to_json()
+    document = svdcut.spectrum(*sides[:2], **options).to_json()
+    tensors = [next(iter(part.values())) for part in (document["tensors"], comparison["overlaps"])]
+    for keys in (document, *tensors):
+        for key in keys:
+            assert f"`{key}`" in text, key
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT / "scripts"))
+    import tempfile
+
+    from real_pair import make_real_pair
+
+    sides = make_real_pair(ROOT / "demo")
+    for path in DOCUMENTS:
+        with tempfile.TemporaryDirectory() as name:
+            (Path(name) / "demo").mkdir()
+            for side in ("base", "finetuned"):
+                (Path(name) / "demo" / side).symlink_to(getattr(sides, side))
+
+            def fresh(match, folder=Path(name)):
+                done = run(*match[2].split(), cwd=folder, columns=int(match[1]))
+                assert done.returncode == 0, done.stderr
+                return f"<!-- screen {match[1]}: {match[2]} -->\n```text\n{done.stdout}```\n"
+
+            text = path.read_text(encoding="utf-8")
+            path.write_text(SCREEN.sub(fresh, text), encoding="utf-8")

@@ -7,10 +7,12 @@ on, and where it fails, is in docs/noise.md.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+
+import numpy as np
+from numpy.typing import NDArray
 
 _TRACY_WIDOM_99 = 2.02
 """99 % quantile of the Tracy-Widom law of order 1."""
@@ -30,13 +32,15 @@ _CLASS_WIDTH = 0.1
 
 _SMALLEST_CLASS = -100
 
+_HALVINGS = 26
+
 
 @dataclass(frozen=True, slots=True)
 class Margins:
     """Sums by row and by column of the variances of a matrix's entries."""
 
-    rows: tuple[float, ...]
-    columns: tuple[float, ...]
+    rows: NDArray[np.float64]
+    columns: NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,58 +119,55 @@ def variance_edge(variances: Margins) -> float:
     .. [2] A. Bandeira et al., "Matrix concentration inequalities and free probability",
        arXiv:2108.06312: how near matrices come to that norm.
     """
-    total = min(math.fsum(variances.rows), math.fsum(variances.columns))
+    total = min(float(variances.rows.sum()), float(variances.columns.sum()))
     if total == 0:
         return 0.0
     m, n = len(variances.rows), len(variances.columns)
     finite = noise_edge(m, n, 1.0) / (math.sqrt(m) + math.sqrt(n))
     rows, columns = _classes(variances.rows), _classes(variances.columns)
 
-    def square(log_h: float) -> float:
-        h = math.exp(log_h)
+    def square(log_h: NDArray[np.float64]) -> NDArray[np.float64]:
+        h = np.exp(log_h)
         return h / (_saturation(rows, h) * _saturation(columns, h))
 
     return finite * math.sqrt(total * _minimum(square, -3.0, math.log(m * n) / 2 + 1))
 
 
-def _classes(values: Sequence[float]) -> list[tuple[int, float]]:
-    """Return classes of like values: how many, and their mean as a share of the sum."""
-    top, total = max(values), math.fsum(values)
-    found: defaultdict[int, list[float]] = defaultdict(list)
-    for value in values:
-        if value > 0:
-            number = math.floor(math.log(value / top) / _CLASS_WIDTH)
-            found[max(number, _SMALLEST_CLASS)].append(value)
-    return [(len(v), math.fsum(v) / len(v) / total) for _, v in sorted(found.items())]
+def _classes(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return classes of like values: how many of each, and their means as shares of the sum."""
+    positive = values[values > 0]
+    numbers = np.floor(np.log(positive / positive.max()) / _CLASS_WIDTH).clip(_SMALLEST_CLASS)
+    _, place = np.unique(numbers, return_inverse=True)
+    counts = np.bincount(place).astype(np.float64)
+    return counts, np.bincount(place, positive) / counts / positive.sum()
 
 
-def _saturation(classes: Sequence[tuple[int, float]], h: float) -> float:
-    """Return the p with ``sum a p / (1 - a p) = h``."""
-    low, high = 0.0, 1 / max(share for _, share in classes)
-    for _ in range(48):
+def _saturation(
+    classes: tuple[NDArray[np.float64], NDArray[np.float64]], h: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return the p with ``sum a p / (1 - a p) = h``, for each h."""
+    counts, shares = classes
+    low, high = np.zeros_like(h), np.full_like(h, 1 / shares.max())
+    for _ in range(_HALVINGS):
         p = (low + high) / 2
-        if sum(count * share * p / (1 - share * p) for count, share in classes) < h:
-            low = p
-        else:
-            high = p
+        parts = np.multiply.outer(p, shares)
+        below = (parts / (1 - parts)) @ counts < h
+        low, high = np.where(below, p, low), np.where(below, high, p)
     return (low + high) / 2
 
 
-def _minimum(function: Callable[[float], float], low: float, high: float) -> float:
-    """Return the minimum of a unimodal function, by golden sections."""
-    golden = (math.sqrt(5) - 1) / 2
-    x, y = high - golden * (high - low), low + golden * (high - low)
-    at_x, at_y = function(x), function(y)
-    for _ in range(30):
-        if at_x < at_y:
-            high, y, at_y = y, x, at_x
-            x = high - golden * (high - low)
-            at_x = function(x)
-        else:
-            low, x, at_x = x, y, at_y
-            y = low + golden * (high - low)
-            at_y = function(y)
-    return min(at_x, at_y)
+def _minimum(
+    function: Callable[[NDArray[np.float64]], NDArray[np.float64]], low: float, high: float
+) -> float:
+    """Return the minimum of a unimodal function, by grids that close in on it."""
+    best = math.inf
+    for _ in range(3):
+        places = np.linspace(low, high, 32)
+        values = function(places)
+        least = int(values.argmin())
+        best = min(best, float(values[least]))
+        low, high = places[max(least - 1, 0)], places[min(least + 1, len(places) - 1)]
+    return best
 
 
 def storage_edge(storage: Storage, s: Sequence[float] | None) -> float | None:
@@ -206,7 +207,7 @@ def storage_edge(storage: Storage, s: Sequence[float] | None) -> float | None:
         return None
     if not s or s[0] == 0:
         return edge
-    total = min(math.fsum(storage.observed.rows), math.fsum(storage.observed.columns))
+    total = min(float(storage.observed.rows.sum()), float(storage.observed.columns.sum()))
     shape = observed / math.sqrt(total) if total else 0.0
     edge = _lowered(edge, shape, s)
     return max(edge, _leftover(edge, storage, s))

@@ -52,6 +52,7 @@ class _Column:
     """Where the screen is narrow, columns of higher numbers go first."""
 
     justify: Literal["left", "right"] = "right"
+    style: str = ""
 
 
 def print_spectra(spectra: Spectra, pairing: Pairing | None) -> None:
@@ -133,7 +134,7 @@ def _columns(spectra: Spectra) -> list[_Column]:
         _Column("intruders", lambda line: number_text(line.intruders), 1)
         if any(matrix.intruders for matrix in matrices)
         else None,
-        _Column("spectrum", lambda line: _sparkline(line.matrices, decades), 2, "left"),
+        _Column("spectrum", lambda line: _sparkline(line.matrices, decades), 2, "left", "cyan"),
     ]
     return [column for column in columns if column is not None]
 
@@ -153,7 +154,7 @@ def _print_lines(
     table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
     table.add_column("", overflow="fold")
     for column in shown:
-        table.add_column(column.title, justify=column.justify, no_wrap=True)
+        table.add_column(column.title, justify=column.justify, style=column.style, no_wrap=True)
     for number, name in enumerate(names):
         table.add_row(escape(name), *(cells[column][number] for column in shown))
     screen.print(table)

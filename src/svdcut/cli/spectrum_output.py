@@ -15,8 +15,6 @@ from svdcut.cli.guard import note
 from svdcut.cli.output import print_json
 from svdcut.cli.spectra_screen import print_spectra
 from svdcut.errors import UsageError
-from svdcut.page import save_page
-from svdcut.pictures import DARK, LIGHT, check_figure, panels_as_svg, save_figure
 from svdcut.spectra import files
 from svdcut.spectra.comparison import Comparison
 from svdcut.spectra.facts import Spectra
@@ -44,7 +42,10 @@ def choose_form(*, json: bool, csv: bool, quiet: bool) -> Form:
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """The files that were asked for."""
+    """The files that were asked for.
+
+    What draws is imported where it is needed: it needs numpy, and help shall not wait for it.
+    """
 
     plot: Path | None
     html: Path | None
@@ -64,10 +65,11 @@ class Targets:
         ):
             if path is not None and path.suffix != suffix:
                 raise UsageError(f"{option} {path}: expected a name that ends in {suffix}")
-        # The page has the same pictures.
-        for path in (self.plot, self.html and self.html.with_suffix(".svg")):
-            if path is not None:
-                check_figure(path)
+        if self.plot is not None or self.html is not None:
+            from svdcut.pictures import check_figure
+
+            # The page has pictures too.
+            check_figure(self.plot or Path("page.svg"))
         for path in (self.plot, self.html, self.save):
             if path is not None:
                 files.check_target(path, inputs)
@@ -84,14 +86,23 @@ class Targets:
         if self.save is not None:
             files.save_values(spectra, self.save)
         if self.plot is not None:
+            from svdcut.pictures import save_figure
+
             save_figure(spectra, self.plot)
         if self.html is not None:
+            from svdcut.page import save_page
+            from svdcut.pictures import DARK, LIGHT, panels_as_svg
+
             themes = {"light": LIGHT, "dark": DARK}
             panels = {name: panels_as_svg(spectra, theme) for name, theme in themes.items()}
             save_page(spectra, panels, self.html)
 
     def write_comparison(self, comparison: Comparison) -> None:
         """Write the picture of two updates, if it was asked for."""
+        if self.plot is not None:
+            from svdcut.pictures import save_comparison
+
+            save_comparison(comparison, self.plot)
 
 
 def show_spectra(spectra: Spectra, plan: SpectraPlan, form: Form) -> None:

@@ -3,7 +3,22 @@
 It measures nothing. matplotlib, of the extra ``plot``, is imported where it is needed.
 """
 
-from svdcut.pictures.figure import Panel, check_figure, panels_as_svg, save_figure
+from svdcut.pictures.figure import (
+    Panel,
+    check_figure,
+    panels_as_svg,
+    save_comparison,
+    save_figure,
+)
 from svdcut.pictures.style import DARK, LIGHT, Theme
 
-__all__ = ["DARK", "LIGHT", "Panel", "Theme", "check_figure", "panels_as_svg", "save_figure"]
+__all__ = [
+    "DARK",
+    "LIGHT",
+    "Panel",
+    "Theme",
+    "check_figure",
+    "panels_as_svg",
+    "save_comparison",
+    "save_figure",
+]

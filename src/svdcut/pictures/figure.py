@@ -17,12 +17,13 @@ from svdcut.pictures.captions import (
     ranks_texts,
     spectra_texts,
 )
+from svdcut.pictures.comparison import draw_comparison
 from svdcut.pictures.inline import inline
 from svdcut.pictures.page import (
     PANEL_TEXT,
     WIDTH,
     compose,
-    draw_grid,
+    draw_all_spectra,
     draw_page,
     grid_height,
     measure_drawer,
@@ -30,6 +31,7 @@ from svdcut.pictures.page import (
 from svdcut.pictures.panels import draw_energy, draw_ranks
 from svdcut.pictures.render import POINTS, rendered
 from svdcut.pictures.style import LIGHT, Theme, drawing, require_matplotlib
+from svdcut.spectra.comparison import Comparison
 from svdcut.spectra.facts import Spectra
 from svdcut.wholefile import write_whole
 
@@ -101,6 +103,21 @@ def save_figure(spectra: Spectra, path: Path) -> None:
     write_whole(path, lambda place: place.write_bytes(data))
 
 
+def save_comparison(comparison: Comparison, path: Path) -> None:
+    """Draw two updates of one base on one page, and write it.
+
+    Parameters
+    ----------
+    comparison : Comparison
+        What to draw.
+    path : Path
+        As for `save_figure`, which raises the same errors.
+    """
+    check_figure(path)
+    data = draw_comparison(comparison, path.suffix.lower().removeprefix("."), LIGHT)
+    write_whole(path, lambda place: place.write_bytes(data))
+
+
 def panels_as_svg(spectra: Spectra, theme: Theme) -> tuple[Panel, ...]:
     """Draw each panel by itself, to stand in a page of HTML.
 
@@ -132,7 +149,7 @@ def panels_as_svg(spectra: Spectra, theme: Theme) -> tuple[Panel, ...]:
             *spectra_texts(groups, frame),
             height * 1.1,
             theme,
-            lambda figure: draw_grid(figure, groups, frame, theme, PANEL_TEXT),
+            lambda figure: draw_all_spectra(figure, groups, frame, theme, PANEL_TEXT),
         ),
         _panel(*energy_texts(groups), 3.4, theme, _alone(lambda a: draw_energy(a, groups, theme))),
         _panel(

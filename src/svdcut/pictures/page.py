@@ -37,6 +37,9 @@ PAGE_TEXT, PANEL_TEXT = 7.0, 8.5
 WIDTH = 7.4
 """In inches."""
 
+_HEAD, _FOOT = 0.4, 0.5
+"""In inches."""
+
 _COLUMNS = 4
 _TITLE_POINTS = 660
 """Of text in bold, side by side, on the width of a page."""
@@ -75,37 +78,35 @@ def grid_height(num_groups: int) -> float:
     return 2.6 if num_groups == 1 else 0.35 + (1.75 if rows == 1 else 1.45 * rows)
 
 
+Drawer = Callable[["Axes", int], None]
+"""Draws a small panel, whose title may have so many characters."""
+
+
 def draw_grid(
-    figure: Figure | SubFigure,
-    groups: Sequence[Group],
-    frame: Frame,
-    theme: Theme,
-    text: float,
+    figure: Figure | SubFigure, drawers: Sequence[Drawer], ylabel: str, text: float
 ) -> None:
-    """Draw the spectra of all groups, a small panel each.
+    """Draw small panels that share their axes.
 
     Parameters
     ----------
     figure : Figure or SubFigure
         Of its own.
-    groups : sequence of Group
+    drawers : sequence of callable
         At least one.
-    frame : Frame
-        That of all of them.
-    theme : Theme
-        Colours.
+    ylabel : str
+        What is drawn against the index.
     text : float
         Size of text, in points: it says how long a title may be.
     """
-    columns = min(len(groups), _COLUMNS)
-    rows = -(-len(groups) // columns)
+    columns = min(len(drawers), _COLUMNS)
+    rows = -(-len(drawers) // columns)
     grid = figure.subplots(rows, columns, squeeze=False)
     label = round(_TITLE_POINTS / text / columns) - 1
     for number, axes in enumerate(grid.flat):
-        if number >= len(groups):
+        if number >= len(drawers):
             axes.set_visible(False)
             continue
-        draw_spectra(axes, groups[number], frame, theme, label=label)
+        drawers[number](axes, label)
         if number % columns:
             axes.tick_params(labelleft=False)
         # All panels share their axes: those of the last row are enough.
@@ -114,7 +115,22 @@ def draw_grid(
         else:
             axes.set_xlabel("index")
     for row in grid[:, 0]:
-        row.set_ylabel("singular value")
+        row.set_ylabel(ylabel)
+
+
+def draw_all_spectra(
+    figure: Figure | SubFigure,
+    groups: Sequence[Group],
+    frame: Frame,
+    theme: Theme,
+    text: float,
+) -> None:
+    """Draw the spectra of all groups, a small panel each."""
+
+    def drawer(group: Group) -> Drawer:
+        return lambda axes, label: draw_spectra(axes, group, frame, theme, label=label)
+
+    draw_grid(figure, [drawer(group) for group in groups], "singular value", text)
 
 
 def draw_page(spectra: Spectra, file_format: str, theme: Theme) -> bytes:
@@ -129,64 +145,105 @@ def draw_page(spectra: Spectra, file_format: str, theme: Theme) -> bytes:
     theme : Theme
         Its background is the page.
     """
+    scene = compose(spectra, theme)
+
+    def draw(parts: Sequence[SubFigure]) -> None:
+        if scene.groups:
+            _draw_sections(parts, scene, theme)
+        else:
+            parts[0].text(0.02, 0.5, "There is no matrix to show.", color=theme.muted)
+
+    frame = (headline(spectra), footnote(spectra))
+    return page_around(draw, _heights(scene), frame, file_format, theme)
+
+
+def page_around(
+    draw: Callable[[Sequence[SubFigure]], None],
+    heights: Sequence[float],
+    frame: tuple[str, Sequence[str]],
+    file_format: str,
+    theme: Theme,
+) -> bytes:
+    """Return the bytes of a page with a head and a foot around what is drawn.
+
+    Parameters
+    ----------
+    draw : callable
+        Takes the sections, from top to bottom.
+    heights : sequence of float
+        Of these, in inches.
+    frame : tuple of str and sequence of str
+        The title, and the lines at the foot.
+    file_format, theme
+        As for `draw_page`.
+    """
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    scene = compose(spectra, theme)
-    heights = _heights(scene)
+    rows = [_HEAD, *heights, _FOOT]
     with drawing(theme, PAGE_TEXT, text_as_paths=True):
         layout = ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.05, hspace=0.02, wspace=0.02)
         dpi = DPI if file_format == "png" else POINTS
-        size = (WIDTH, sum(heights))
-        figure = Figure(size, dpi, facecolor=theme.background, layout=layout)
-        parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
-        _write_head(parts[0], spectra, theme)
-        if scene.groups:
-            _draw_sections(list(parts[1:-1]), scene, theme)
-        else:
-            parts[1].text(0.02, 0.5, "There is no matrix to show.", color=theme.muted)
-        _write_foot(parts[-1], spectra, theme)
+        figure = Figure((WIDTH, sum(rows)), dpi, facecolor=theme.background, layout=layout)
+        parts = figure.subfigures(len(rows), 1, height_ratios=rows, squeeze=False)[:, 0]
+        write_head(parts[0], frame[0], theme)
+        draw(list(parts[1:-1]))
+        write_foot(parts[-1], frame[1], theme)
         return rendered(figure, file_format)
 
 
 def _heights(scene: Scene) -> list[float]:
-    """Return those of head, sections and foot, in inches."""
+    """Return those of the sections, in inches."""
     if not scene.groups:
-        return [0.4, 0.6, 0.5]
-    heights = [0.4, grid_height(len(scene.groups)) + 0.3, 2.7]
+        return [0.6]
+    heights = [grid_height(len(scene.groups)) + 0.3, 2.7]
     if scene.tables:
-        rows = max(len(table.rows) for _, table in scene.tables)
-        heights.append(0.75 + 0.15 * max(rows, 4))
-    return [*heights, 0.5]
+        heights.append(table_height([table for _, table in scene.tables]))
+    return heights
 
 
-def _write_head(part: SubFigure, spectra: Spectra, theme: Theme) -> None:
-    part.text(0.012, 0.4, headline(spectra), fontsize=11, fontweight="bold", color=theme.ink)
+def table_height(tables: Sequence[Table]) -> float:
+    """Return what tables side by side need, in inches."""
+    return 0.75 + 0.15 * max(4, *(len(table.rows) for table in tables))
 
 
-def _write_foot(part: SubFigure, spectra: Spectra, theme: Theme) -> None:
-    text = "\n".join(footnote(spectra))
+def write_head(part: SubFigure, text: str, theme: Theme) -> None:
+    """Write the title of a page."""
+    part.text(0.012, 0.4, text, fontsize=11, fontweight="bold", color=theme.ink)
+
+
+def write_foot(part: SubFigure, lines: Sequence[str], theme: Theme) -> None:
+    """Write what a page was made from."""
+    text = "\n".join(lines)
     part.text(0.012, 0.95, text, va="top", color=theme.muted, fontsize=6.3, linespacing=1.35)
 
 
 def _draw_sections(parts: Sequence[SubFigure], scene: Scene, theme: Theme) -> None:
     groups, frame = scene.groups, scene.frame
     title, caption = spectra_texts(groups, frame)
-    _entitle(parts[0], "a", title, caption, theme)
-    draw_grid(parts[0], groups, frame, theme, PAGE_TEXT)
+    entitle(parts[0], "a", title, caption, theme)
+    draw_all_spectra(parts[0], groups, frame, theme, PAGE_TEXT)
     left, right = parts[1].subfigures(1, 2, squeeze=False, width_ratios=(1, 1.1))[0]
-    _entitle(left, "b", *energy_texts(groups), theme)
+    entitle(left, "b", *energy_texts(groups), theme)
     draw_energy(left.subplots(), groups, theme)
-    _entitle(right, "c", *ranks_texts(groups), theme)
+    entitle(right, "c", *ranks_texts(groups), theme)
     draw_ranks(right.subplots(), groups, theme)
     if scene.tables:
-        places = parts[2].subfigures(1, 2, squeeze=False)[0]
-        for place, letter, (measure, table) in zip(places, "de", scene.tables, strict=False):
-            _entitle(place, letter, *measure_texts(table, measure), theme)
-            measure_drawer(measure, table, theme)(place.subplots())
+        draw_tables(parts[2], "de", scene.tables, theme)
 
 
-def _entitle(part: SubFigure, letter: str, title: str, caption: str, theme: Theme) -> None:
+def draw_tables(
+    part: SubFigure, letters: str, tables: Sequence[tuple[Measure, Table]], theme: Theme
+) -> None:
+    """Draw at most two measures side by side."""
+    places = part.subfigures(1, 2, squeeze=False)[0]
+    for place, letter, (measure, table) in zip(places, letters, tables, strict=False):
+        entitle(place, letter, *measure_texts(table, measure), theme)
+        measure_drawer(measure, table, theme)(place.subplots())
+
+
+def entitle(part: SubFigure, letter: str, title: str, caption: str, theme: Theme) -> None:
+    """Write a letter, a title and a caption above a panel."""
     from matplotlib.figure import Figure
     from matplotlib.text import Annotation
 

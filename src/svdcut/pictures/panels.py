@@ -53,7 +53,7 @@ def draw_spectra(axes: Axes, group: Group, frame: Frame, theme: Theme, *, label:
     label : int
         Characters that the title may have.
     """
-    _draw_rank_grid(axes, 10**frame.right, math.log10)
+    draw_rank_grid(axes, 10**frame.right, math.log10)
     places, labels = decade_ticks(frame.low, frame.high)
     axes.set_yticks(places, labels)
     axes.grid(axis="y", color=theme.faint, linewidth=0.4)
@@ -142,7 +142,7 @@ def draw_energy(axes: Axes, groups: Sequence[Group], theme: Theme) -> None:
     """Draw the energy kept by rank: medians, ranges, and the two shares people ask for."""
     shown = [(group, group.energy) for group in groups if group.energy is not None]
     largest = max((int(energy.ranks[-1]) for _, energy in shown), default=4)
-    _draw_rank_grid(axes, max(largest, 4), math.log10)
+    draw_rank_grid(axes, max(largest, 4), math.log10)
     for rank in FIXED_RANKS:
         if rank <= largest:
             axes.axvline(math.log10(rank), color=theme.faint, linewidth=0.8, zorder=0.5)
@@ -238,7 +238,7 @@ def draw_ranks(axes: Axes, groups: Sequence[Group], theme: Theme) -> None:
         if (ranks := spread_of_ranks(rule, group.kind.changed)) is not None
     ]
     zero = any(ranks[0] < 1 for *_, ranks in found)
-    _draw_rank_grid(axes, max(largest, 4), _rank_place, zero=zero)
+    draw_rank_grid(axes, max(largest, 4), _rank_place, zero=zero)
     axes.grid(axis="x", color=theme.faint, linewidth=0.4)
     for rank in FIXED_RANKS:
         if rank <= largest:
@@ -311,9 +311,10 @@ def _draw_rule_key(axes: Axes, fields: set[str], theme: Theme) -> None:
     )
 
 
-def _draw_rank_grid(
+def draw_rank_grid(
     axes: Axes, largest: float, place: Callable[[float], float], *, zero: bool = False
 ) -> None:
+    """Draw the lines and the labels of an axis of ranks."""
     ranks = ([0] if zero else []) + rank_ticks(round(largest))
     axes.set_xticks([place(rank) for rank in ranks], [str(rank) for rank in ranks])
 

@@ -1,0 +1,239 @@
+"""``svdcut spectrum`` as a user meets it: screens, pipelines, files, messages."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+import svdcut
+from checkpoints import toy, write_folder
+from svdcut.cli.app import app
+from svdcut.spectra.files import COLUMNS
+
+ENVIRONMENT = {"COLUMNS": "120", "TERM": "dumb", "HF_HUB_OFFLINE": "1"}
+
+
+@pytest.fixture
+def cli(monkeypatch):
+    def call(*arguments, columns=120):
+        words = ["spectrum", *map(str, arguments)]
+        monkeypatch.setattr(sys, "argv", ["svdcut", *words])
+        return CliRunner().invoke(app, words, env=ENVIRONMENT | {"COLUMNS": str(columns)})
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    return toy(tmp_path_factory.mktemp("toy"), layers=3)
+
+
+def shell(line, pair, tmp_path):
+    """Run a pipeline as a shell does, without a terminal and without COLUMNS."""
+    environment = {key: value for key, value in os.environ.items() if key != "COLUMNS"}
+    command = f"'{sys.executable}' -m svdcut spectrum '{pair.base}' '{pair.finetuned}' {line}"
+    return subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_json_is_one_document(cli, pair):
+    result = cli(pair.base, pair.finetuned, "--json")
+    assert (result.exit_code, result.stderr) == (0, "")
+    found = json.loads(result.stdout)
+    expected = svdcut.spectrum(pair.base, pair.finetuned).to_json()
+    assert found | {"seconds": 0} == expected | {"seconds": 0}
+
+
+def test_csv_is_a_table(cli, pair):
+    result = cli(pair.base, pair.finetuned, "--csv")
+    assert (result.exit_code, result.stderr) == (0, "")
+    head, *rows = csv.reader(io.StringIO(result.stdout))
+    assert tuple(head) == COLUMNS
+    assert len(rows) == len(svdcut.spectrum(pair.base, pair.finetuned).matrices)
+    assert {len(row) for row in rows} == {len(COLUMNS)}
+
+
+@pytest.mark.parametrize(
+    ("line", "lines"),
+    [
+        ("--json | jq -r '.tensors | length'", 1),
+        ("--csv | column -ts,", None),
+        ("--csv | head -2", 2),
+        ("| head -3", 3),
+        ("| grep -c 256", None),
+        ("--json | head -c 100", None),
+        ("-q", 0),
+    ],
+)
+def test_pipelines_are_quiet_and_right(line, lines, pair, tmp_path):
+    tool = line.partition("| ")[2].split(" ")[0]
+    if tool and subprocess.run(["which", tool], capture_output=True, check=False).returncode:
+        pytest.skip(f"there is no {tool}")
+    done = shell(line, pair, tmp_path)
+    assert done.stderr == ""
+    assert done.returncode in (0, 1 if "grep" in line else 0)
+    if lines is not None:
+        assert len(done.stdout.splitlines()) == lines
+
+
+def test_a_pipe_has_room_for_every_column(pair, tmp_path):
+    shown = shell("", pair, tmp_path).stdout
+    for title in ("norm", "relative", "first", "last", "stable", "effective", "99 %", "zeros"):
+        assert title in shown
+    assert "No room" not in shown
+
+
+@pytest.mark.parametrize("columns", [60, 80, 100, 120, 200])
+def test_no_line_of_a_table_is_wider_than_the_screen(cli, real_pair, columns):
+    result = cli(real_pair.base, real_pair.finetuned, "--only", "*layer.1[01].*", columns=columns)
+    assert result.exit_code == 0, result.stderr
+    table = [line for line in result.stdout.splitlines() if re.match(r"1[01]\.\w", line)]
+    assert len(table) >= 12
+    assert max(map(len, result.stdout.splitlines()[3:20])) <= columns
+    assert ("No room" in result.stdout) is (columns < 120)
+
+
+def test_every_number_of_the_screen_is_that_of_the_json(cli, real_pair):
+    options = ("--only", "*layer.3.attention.self.key*")
+    screen = cli(real_pair.base, real_pair.finetuned, *options).stdout
+    found = json.loads(cli(real_pair.base, real_pair.finetuned, *options, "--json").stdout)
+    (facts,) = found["tensors"].values()
+    for shown in (
+        f"{facts['norm']:.3g}",
+        f"{facts['relative_norm']:.1%}",
+        f"{facts['singular_values'][0]:.3g}",
+        f"{facts['effective_rank']:.0f}",
+        f" {facts['rank_90']} ",
+        f" {facts['rank_99']} ",
+        f" {facts['above_noise_edge']} ",
+    ):
+        assert shown in screen
+
+
+def test_sorted(cli, pair):
+    result = cli(pair.base, pair.finetuned, "--csv", "--sort", "relative_norm")
+    rows = list(csv.DictReader(io.StringIO(result.stdout)))
+    values = [float(row["relative_norm"]) for row in rows]
+    assert values == sorted(values, reverse=True)
+
+
+def test_files(cli, pair, tmp_path):
+    plot, page, values = (tmp_path / name for name in ("p.svg", "p.html", "v.safetensors"))
+    result = cli(pair.base, pair.finetuned, "--plot", plot, "--html", page, "--save", values, "-q")
+    assert (result.exit_code, result.output) == (0, "")
+    assert "<svg" in plot.read_text()
+    text = page.read_text()
+    assert text.startswith("<!doctype html>")
+    assert text.count("data:image/svg") >= 6
+    assert load_file(values).keys() == svdcut.spectrum(pair.base, pair.finetuned).tensors.keys()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["p.html", "p.svg", "v.safetensors"]
+
+
+def test_compared(cli, pair, tmp_path):
+    plot = tmp_path / "c.png"
+    sides = (pair.base, pair.finetuned, "--compare", pair.finetuned)
+    result = cli(*sides, "--plot", plot)
+    assert result.exit_code == 0, result.stderr
+    assert "1.00" in result.stdout
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    found = json.loads(cli(*sides, "--json", "--rank", "3").stdout)
+    assert found["schema"] == "svdcut/comparison/1"
+    for overlap in found["overlaps"].values():
+        overlaps = overlap["left_overlap"]
+        for value in overlaps if isinstance(overlaps, list) else [overlaps]:
+            assert value == pytest.approx(1)
+    rows = list(csv.DictReader(io.StringIO(cli(*sides, "--csv").stdout)))
+    assert {float(row["energy_distance"]) for row in rows} == {0}
+
+
+def test_intruders_are_counted(cli, pair):
+    result = cli(pair.base, pair.finetuned, "--intruders", "--csv")
+    rows = list(csv.DictReader(io.StringIO(result.stdout)))
+    assert all(row["intruders"].isdigit() for row in rows)
+    assert "intruders" in cli(pair.base, pair.finetuned, "--intruders").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("{base}", "{ft}", "--json", "--csv"), 2, "--json and --csv"),
+        (("{base}", "{ft}", "--plot", "x.gif"), 2, ".png, .svg or .pdf"),
+        (("{base}", "{ft}", "--html", "x.txt"), 2, "ends in .html"),
+        (("{base}", "{ft}", "--save", "x.pt"), 2, "ends in .safetensors"),
+        (("{base}", "{ft}", "--save", "none/x.safetensors"), 1, "there is no folder"),
+        (("{base}", "{ft}", "--save", "{ft}/model.safetensors"), 2, "a file of the checkpoint"),
+        (("{base}", "{ft}", "--plot", "{ft}/model.safetensors"), 2, ".png, .svg or .pdf"),
+        (("{base}", "--compare", "{ft}"), 2, "--compare needs an update"),
+        (("{base}", "--intruders"), 2, "--intruders needs two checkpoints"),
+        (("{base}", "{ft}", "--compare", "{ft}", "--html", "x.html"), 2, "--html is of one"),
+        (("{base}", "{ft}", "--only", "nothing"), 2, "matches no tensor"),
+        (("{base}", "none/"), 3, "no such file"),
+        (("{base}", "{ft}", "--sort", "size"), 2, "--sort"),
+        (("{base}", "{ft}", "--top", "0"), 2, "--top"),
+    ],
+)
+def test_errors_are_a_few_lines(arguments, code, words, cli, pair, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = cli(*(word.format(base=pair.base, ft=pair.finetuned) for word in arguments))
+    assert result.exit_code == code, result.output
+    assert words in result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_are_not_overwritten_by_their_values(cli, pair):
+    before = (pair.finetuned / "model.safetensors").read_bytes()
+    cli(pair.base, pair.finetuned, "--save", pair.finetuned / "model.safetensors")
+    assert (pair.finetuned / "model.safetensors").read_bytes() == before
+
+
+def test_a_base_that_is_named_and_here_is_told_of(cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    weights = {"layers.0.up.weight": torch.randn(8, 6)}
+    write_folder(tmp_path / "base", weights)
+    write_folder(tmp_path / "ft", weights, {"_name_or_path": "base"})
+    result = cli("ft")
+    assert "svdcut spectrum base ft" in result.stderr
+    assert cli("ft", "-q").stderr == ""
+    write_folder(tmp_path / "itself", weights, {"_name_or_path": "itself"})
+    write_folder(tmp_path / "elsewhere", weights, {"_name_or_path": "/nowhere/base"})
+    for name in ("itself", "elsewhere", "base"):
+        assert cli(name).stderr == ""
+    (tmp_path / "elsewhere" / "README.md").write_text("---\nbase_model: base/\n---\n")
+    assert "svdcut spectrum base/ elsewhere" in cli("elsewhere").stderr
+
+
+def test_what_base_lacks_is_warned_of(cli, tmp_path):
+    weights = {"layers.0.up.weight": torch.randn(8, 6)}
+    more = weights | {"layers.1.up.weight": torch.randn(8, 6)}
+    base, tuned = write_folder(tmp_path / "b", weights), write_folder(tmp_path / "f", more)
+    result = cli(base, tuned)
+    assert result.exit_code == 0
+    assert "1 matrix is left out" in result.stderr
+
+
+def test_a_name_cannot_draw_on_the_terminal(cli, tmp_path):
+    name = "layers.0.\x1b[31mred[bold]\u202e.weight"
+    folder = write_folder(tmp_path / "w", {name: torch.randn(8, 6), "b.weight": torch.randn(4, 4)})
+    result = cli(folder)
+    assert result.exit_code == 0
+    assert "\x1b" not in result.stdout
+    assert "\u202e" not in result.stdout
+    assert "[bold]" in result.stdout
