@@ -95,3 +95,34 @@ def test_the_gram_matrix(shape):
     found = gram(a)
     assert torch.allclose(found, found.T, rtol=1e-14, atol=1e-13)
     assert float((found - expected).abs().max()) <= 1e-14 * math.prod(shape)
+
+
+@pytest.mark.parametrize("kind", [*SPECTRA, "noise"])
+@pytest.mark.parametrize("shape", [(480, 450), (450, 480), (400, 400)])
+def test_a_steep_spectrum_without_its_head(kind, shape):
+    a = Case(kind, *shape, torch.float64).build()
+    found = singular_values(a.clone(), steep=True)
+    assert len(found.singular_values) == min(shape)
+    assert found.singular_values == sorted(found.singular_values, reverse=True)
+    assert found.bound <= VALUE_TOLERANCE
+    assert float(errors(found.singular_values, a).max()) <= found.bound + 1e-13
+
+
+def test_the_tail_of_a_square_update_needs_no_exact_route():
+    """A power law over white noise, whose smallest value is a millionth of the first."""
+    m = 420
+    s = torch.arange(1, 41, dtype=torch.float64) ** -1.0
+    a = with_spectrum(m, m, s, seed=3, dtype=torch.float64) / 10
+    a += 5e-6 * noise(m, m, seed=4, dtype=torch.float64)
+    plain, found = singular_values(a.clone()), singular_values(a.clone(), steep=True)
+    assert (plain.method, found.method) == (Method.EXACT, Method.GRAM)
+    assert float(errors(found.singular_values, a).max()) <= found.bound <= VALUE_TOLERANCE
+
+
+def test_without_an_iteration_a_steep_spectrum_is_measured_all_the_same(monkeypatch):
+    a = Case("steep", 450, 430, torch.float64).build()
+    for answer in (lambda *_, **__: None,):
+        monkeypatch.setattr(module, "krylov_triplets", answer)
+        found = singular_values(a.clone(), steep=True)
+        assert float(errors(found.singular_values, a).max()) <= found.bound + 1e-13
+    assert singular_values(torch.zeros(450, 430), steep=True).method is Method.NONE

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from svdcut.cli import comparison_screen
 from svdcut.cli.guard import note
 from svdcut.cli.output import print_json
 from svdcut.cli.spectra_screen import print_spectra
@@ -18,7 +17,6 @@ from svdcut.errors import UsageError
 from svdcut.spectra import files
 from svdcut.spectra.comparison import Comparison
 from svdcut.spectra.facts import Spectra
-from svdcut.spectra.lineage import find_base
 from svdcut.spectra.plan import SpectraPlan
 
 
@@ -112,6 +110,8 @@ def show_spectra(spectra: Spectra, plan: SpectraPlan, form: Form) -> None:
     elif form is Form.CSV:
         _print_csv(files.COLUMNS, files.rows(spectra))
     elif form is Form.TABLES:
+        from svdcut.spectra.lineage import find_base
+
         print_spectra(spectra, plan.pairing)
         base = find_base(plan.checkpoint) if plan.base is None else None
         if base is not None:
@@ -121,6 +121,8 @@ def show_spectra(spectra: Spectra, plan: SpectraPlan, form: Form) -> None:
 
 def show_comparison(comparison: Comparison, form: Form) -> None:
     """Print what two updates have in common."""
+    from svdcut.cli import comparison_screen
+
     if form is Form.JSON:
         print_json(comparison.to_json())
     elif form is Form.CSV:

@@ -59,7 +59,9 @@ def measure_spectrum(
     """
     full_rank = min(update.matrix.shape)
     if top is None or choose_route(full_rank, top) is not Route.KRYLOV:
-        found = singular_values(update.matrix, escalate=escalate)
+        found = singular_values(
+            update.matrix, steep=update.base is not None, seed=seed, escalate=escalate
+        )
         values, method, bound = found.singular_values, found.method, found.bound
         return _describe(update, values, values[:top], _norm(values), method, bound)
     head = _leading(update, top, seed, escalate)

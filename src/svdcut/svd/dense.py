@@ -93,13 +93,22 @@ def gram_triplets(a: Tensor, *, energy: float) -> Triplets:
     return Triplets(right, None, squares, residuals, residuals)
 
 
-def gram(a: Tensor) -> Tensor:
-    """Return ``a.T @ a``, (n, n) float64, for `a` (m, n); only one triangle is computed."""
+def gram(a: Tensor, *, without: Tensor | None = None) -> Tensor:
+    """Return ``a.T @ a``, (n, n) float64, of which only one triangle is computed.
+
+    Parameters
+    ----------
+    a : Tensor of shape (m, n), float32 or float64
+    without : Tensor of shape (n, k), float64, optional
+        Orthonormal: what lies along it is taken out of `a` first.
+    """
     n = a.shape[1]
     product = torch.zeros(n, n, dtype=torch.float64, device=a.device)
     panels = [slice(start, start + _PANEL) for start in range(0, n, _PANEL)]
     for start, stop in row_blocks(*a.shape, num_bytes=PRODUCT_BYTES):
         block = a[start:stop].double()
+        if without is not None:
+            block = block.addmm(block @ without, without.T, alpha=-1)
         for panel in panels:
             product[panel, panel.start :].addmm_(block[:, panel].T, block[:, panel.start :])
     for panel in panels:

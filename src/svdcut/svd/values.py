@@ -13,8 +13,17 @@ import torch
 from torch import Tensor
 
 from svdcut.svd.certificate import VALUE_FLOOR, VALUE_TOLERANCE
-from svdcut.svd.decomposition import Method, SolverError, is_solver_failure, normalise
+from svdcut.svd.decomposition import (
+    Method,
+    SolverError,
+    Triplets,
+    is_solver_failure,
+    normalise,
+    sum_of_squares,
+)
 from svdcut.svd.dense import gram, is_tall
+from svdcut.svd.krylov import krylov_triplets
+from svdcut.svd.route import Route, choose_route
 
 _ROUNDING = 4.0
 """Backward error of a route in units of epsilon, by the Frobenius norm of what it reduces.
@@ -22,6 +31,17 @@ _ROUNDING = 4.0
 Householder reductions are backward stable by that norm, with a factor that grows slowly
 in theory and stays below one in practice; `tests/test_values.py` looks at it.
 """
+
+
+_HEAD, _HEAD_SHARE = 96, 16
+"""Leading triplets that are taken out of a steep spectrum, to see what is left more sharply:
+so many, or this part of the short side."""
+
+_HEAD_EXCESS = 1e-14
+"""What their iteration aims for: their own rounding."""
+
+_SQUARE = 1.5
+"""Up to this aspect ratio the smallest values of noise are as small as they can be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,20 +59,33 @@ class Values:
     """
 
 
-def singular_values(a: Tensor, *, escalate: Callable[[], object] = lambda: None) -> Values:
+def singular_values(
+    a: Tensor,
+    *,
+    steep: bool = False,
+    seed: int = 0,
+    tolerance: float = VALUE_TOLERANCE,
+    escalate: Callable[[], object] = lambda: None,
+) -> Values:
     """Return all singular values of a matrix.
 
     Parameters
     ----------
     a : Tensor of shape (m, n), float32 or float64
         Finite. It is scaled in place by a power of two.
+    steep : bool
+        Whether a few values are likely to be far above the others, as those of an update are.
+    seed : int
+        Of the random start of the iteration that a steep spectrum begins with.
+    tolerance : float
+        Relative error that is allowed; without a bound the first route is the last.
     escalate : callable
         Called once before the exact route is taken: it needs more memory.
 
     Returns
     -------
     Values
-        Within `VALUE_TOLERANCE`.
+        Within `tolerance`.
 
     Raises
     ------
@@ -61,39 +94,98 @@ def singular_values(a: Tensor, *, escalate: Callable[[], object] = lambda: None)
 
     Notes
     -----
-    With ``m >= n``, the eigenvalues of the float64 Gram matrix: O(m n^2) for it and
-    4/3 n^3 for its reduction, in two float64 matrices of n x n. An eigenvalue is
-    off by eps times the norm of the Gram matrix, so that a small value loses digits by
-    the square of its share; where that is too much, the exact route follows, a float64
-    SVD without vectors: 8/3 n^3, slower than its operations, in the memory of
-    `exact_triplets`.
+    With ``m >= n``, the eigenvalues of the float64 Gram matrix `G`: O(m n^2) for it and
+    4/3 n^3 for its reduction, in two float64 matrices of n x n. An eigenvalue is off by
+    eps times the norm of `G`, so that small values lose digits: those of a square
+    update, whose noise reaches down to 1e-6 of its first value, too many.
+
+    So the head of a steep spectrum is taken out first. With `V` orthonormal of k columns,
+    the eigenvalues of `G` are near those of ``V.T G V`` and of ``(1 - V V.T) G (1 - V V.T)``,
+    whose norm is smaller, often by a hundred: the smallest value can be a tenth as large. With
+    the residual norm `r` of `V`, an eigenvalue is moved by at most `r`, and by
+    ``r^2 / gap`` with the gap to the other part's [1]_. Both are nothing once the iteration
+    is at its rounding.
+
+    Where that is not enough the exact route follows, a float64 SVD without vectors: 8/3 n^3,
+    slower than its operations, in the memory of `exact_triplets`.
+
+    References
+    ----------
+    .. [1] C.-K. Li, R.-C. Li, "A note on eigenvalues of perturbed Hermitian matrices",
+       Linear Algebra Appl. 395, 2005.
     """
     tall = a if a.shape[0] >= a.shape[1] else a.T
     tall, exponent = normalise(tall)
     scale = math.ldexp(1.0, exponent)
-    found = _by_gram(tall)
-    if found is None or found.bound > VALUE_TOLERANCE:
+    found = _by_gram(tall, _leading(tall, seed) if steep else None)
+    if found is None or found.bound > tolerance:
         escalate()
         found = _by_svd(tall)
     return Values([value * scale for value in found.singular_values], found.method, found.bound)
 
 
-def _by_gram(a: Tensor) -> Values | None:
+def _leading(a: Tensor, seed: int) -> Triplets | None:
+    """Return leading triplets in float64, or None where they do not pay or are not found."""
+    m, n = a.shape
+    count = min(_HEAD, n // _HEAD_SHARE)
+    if m > _SQUARE * n or choose_route(n, count) is not Route.KRYLOV:
+        return None
+    energy = sum_of_squares(a)
+    if energy == 0:
+        return None
     try:
-        squares = torch.linalg.eigvalsh(gram(a))
+        found = krylov_triplets(
+            a.double(),
+            count,
+            energy=energy,
+            tolerance=_HEAD_EXCESS,
+            generator=torch.Generator().manual_seed(seed),
+        )
     except RuntimeError as failure:
         if not is_solver_failure(failure):
             raise
         return None
-    size = float(squares.norm())
-    if size == 0:
-        return Values([0.0] * a.shape[1], Method.NONE, 0.0)
-    s = squares.flip(0).clamp_min_(0).sqrt_()
-    error = _ROUNDING * torch.finfo(torch.float64).eps * size
-    smallest, first = float(s[-1]), float(s[0])
-    # From the inside: the value itself may be rounding.
-    moved = error / max(smallest + math.sqrt(max(smallest**2 - error, 0.0)), VALUE_FLOOR * first)
-    return Values(s.tolist(), Method.GRAM, moved / max(smallest, VALUE_FLOOR * first))
+    return None if found is None else found.triplets
+
+
+def _by_gram(a: Tensor, head: Triplets | None = None) -> Values | None:
+    k = 0 if head is None else _sharpest(head, a.shape[1])
+    without = None if head is None else head.right[:, :k]
+    try:
+        squares = torch.linalg.eigvalsh(gram(a, without=without)).flip(0)
+    except RuntimeError as failure:
+        if not is_solver_failure(failure):
+            raise
+        return None
+    epsilon = torch.finfo(torch.float64).eps
+    moved = torch.full_like(squares, _ROUNDING * epsilon * float(squares.norm()))
+    if head is not None:
+        # What was taken out has left k zeros.
+        squares, moved = squares[: len(squares) - k], moved[: len(moved) - k]
+        coupling = float(head.residuals[:k].norm())
+        gaps = (head.squares[k - 1] - squares).clamp_min(coupling)
+        moved += coupling * coupling / gaps
+        squares = torch.cat((head.squares[:k], squares))
+        moved = torch.cat((torch.full_like(head.squares[:k], coupling), moved))
+        squares, order = squares.sort(descending=True)
+        moved = moved[order]
+    s, below = squares.clamp_min(0).sqrt(), (squares - moved).clamp_min(0).sqrt()
+    first = float(s[0])
+    if first == 0:
+        return Values([0.0] * len(s), Method.NONE, 0.0)
+    # From below: the value itself may be rounding.
+    errors = moved / (s + below).clamp_min(VALUE_FLOOR * first)
+    # Of the entries, where the head was taken out.
+    errors += _ROUNDING * epsilon * float(s.norm()) * (head is not None)
+    return Values(s.tolist(), Method.GRAM, float((errors / s.clamp_min(VALUE_FLOOR * first)).max()))
+
+
+def _sharpest(head: Triplets, n: int) -> int:
+    """Return how many of the triplets to take out so that least is known wrongly of the rest."""
+    # As if all that is left were as large as the last one.
+    rounding = _ROUNDING * torch.finfo(torch.float64).eps * math.sqrt(n) * head.squares
+    coupling = head.residuals.square().cumsum(0) / head.squares
+    return int((rounding + coupling).argmin()) + 1
 
 
 def _by_svd(a: Tensor) -> Values:
