@@ -1,6 +1,7 @@
-"""Time and peak memory of ``svdcut truncate`` as a checkpoint grows.
+"""Time and peak memory of ``svdcut truncate`` or ``spectrum`` as a checkpoint grows.
 
-    python bench/growth.py [FOLDER] [--layers 12 24 48] [--device auto]
+    python bench/growth.py [FOLDER] [--command truncate|spectrum] [--layers 12 24 48]
+                           [--device auto]
 
 Makes pairs that differ in their number of layers alone, and prints for each the seconds,
 the seconds of each layer beyond the first pair's, and the peak memory beside the promise:
@@ -29,6 +30,7 @@ COPIES = 8
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, nargs="?")
+    parser.add_argument("--command", choices=["truncate", "spectrum"], default="truncate")
     parser.add_argument("--layers", type=int, nargs="*", default=[12, 24, 48])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="auto")
@@ -48,8 +50,10 @@ def measure(place: Path, options: argparse.Namespace) -> bool:
     for number in range(options.rounds):
         for layers, timing in timings.items():
             pair = place / str(layers)
-            command = [sys.executable, "-m", "svdcut", "truncate", str(pair / "base")]
-            command += [str(pair / "ft"), "-q", "-k", "64", "-o", str(pair / f"out{number}")]
+            command = [sys.executable, "-m", "svdcut", options.command, str(pair / "base")]
+            command += [str(pair / "ft"), "-q"]
+            if options.command == "truncate":
+                command += ["-k", "64", "-o", str(pair / f"out{number}")]
             timing.seconds.append(run([*command, "--device", options.device], timing))
     first, before = options.layers[0], statistics.median(timings[options.layers[0]].seconds)
     kept = True

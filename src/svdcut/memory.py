@@ -211,8 +211,9 @@ def _values_bytes(pair: Pair) -> tuple[int, int]:
     long, short, item = _largest_matrix(pair, exact=True)
     matrix = item * long * short + _BLOCKS_BYTES + _PRODUCT_BYTES
     gram = matrix + _VALUES_SQUARES * 8 * short**2
-    copies = _TALL_COPIES if long >= 2 * short else _VALUES_SQUARES
-    return gram, max(gram, matrix + copies * 8 * long * short)
+    tall = _TALL_COPIES * 2 * short**2  # a square and a triangle at a time
+    exact = tall if long >= 2 * short else _VALUES_SQUARES * long * short
+    return gram, max(gram, matrix + 8 * exact)
 
 
 def _largest_matrix(pair: Pair, *, exact: bool = False) -> tuple[int, int, int]:

@@ -189,11 +189,8 @@ def _sharpest(head: Triplets, n: int) -> int:
 
 
 def _by_svd(a: Tensor) -> Values:
-    wide = a.double()
     try:
-        if is_tall(a):
-            wide = torch.linalg.qr(wide, mode="r").R
-        s = torch.linalg.svdvals(wide)
+        s = torch.linalg.svdvals(_triangle(a) if is_tall(a) else a.double())
     except RuntimeError as failure:
         if is_solver_failure(failure):
             raise SolverError(str(failure)) from failure
@@ -202,3 +199,13 @@ def _by_svd(a: Tensor) -> Values:
     first = values[0]
     moved = _ROUNDING * torch.finfo(torch.float64).eps * float(s.norm())
     return Values(values, Method.EXACT, moved / max(values[-1], VALUE_FLOOR * first))
+
+
+def _triangle(a: Tensor) -> Tensor:
+    """Return the triangle of a QR of `a` (m, n), (n, n) float64, made a few rows at a time."""
+    n = a.shape[1]
+    triangle = a[:0].double()
+    for start in range(0, a.shape[0], n):
+        rows = torch.cat((triangle, a[start : start + n].double()))
+        triangle = torch.linalg.qr(rows, mode="r").R
+    return triangle
