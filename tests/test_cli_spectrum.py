@@ -162,6 +162,16 @@ def test_compared(cli, pair, tmp_path):
     assert {float(row["energy_distance"]) for row in rows} == {0}
 
 
+def test_a_comparison_is_sorted_by_the_first_update(cli, pair):
+    sides = (pair.base, pair.finetuned, "--compare", pair.finetuned, "--csv")
+    rows = csv.DictReader(io.StringIO(cli(*sides, "--sort", "norm").stdout))
+    norms = {}
+    for row in rows:
+        norms.setdefault(row["tensor"], []).append(float(row["norm_first"]))
+    sums = [sum(norm**2 for norm in found) for found in norms.values()]
+    assert sums == sorted(sums, reverse=True)
+
+
 def test_intruders_are_counted(cli, pair):
     result = cli(pair.base, pair.finetuned, "--intruders", "--csv")
     rows = list(csv.DictReader(io.StringIO(result.stdout)))
@@ -180,6 +190,7 @@ def test_intruders_are_counted(cli, pair):
         (("{base}", "{ft}", "--save", "{ft}/model.safetensors"), 2, "a file of the checkpoint"),
         (("{base}", "{ft}", "--plot", "{ft}/model.safetensors"), 2, ".png, .svg or .pdf"),
         (("{base}", "--compare", "{ft}"), 2, "--compare needs an update"),
+        (("{base}", "{ft}", "--rank", "3"), 2, "--rank is of --compare"),
         (("{base}", "--intruders"), 2, "--intruders needs two checkpoints"),
         (("{base}", "{ft}", "--compare", "{ft}", "--html", "x.html"), 2, "--html is of one"),
         (("{base}", "{ft}", "--only", "nothing"), 2, "matches no tensor"),

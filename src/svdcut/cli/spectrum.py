@@ -28,11 +28,12 @@ from svdcut.cli.spectrum_output import (
 )
 from svdcut.errors import UsageError
 from svdcut.spectra.plan import SpectraPlan
-from svdcut.spectra.summary import SortKey, sort_tensors
+from svdcut.spectra.summary import SortKey, sort_comparison, sort_tensors
 
 _TENSORS = "Tensors"
 _QUESTIONS = "Further questions"
 _OUTPUT = "Output"
+_RANK = 16
 
 
 def spectrum(
@@ -110,14 +111,15 @@ def spectrum(
         ),
     ] = None,
     rank: Annotated[
-        int,
+        int | None,
         typer.Option(
             metavar="N",
             min=1,
             help="Rank of the spaces that --compare compares.",
+            show_default=str(_RANK),
             rich_help_panel=_QUESTIONS,
         ),
-    ] = 16,
+    ] = None,
     plot: Annotated[
         Path | None,
         typer.Option(
@@ -181,29 +183,38 @@ def spectrum(
             "quiet": quiet,
         }
         if compare is None:
-            _look(prepare_spectra(checkpoint, finetuned, **options), sort, form, targets)
+            if rank is not None:
+                raise UsageError("--rank is of --compare", hint="For values alone: --top N.")
+            look = prepare_spectra(checkpoint, finetuned, **options)
+            _look(look, targets, sort, form, quiet=quiet)
         elif finetuned is None:
             raise UsageError("--compare needs an update", hint="Name both sides: BASE FT.")
         else:
-            asked = prepare_comparison(checkpoint, finetuned, compare, rank=rank, **options)
-            _compare(asked, form, targets)
+            asked = prepare_comparison(
+                checkpoint, finetuned, compare, rank=rank or _RANK, **options
+            )
+            _compare(asked, targets, sort, form, quiet=quiet)
 
 
-def _look(request: SpectraRequest, sort: SortKey, form: Form, targets: Targets) -> None:
+def _look(
+    request: SpectraRequest, targets: Targets, sort: SortKey, form: Form, *, quiet: bool
+) -> None:
     targets.check(request.plan.places)
     _warn(request.plan)
-    with show_progress(quiet=form is Form.NOTHING, verbose=False) as observe:
+    with show_progress(quiet=quiet, verbose=False) as observe:
         spectra = sort_tensors(measure_spectra(request, observe=observe), sort)
     targets.write(spectra)
     show_spectra(spectra, request.plan, form)
 
 
-def _compare(request: ComparisonRequest, form: Form, targets: Targets) -> None:
+def _compare(
+    request: ComparisonRequest, targets: Targets, sort: SortKey, form: Form, *, quiet: bool
+) -> None:
     targets.check_comparison(request.plan.places)
     for plan in (request.plan.first, request.plan.second):
         _warn(plan)
-    with show_progress(quiet=form is Form.NOTHING, verbose=False) as observe:
-        comparison = measure_comparison(request, observe=observe)
+    with show_progress(quiet=quiet, verbose=False) as observe:
+        comparison = sort_comparison(measure_comparison(request, observe=observe), sort)
     targets.write_comparison(comparison)
     show_comparison(comparison, form)
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 from svdcut.names import collapse_numbers, layer_number
+from svdcut.spectra.comparison import Comparison
 from svdcut.spectra.facts import Spectra, Spectrum
 
 
@@ -133,6 +134,17 @@ def sort_tensors(spectra: Spectra, key: SortKey) -> Spectra:
     else:
         lines.sort(key=lambda line: _descending(getattr(line, key.value)))
     return replace(spectra, tensors={line.name: spectra.tensors[line.name] for line in lines})
+
+
+def sort_comparison(comparison: Comparison, key: SortKey) -> Comparison:
+    """Return the same comparison with the tensors in the order of the first update's."""
+    first = sort_tensors(comparison.first, key)
+    found = comparison.overlaps
+    return replace(
+        comparison,
+        first=first,
+        overlaps={name: found[name] for name in first.tensors if name in found},
+    )
 
 
 def _descending(value: float | None) -> tuple[bool, float]:
