@@ -8,6 +8,7 @@ import typer
 
 from svdcut.errors import UsageError
 
+TENSORS = "Tensors"
 COMPUTATION = "Computation"
 SCREEN = "Screen"
 
@@ -23,6 +24,17 @@ DeviceOption = Annotated[
         metavar="auto|cpu|cuda|cuda:N",
         help="Where to compute; auto takes CUDA where there is one.",
         rich_help_panel=COMPUTATION,
+    ),
+]
+
+
+RenameOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--map",
+        metavar="OLD=NEW",
+        help="Rename a prefix of base's tensor names.",
+        rich_help_panel=TENSORS,
     ),
 ]
 

@@ -18,7 +18,14 @@ from svdcut.api import (
 )
 from svdcut.cli.guard import guard
 from svdcut.cli.output import show_progress, warn_of_unmatched
-from svdcut.cli.shared import COMPUTATION, DeviceOption, parse_rename, screen_flag
+from svdcut.cli.shared import (
+    COMPUTATION,
+    TENSORS,
+    DeviceOption,
+    RenameOption,
+    parse_rename,
+    screen_flag,
+)
 from svdcut.cli.spectrum_output import (
     Form,
     Targets,
@@ -30,7 +37,6 @@ from svdcut.errors import UsageError
 from svdcut.spectra.plan import SpectraPlan
 from svdcut.spectra.summary import SortKey, sort_comparison, sort_tensors
 
-_TENSORS = "Tensors"
 _QUESTIONS = "Further questions"
 _OUTPUT = "Output"
 _RANK = 16
@@ -64,7 +70,7 @@ def spectrum(
         typer.Option(
             metavar="GLOB",
             help="Look only at tensors whose name matches.",
-            rich_help_panel=_TENSORS,
+            rich_help_panel=TENSORS,
         ),
     ] = None,
     skip: Annotated[
@@ -72,22 +78,14 @@ def spectrum(
         typer.Option(
             metavar="GLOB",
             help="Leave out tensors whose name matches, as '*embed*'.",
-            rich_help_panel=_TENSORS,
+            rich_help_panel=TENSORS,
         ),
     ] = None,
-    rename: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--map",
-            metavar="OLD=NEW",
-            help="Rename a prefix of base's tensor names.",
-            rich_help_panel=_TENSORS,
-        ),
-    ] = None,
+    rename: RenameOption = None,
     sort: Annotated[
         SortKey,
         typer.Option(
-            help="Order of the tensors: numbers from the largest down.", rich_help_panel=_TENSORS
+            help="Order of the tensors: numbers from the largest down.", rich_help_panel=TENSORS
         ),
     ] = SortKey.MODEL,
     intruders: Annotated[

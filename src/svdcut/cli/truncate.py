@@ -19,7 +19,14 @@ from svdcut.cli.output import (
     warn_of_unmatched,
 )
 from svdcut.cli.plan import print_plan
-from svdcut.cli.shared import COMPUTATION, DeviceOption, parse_rename, screen_flag
+from svdcut.cli.shared import (
+    COMPUTATION,
+    TENSORS,
+    DeviceOption,
+    RenameOption,
+    parse_rename,
+    screen_flag,
+)
 from svdcut.destination import partial_path
 from svdcut.errors import UsageError
 from svdcut.journal import count_finished
@@ -29,7 +36,6 @@ from svdcut.svd.route import Route
 from svdcut.writer import TENSOR
 
 _RANK = "Rank"
-_TENSORS = "Tensors"
 _OUTPUT = "Output"
 
 
@@ -93,7 +99,7 @@ def truncate(
         typer.Option(
             metavar="GLOB",
             help="Truncate only tensors whose name matches.",
-            rich_help_panel=_TENSORS,
+            rich_help_panel=TENSORS,
         ),
     ] = None,
     skip: Annotated[
@@ -101,22 +107,14 @@ def truncate(
         typer.Option(
             metavar="GLOB",
             help="Do not truncate tensors whose name matches, as '*embed*'.",
-            rich_help_panel=_TENSORS,
+            rich_help_panel=TENSORS,
         ),
     ] = None,
     rest: Annotated[
         Rest,
-        typer.Option(help="Which side every other tensor comes from.", rich_help_panel=_TENSORS),
+        typer.Option(help="Which side every other tensor comes from.", rich_help_panel=TENSORS),
     ] = Rest.FINETUNED,
-    rename: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--map",
-            metavar="OLD=NEW",
-            help="Rename a prefix of base's tensor names.",
-            rich_help_panel=_TENSORS,
-        ),
-    ] = None,
+    rename: RenameOption = None,
     dtype: Annotated[
         StoredDtype,
         typer.Option(
