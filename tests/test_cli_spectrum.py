@@ -248,3 +248,12 @@ def test_a_name_cannot_draw_on_the_terminal(cli, tmp_path):
     assert "\x1b" not in result.stdout
     assert "\u202e" not in result.stdout
     assert "[bold]" in result.stdout
+
+
+def test_the_share_of_zeros_is_that_of_the_entries(cli, tmp_path):
+    """A large matrix counts more than a small one."""
+    weights = {"a.up.weight": torch.ones(40, 50), "b.up.weight": torch.ones(4, 5)}
+    tuned = {"a.up.weight": torch.ones(40, 50), "b.up.weight": 2 * torch.ones(4, 5)}
+    base, ft = write_folder(tmp_path / "b", weights), write_folder(tmp_path / "f", tuned)
+    assert svdcut.spectrum(base, ft).zero_fraction == pytest.approx(2000 / 2020)
+    assert "99% of the update's entries are exactly zero" in cli(base, ft).stdout

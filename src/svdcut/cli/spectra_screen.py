@@ -264,7 +264,7 @@ def _verdict(spectra: Spectra) -> Iterator[str]:
             f"{above} of {total} singular values are above what rounding in storage explains "
             f"({share_text(above / total)})."
         )
-    zeros = statistics.fmean(matrix.zero_fraction for matrix in matrices)
+    zeros = spectra.zero_fraction or 0.0
     if zeros >= _MANY_ZEROS and spectra.subject is Subject.UPDATE:
         yield (
             f"{share_text(zeros)} of the update's entries are exactly zero: much of it is below "

@@ -284,16 +284,11 @@ def totals(spectra: Spectra) -> Totals:
     matrices = [matrix for _, matrix in spectra.matrices]
     norm = _norm(matrix.norm for matrix in matrices)
     above, values = _above_edge(matrices)
-    num_entries, num_zeros = 0, 0.0
-    for tensor in spectra.tensors.values():
-        size = math.prod(tensor.shape) // max(len(tensor.matrices), 1)
-        num_entries += size * len(tensor.matrices)
-        num_zeros += size * math.fsum(matrix.zero_fraction for matrix in tensor.matrices)
     return Totals(
         norm=norm,
         relative_norm=_ratio(norm, _norm(matrix.base_norm for matrix in matrices)),
         num_matrices=len(matrices),
         num_values=values,
         num_above_edge=above,
-        zero_fraction=_ratio(num_zeros, num_entries),
+        zero_fraction=known(spectra.zero_fraction),
     )

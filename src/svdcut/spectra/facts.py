@@ -5,6 +5,7 @@ It computes nothing but what follows from its own fields.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -168,6 +169,16 @@ class Spectra:
         return [
             (name, matrix) for name, tensor in self.tensors.items() for matrix in tensor.matrices
         ]
+
+    @property
+    def zero_fraction(self) -> float | None:
+        """Share of the entries of all matrices that are exactly zero; None where there are none."""
+        zeros, entries = 0.0, 0
+        for tensor in self.tensors.values():
+            size = math.prod(tensor.shape) // max(len(tensor.matrices), 1)
+            entries += size * len(tensor.matrices)
+            zeros += size * math.fsum(matrix.zero_fraction for matrix in tensor.matrices)
+        return zeros / entries if entries else None
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object."""

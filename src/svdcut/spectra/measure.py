@@ -63,7 +63,7 @@ def measure_spectrum(
             update.matrix, steep=update.base is not None, seed=seed, escalate=escalate
         )
         values, method, bound = found.singular_values, found.method, found.bound
-        return _describe(update, values, values[:top], _norm(values), method, bound)
+        return _describe(update, values, values[:top], math.hypot(*values), method, bound)
     head = _leading(update, top, seed, escalate)
     values = head.singular_values()
     if head.num_triplets == full_rank or not head.energy:
@@ -79,10 +79,6 @@ def _leading(update: Update, top: int, seed: int, escalate: Callable[[], object]
         return found.value_bound(top) <= VALUE_TOLERANCE
 
     return decompose(update.matrix, top, accept=accept, seed=seed, escalate=escalate)
-
-
-def _norm(values: Sequence[float]) -> float:
-    return math.hypot(*values)
 
 
 def _describe(
