@@ -12,7 +12,7 @@ from torch import Tensor
 
 from svdcut.memory import NUM_LEADING
 from svdcut.spectra.facts import Intruders
-from svdcut.svd.decomposition import SolverError, is_solver_failure, multiply, normalise
+from svdcut.svd.decomposition import multiply, normalise, solver_errors
 from svdcut.svd.dense import gram
 from svdcut.svd.subspace import leading_spaces
 from svdcut.update import MatrixEntry, read_update
@@ -91,12 +91,8 @@ def _best_cosines(base: MatrixEntry, x: Tensor) -> list[float]:
     """Return the largest |cosine| of each column of `x` (m, k) with a left vector of base."""
     # The weights themselves are gone before the vectors need memory.
     product, images, on_long_side = _project(base, x)
-    try:
+    with solver_errors():
         squares, vectors = torch.linalg.eigh(product)
-    except RuntimeError as failure:
-        if is_solver_failure(failure):
-            raise SolverError(str(failure)) from failure
-        raise
     energies = (vectors.T @ images).square_()
     kept = squares > _VECTOR_FLOOR**2 * squares[-1]
     energies, kept_squares = energies[kept], squares[kept]

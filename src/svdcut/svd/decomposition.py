@@ -6,6 +6,8 @@ It does not compute a decomposition; `dense` and `krylov` do.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 
@@ -31,6 +33,17 @@ def is_solver_failure(error: RuntimeError) -> bool:
         return True
     # A status other than "no convergence" comes as a plain RuntimeError.
     return any(name in str(error).lower() for name in _LIBRARIES)
+
+
+@contextmanager
+def solver_errors() -> Iterator[None]:
+    """Turn the failure of a library, where no other route is left, into a `SolverError`."""
+    try:
+        yield
+    except RuntimeError as failure:
+        if is_solver_failure(failure):
+            raise SolverError(str(failure)) from failure
+        raise
 
 
 class Method(str, Enum):

@@ -15,10 +15,10 @@ from torch import Tensor
 from svdcut.svd.certificate import VALUE_FLOOR, VALUE_TOLERANCE
 from svdcut.svd.decomposition import (
     Method,
-    SolverError,
     Triplets,
     is_solver_failure,
     normalise,
+    solver_errors,
     sum_of_squares,
 )
 from svdcut.svd.dense import gram, is_tall
@@ -189,12 +189,8 @@ def _sharpest(head: Triplets, n: int) -> int:
 
 
 def _by_svd(a: Tensor) -> Values:
-    try:
+    with solver_errors():
         s = torch.linalg.svdvals(_triangle(a) if is_tall(a) else a.double())
-    except RuntimeError as failure:
-        if is_solver_failure(failure):
-            raise SolverError(str(failure)) from failure
-        raise
     values: list[float] = s.tolist()
     first = values[0]
     moved = _ROUNDING * torch.finfo(torch.float64).eps * float(s.norm())
