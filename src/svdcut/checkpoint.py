@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,13 @@ from svdcut.conversion import conversion_hint
 from svdcut.errors import CheckpointError
 from svdcut.header import read_header
 from svdcut.jsonfile import Bounds, check_regular, quoted, read_json
+from svdcut.lowrank import UpdateEntry
 from svdcut.tensorfile import TensorEntry, TensorFile
 
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 CARD_NAME = "README.md"
+_CONFIG_NAME = "config.json"
 
 _MAX_TENSORS = 250_000
 """Bounds the memory; the largest models have a quarter of that."""
@@ -74,16 +76,28 @@ class Checkpoint:
     """Where config, tokenizer and card are; None for a bare file."""
 
     files: tuple[TensorFile, ...]
-    """In the order of the index."""
+    """All that decides on the tensors; in the order of the index."""
 
     tensors: Mapping[str, TensorEntry]
     """By name, in the order of the files and of the bytes in them."""
+
+    shards: Mapping[str, tuple[str, ...]]
+    """Names of the tensors in each file of a checkpoint that is laid out like this one."""
+
+    metadata: Mapping[str, str]
+    """Of the first of these files."""
 
     index: Mapping[str, Any] | None
     """The index file, where there is one."""
 
     config: Mapping[str, Any]
     """config.json, or empty."""
+
+    updates: Mapping[str, UpdateEntry] = field(default_factory=dict)
+    """Of an adapter: what is to be added to tensors, which are base's own then."""
+
+    under: Path | None = None
+    """Of an adapter: base's directory, for the small files that it does not bring itself."""
 
     @property
     def ties_embeddings(self) -> bool:
@@ -118,26 +132,22 @@ class Checkpoint:
         text = self.config.get("text_config")
         return [self.config, text] if isinstance(text, dict) else [self.config]
 
-    def sidecars(self) -> list[Path]:
-        """Return config, tokenizer, chat template and code files, relative, sorted.
+    def sidecars(self) -> dict[Path, Path]:
+        """Return config, tokenizer, chat template and code files, by relative names, sorted.
 
         Raises
         ------
         CheckpointError
             If one cannot be read, or would not end, as a pipe.
         """
-        if self.directory is None:
-            return []
-        found = {
-            path.relative_to(self.directory)
-            for pattern in _SIDECARS
-            for path in self.directory.glob(pattern)
-            if not path.is_dir()
-        }
-        names = [n for n in found if not any(fnmatchcase(n.name, p) for p in _NOT_SIDECARS)]
-        for name in names:
-            _check_readable(self.directory / name)
-        return sorted(names)
+        found = _sidecars(self.directory)
+        if self.under is not None:
+            # The config is base's: that beside an adapter often tells of how base was loaded.
+            found.pop(Path(_CONFIG_NAME), None)
+            found = _sidecars(self.under) | found
+        for path in found.values():
+            _check_readable(path)
+        return dict(sorted(found.items()))
 
     def card(self) -> str | None:
         """Return the text of its model card, or the start of a long one.
@@ -153,6 +163,17 @@ class Checkpoint:
         _check_readable(path)
         with path.open("rb") as file:
             return file.read(_CARD_BYTES).decode("utf-8", errors="replace")
+
+
+def _sidecars(folder: Path | None) -> dict[Path, Path]:
+    if folder is None:
+        return {}
+    return {
+        path.relative_to(folder): path
+        for pattern in _SIDECARS
+        for path in folder.glob(pattern)
+        if not (path.is_dir() or any(fnmatchcase(path.name, p) for p in _NOT_SIDECARS))
+    }
 
 
 def _is_there(path: Path) -> bool:
@@ -255,7 +276,7 @@ def _not_safetensors(source: str, path: Path) -> CheckpointError:
 def _read_config(folder: Path) -> Mapping[str, Any]:
     """Return config.json as far as it helps to word a hint."""
     try:
-        return read_json(folder / "config.json", _CONFIG_BOUNDS)
+        return read_json(folder / _CONFIG_NAME, _CONFIG_BOUNDS)
     except CheckpointError:
         return {}
 
@@ -288,9 +309,17 @@ def _assemble(
     if not tensors:
         raise CheckpointError(f"{source}: holds no tensors")
     config: Mapping[str, Any] = {}
-    if directory is not None and _is_there(directory / "config.json"):
-        config = read_json(directory / "config.json", _CONFIG_BOUNDS)
-    return Checkpoint(source, revision, directory, tuple(files), tensors, index, config)
+    if directory is not None and _is_there(directory / _CONFIG_NAME):
+        config = read_json(directory / _CONFIG_NAME, _CONFIG_BOUNDS)
+    # A bare file becomes a folder, where loaders look for this name.
+    shards = {
+        file.path.name if directory else WEIGHTS_NAME: tuple(e.name for e in file.entries)
+        for file in files
+    }
+    metadata = files[0].metadata
+    return Checkpoint(
+        source, revision, directory, tuple(files), tensors, shards, metadata, index, config
+    )
 
 
 def _shard_names(path: Path, index: Mapping[str, Any]) -> list[str]:

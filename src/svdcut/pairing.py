@@ -14,6 +14,7 @@ from functools import partial
 
 from svdcut.checkpoint import Checkpoint
 from svdcut.errors import MismatchError, QuantizedError, UsageError
+from svdcut.lowrank import LowRankEntry, UpdateEntry
 from svdcut.matching import Matching, match_names
 from svdcut.names import (
     collapse_numbers,
@@ -49,10 +50,21 @@ class Pair:
     seed_name: str
     """What seeds its decomposition: copies of one tied matrix share it, and their result."""
 
+    update: UpdateEntry | None = None
+    """Of an adapter: what is added to `finetuned`, which is base's own tensor then."""
+
     @property
     def stacked(self) -> bool:
         """Whether it is a stack of expert matrices, each with a rank of its own."""
         return is_expert_stack(self.name, self.finetuned.shape)
+
+    @property
+    def full_ranks(self) -> list[int]:
+        """The most that the update's rank can be, of each matrix."""
+        most = [min(shape) for shape in self.matrices]
+        if isinstance(self.update, LowRankEntry) and self.update.magnitude is None:
+            return [min(rank, self.update.rank) for rank in most]
+        return most
 
     @property
     def shared_rows(self) -> int:
@@ -151,8 +163,11 @@ def pair_tensors(
         if not fitting and is_task_head(name):
             other = None  # the head of another task: there is no update to speak of
         wanted = _is_wanted(name, only, skip)
+        update = finetuned.updates.get(name)
         action = _decide(entry, other, rest, wanted=wanted and fitting)
-        pair = Pair(name, action, entry, other, _seed_name(name, finetuned))
+        if finetuned.updates and update is None and entry == other:
+            action = Action.UNCHANGED  # an adapter leaves it alone
+        pair = Pair(name, action, entry, other, _seed_name(name, finetuned), update)
         pairs.append(pair)
         if other is None and wanted and _truncatable(entry, entry):
             unmatched.append(name)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from svdcut.checkpoint import WEIGHTS_NAME, Checkpoint
+from svdcut.checkpoint import Checkpoint
 from svdcut.errors import UsageError
 from svdcut.options import STORED_DTYPES, Options, StoredDtype
 from svdcut.pairing import Action, Pair, Pairing, check_patterns, pair_tensors
@@ -99,7 +99,7 @@ def make_plan(base: Checkpoint, finetuned: Checkpoint, options: Options) -> Plan
         for pair in pairing.pairs
     }
     shards = _shards(finetuned, stored, options.max_shard_size)
-    metadata = finetuned.files[0].metadata or {"format": "pt"}
+    metadata = finetuned.metadata or {"format": "pt"}
     files = tuple(
         lay_out(shard, {name: stored[name] for name in members}, metadata)
         for shard, members in shards.items()
@@ -130,11 +130,8 @@ def _shards(
     max_shard_size: str | None,
 ) -> dict[str, Sequence[str]]:
     """Return the names of each file's tensors, in order."""
-    if max_shard_size is None and finetuned.directory is None:
-        # A bare file becomes a folder, where loaders look for this name.
-        return {WEIGHTS_NAME: [entry.name for entry in finetuned.files[0].entries]}
     if max_shard_size is None:
-        return {file.path.name: [e.name for e in file.entries] for file in finetuned.files}
+        return dict(finetuned.shards)
     size = _SHARD_SIZE.fullmatch(max_shard_size.strip())
     if size is None or float(size[1]) == 0:
         raise UsageError(

@@ -118,10 +118,7 @@ def check_run(plan: Plan, outputs: Sequence[Output], options: Options) -> Prefli
 
 
 def _disk_needs(plan: Plan, outputs: Sequence[Output]) -> Iterator[DiskNeed]:
-    directory = plan.finetuned.directory
-    beside = sum(
-        (directory / name).stat().st_size for name in plan.finetuned.sidecars() if directory
-    )
+    beside = sum(path.stat().st_size for path in plan.finetuned.sidecars().values())
     size = plan.size_bytes + beside + _SMALL_FILES_BYTES + _BYTES_PER_FACT * len(plan.tensors)
     needs: dict[int, DiskNeed] = {}
     for output in outputs:

@@ -86,8 +86,7 @@ def write_sidecars(
         files[name] = _fact(data)
 
     finetuned = plan.finetuned
-    for name in finetuned.sidecars():
-        assert finetuned.directory is not None
+    for name, source in finetuned.sidecars().items():
         if str(name) == _CONFIG_NAME and options.dtype is not StoredDtype.AUTO:
             config = with_dtype(finetuned.config, options.dtype)
             if "torch_dtype" not in config:
@@ -95,7 +94,7 @@ def write_sidecars(
                 config.setdefault("dtype", options.dtype.value)
             write(_CONFIG_NAME, json.dumps(config, indent=2) + "\n")
         else:
-            files[str(name)] = FileFact(*writer.copy_file(finetuned.directory / name, name))
+            files[str(name)] = FileFact(*writer.copy_file(source, name))
     if plan.index is not None:
         write(INDEX_NAME, json.dumps(plan.index, indent=2) + "\n")
     return files
