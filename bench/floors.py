@@ -30,7 +30,7 @@ from svdcut.machine import num_cores
 from svdcut.pairing import Action
 from svdcut.ranks import RuleKind
 from svdcut.tensor_job import Job
-from svdcut.update import matrix_entries, read_update
+from svdcut.update import matrix_sides, read_update
 
 SQUARE = 2048
 BUFFER_BYTES = 16 << 20
@@ -104,10 +104,11 @@ def count_products(pair: Path, rank: str, **options: Any) -> Counter[torch.dtype
     for tensor in request.plan.tensors:
         if tensor.pair.action is not Action.TRUNCATE:
             continue
-        for number, (base, finetuned) in enumerate(matrix_entries(tensor.pair)):
-            if base.shape not in by_shape:
+        for number, sides in enumerate(matrix_sides(tensor.pair)):
+            shape = sides.finetuned.shape
+            if shape not in by_shape:
                 noise = request.outputs[0].rule.kind is RuleKind.NOISE
-                update = read_update(base, finetuned, job.device, measure_rounding=noise)
+                update = read_update(sides, job.device, measure_rounding=noise)
                 with Products() as products:
                     cut_matrix(
                         update.matrix,
@@ -117,8 +118,8 @@ def count_products(pair: Path, rank: str, **options: Any) -> Counter[torch.dtype
                         tolerance=request.options.tolerance,
                         seed=0,
                     )
-                by_shape[base.shape] = products.operations
-            total += by_shape[base.shape]
+                by_shape[shape] = products.operations
+            total += by_shape[shape]
     return total
 
 

@@ -1,6 +1,6 @@
 """Time and peak memory of ``svdcut truncate`` or ``spectrum`` as a checkpoint grows.
 
-    python bench/growth.py [FOLDER] [--command truncate|spectrum] [--layers 12 24 48]
+    python bench/growth.py [FOLDER] [--command truncate|spectrum|extract] [--layers 12 24 48]
                            [--device auto]
 
 Makes pairs that differ in their number of layers alone, and prints for each the seconds,
@@ -30,7 +30,9 @@ COPIES = 8
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, nargs="?")
-    parser.add_argument("--command", choices=["truncate", "spectrum"], default="truncate")
+    parser.add_argument(
+        "--command", choices=["truncate", "spectrum", "extract"], default="truncate"
+    )
     parser.add_argument("--layers", type=int, nargs="*", default=[12, 24, 48])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="auto")
@@ -52,7 +54,7 @@ def measure(place: Path, options: argparse.Namespace) -> bool:
             pair = place / str(layers)
             command = [sys.executable, "-m", "svdcut", options.command, str(pair / "base")]
             command += [str(pair / "ft"), "-q"]
-            if options.command == "truncate":
+            if options.command != "spectrum":
                 command += ["-k", "64", "-o", str(pair / f"out{number}")]
             timing.seconds.append(run([*command, "--device", options.device], timing))
     first, before = options.layers[0], statistics.median(timings[options.layers[0]].seconds)

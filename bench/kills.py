@@ -37,6 +37,7 @@ class Course:
     finetuned: Path
     folder: Path
     chance: random.Random
+    command: str = "truncate"
     resumed: int = 0
     """Runs that found finished tensors."""
 
@@ -47,7 +48,7 @@ class Course:
     @contextmanager
     def running(self, out: Path) -> Iterator[subprocess.Popen[str]]:
         """Start a run, and give it when its work begins."""
-        arguments = ["truncate", self.base, self.finetuned, "-k", "8", "-q", "-o", out]
+        arguments = [self.command, self.base, self.finetuned, "-k", "8", "-q", "-o", out]
         with subprocess.Popen(
             [sys.executable, "-c", RUN, *map(str, arguments)],
             env=os.environ | {"OMP_NUM_THREADS": "1"},

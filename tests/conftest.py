@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,36 @@ def pairs(tmp_path_factory):
         return built[key]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """Train an adapter of one of `adapter_cases`, once."""
+    from adapter_cases import CASES
+
+    built = {}
+
+    def get(name, dtype=torch.float32):
+        if (name, dtype) not in built:
+            built[name, dtype] = CASES[name].make(tmp_path_factory.mktemp("trained"), dtype)
+        return built[name, dtype]
+
+    return get
+
+
+@pytest.fixture
+def elsewhere(monkeypatch):
+    """Compute as another processor would: no truncated tensor comes out to the byte."""
+    from svdcut.verification import recomputation
+
+    real = recomputation.process_tensor
+
+    def process(*arguments):
+        return [
+            replace(fact, sha256="0" * 64) if fact.truncation else fact for fact in real(*arguments)
+        ]
+
+    monkeypatch.setattr(recomputation, "process_tensor", process)
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,9 @@ import math
 import struct
 from pathlib import Path
 
+from svdcut.header import read_header
 from svdcut.manifest import Manifest
+from svdcut.tensorfile import read_bytes
 
 COUNTS = ("rank", "full_rank")
 
@@ -81,3 +83,22 @@ def replace_file(out: Path, name: str, data: bytes) -> None:
     (out / name).write_bytes(data)
     fact = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     change(out, lambda d: d["files"].__setitem__(name, fact))
+
+
+def rehash_adapter(out: Path) -> None:
+    """Make the hashes of an adapter's manifest agree with its file."""
+    path = out / "adapter_model.safetensors"
+    header = read_header(path)
+
+    def edit(document: dict) -> None:
+        for entry in header.entries:
+            digest = hashlib.sha256(read_bytes(entry)).hexdigest()
+            document["adapter"]["tensors"][entry.name]["sha256"] = digest
+        raw = path.read_bytes()
+        start = 8 + int.from_bytes(raw[:8], "little")
+        document["files"][path.name] = {
+            "size": len(raw),
+            "header_sha256": hashlib.sha256(raw[:start]).hexdigest(),
+        }
+
+    change(out, edit)

@@ -179,6 +179,7 @@ def adapter(folder: Path) -> Pair:
     pair = write(folder, LAYER)
     weights = pair.finetuned / "model.safetensors"
     weights.rename(pair.finetuned / "adapter_model.safetensors")
+    (pair.finetuned / "adapter_config.json").write_text('{"peft_type": "LOHA"}')
     return pair
 
 
@@ -245,10 +246,10 @@ FILES = (
     ),
     Kind(
         "adapter",
-        "A PEFT adapter",
+        "A PEFT adapter that is not LoRA or DoRA",
         adapter,
-        "Merge it into its base first.",
-        error="a PEFT adapter",
+        "Merge it into its base first. LoRA and DoRA adapters are read: [adapters](adapters.md).",
+        error="LOHA",
     ),
     Kind(
         "quantized",

@@ -338,6 +338,12 @@ def _adapter(folder: Path) -> None:
     save_file({"a.lora_A.weight": torch.ones(2, 4)}, folder / "adapter_model.safetensors")
 
 
+def _adapters_beneath(folder: Path) -> None:
+    for name in ("chat", "code"):
+        (folder / name).mkdir()
+        _adapter(folder / name)
+
+
 def _diffusers(folder: Path) -> None:
     (folder / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
     (folder / "unet").mkdir()
@@ -460,7 +466,13 @@ CASES = (
     Case("a folder of GGUF files", 3, with_folder(_files(tuned__gguf="GGUF"))),
     Case("weights of TensorFlow", 3, with_folder(_files(tf_model__h5="\x89HDF"))),
     Case("a file that is no model", 3, with_source(_files(notes__txt="hello"), "notes.txt")),
-    Case("an adapter", 3, with_folder(_adapter)),
+    Case("an adapter as base", 3, with_folder(_adapter, "base")),
+    Case(
+        "an adapter of pickled weights",
+        3,
+        with_folder(_files(adapter_model__bin="never opened", adapter_config__json="{}")),
+    ),
+    Case("adapters in folders beneath", 3, with_folder(_adapters_beneath)),
     Case("a pipeline of diffusers", 3, with_folder(_diffusers)),
     Case(
         "weights by another name",

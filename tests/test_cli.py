@@ -129,6 +129,7 @@ def test_every_option_reaches_the_result(cli, pair, tmp_path):
         "rest": "base",
         "only": ["embed*", "layers.*"],
         "skip": ["*.down.*"],
+        "drop": [],
         "map": {"net.layers.": "layers.", "net.": ""},
         "dtype": "float16",
         "max_shard_size": "10KB",

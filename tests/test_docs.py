@@ -82,21 +82,40 @@ def test_screens_in_the_documents_are_the_real_ones(document, columns, words, sh
 
 
 def test_there_are_screens():
-    assert {document for document, *_ in screens()} == {"README.md", "spectrum.md"}
+    assert {document for document, *_ in screens()} == {"README.md", "adapters.md", "spectrum.md"}
 
 
-@pytest.mark.parametrize("command", [c for c in commands(README, "truncate") if "org/" not in c])
-def test_commands_in_the_readme_are_understood(command, real_pair, tmp_path):
+@pytest.fixture(scope="module")
+def adapter(real_pair, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("adapters") / "lora"
+    svdcut.extract(real_pair.base, real_pair.finetuned, folder, rank=8)
+    return folder
+
+
+CUTS = [
+    command
+    for path in DOCUMENTS
+    for name in ("truncate", "extract")
+    for command in commands(path.read_text("utf-8"), name)
+    if "org/" not in command
+]
+
+
+@pytest.mark.parametrize("command", CUTS)
+def test_commands_in_the_documents_are_understood(command, real_pair, adapter, tmp_path):
     (tmp_path / "base").symlink_to(real_pair.base)
     for name in ("ft", "finetuned"):
         (tmp_path / name).symlink_to(real_pair.finetuned)
+    if "base/ lora/" in command:
+        (tmp_path / "lora").symlink_to(adapter)
     words = shlex.split(command.partition("|")[0])[1:]
     done = run(*words, "--dry-run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("command", SPECTRUM)
-def test_spectrum_commands_in_the_documents_work(command, demo):
+def test_spectrum_commands_in_the_documents_work(command, demo, adapter):
+    (demo / "lora").symlink_to(adapter)
     for name, target in (("base", "base"), ("ft", "finetuned"), ("finetuned",) * 2, ("other",) * 2):
         (demo / name).symlink_to(demo / "demo" / target)
     done = run(*shlex.split(command.partition("|")[0])[1:], cwd=demo)

@@ -170,7 +170,7 @@ def test_more_budget_never_spends_or_keeps_less(problem, one, two):
 
 
 def test_more_budget_may_be_less_rank_where_densities_tie():
-    spectra, shapes = {"a": [2.0], "b": [1.0, 1.0]}, {"a": (8, 8), "b": (2, 2)}
+    spectra, shapes = {"a": [2.0, *[0.0] * 7], "b": [1.0, 1.0]}, {"a": (8, 8), "b": (2, 2)}
     whole = 16 * 8 + 4 * 2
     assert allocate_budget(spectra, shapes, 15 / whole) == {"a": 0, "b": 2}
     assert allocate_budget(spectra, shapes, 17 / whole) == {"a": 1, "b": 0}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import math
 import os
 import random
 import shutil
@@ -513,11 +514,11 @@ def test_disk_that_fails_to_sync(pair, tmp_path, out, monkeypatch, one_worker, c
 # Kills
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_killed_at_any_moment(pairs, tmp_path, seed):
-    """Ten kills here; bench/kills.py makes as many as wanted."""
+@pytest.mark.parametrize(("seed", "command"), [(0, "truncate"), (1, "truncate"), (2, "extract")])
+def test_killed_at_any_moment(pairs, tmp_path, seed, command):
+    """Fifteen kills here; bench/kills.py makes as many as wanted."""
     pair = pairs("sharded")
-    Course(pair.base, pair.finetuned, tmp_path, random.Random(seed)).repeat(5)
+    Course(pair.base, pair.finetuned, tmp_path, random.Random(seed), command).repeat(5)
 
 
 # Devices and solvers that fail
@@ -528,10 +529,10 @@ def small_gpu(monkeypatch):
     """A device that has room for small matrices alone, and is no real one."""
     read = svdcut.tensor_job.read_update
 
-    def limited(base, finetuned, device, **options):
-        if device.type == "cuda" and base.shape[0] * base.shape[1] > 24 * 32:
+    def limited(sides, device, **options):
+        if device.type == "cuda" and math.prod(sides.finetuned.shape) > 24 * 32:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return read(base, finetuned, torch.device("cpu"), **options)
+        return read(sides, torch.device("cpu"), **options)
 
     for module in (svdcut.tensor_job, svdcut.budget):
         monkeypatch.setattr(module, "read_update", limited)

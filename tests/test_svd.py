@@ -141,7 +141,7 @@ def test_promises_hold(case, route):
 def check_vectors(found: Decomposition) -> None:
     """Right vectors are orthonormal, and left ones orthogonal with norms s."""
     right = found.triplets.right.double()
-    slack = 8 * torch.finfo(found.triplets.right.dtype).eps * math.sqrt(len(right))
+    slack = 16 * torch.finfo(found.triplets.right.dtype).eps * math.sqrt(len(right))
     assert (right.T @ right - torch.eye(right.shape[1])).abs().max() <= slack
     if found.triplets.left is None:
         return

@@ -46,6 +46,7 @@ OPTIONS = {
     "seed": 0,
     "only": [],
     "skip": [],
+    "drop": [],
     "rest": "ft",
     "scale": 1.0,
     "map": {},

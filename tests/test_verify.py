@@ -24,7 +24,6 @@ from checkpoints import KINDS, Pair, finetune_tensor, read_folder, rewrite, writ
 from kinds import KINDS as CATALOGUE
 from svdcut.cli.app import app
 from svdcut.errors import CheckpointError, UsageError
-from svdcut.verification import recomputation
 
 FOUND = {"type": ["string", "number", "null", "array", "object", "boolean"]}
 OUTCOME_SCHEMA = {
@@ -62,19 +61,6 @@ def cli():
         return CliRunner().invoke(app, ["verify", *map(str, arguments)], env=environment)
 
     return call
-
-
-@pytest.fixture
-def elsewhere(monkeypatch):
-    """Compute as another processor would: no truncated tensor comes out to the byte."""
-    real = recomputation.process_tensor
-
-    def process(*arguments):
-        return [
-            replace(fact, sha256="0" * 64) if fact.truncation else fact for fact in real(*arguments)
-        ]
-
-    monkeypatch.setattr(recomputation, "process_tensor", process)
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from svdcut.progress import Observer, Progress
 from svdcut.ranks import Rule, RuleKind, allocate_budget
 from svdcut.svd.values import singular_values
 from svdcut.tensor_job import BudgetRanks, Job
-from svdcut.update import matrix_entries, read_update
+from svdcut.update import matrix_sides, read_update
 from svdcut.writer import CheckpointWriter
 
 _SPECTRA = "spectra"
@@ -110,8 +110,8 @@ def _spend(
 
 def _spectra(pair: Pair, device: torch.device) -> list[list[float]]:
     spectra = []
-    for base, finetuned in matrix_entries(pair):
-        update = read_update(base, finetuned, device, measure_rounding=False)
+    for sides in matrix_sides(pair):
+        update = read_update(sides, device, measure_rounding=False)
         # Small values need not be exact here: they only rank the triplets.
         found = singular_values(update.matrix, tolerance=math.inf)
         spectra.append(found.singular_values)

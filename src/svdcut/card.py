@@ -6,13 +6,64 @@ It names no local path, and claims nothing that the manifest does not hold.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import yaml
 
 from svdcut.manifest import Manifest, Source
 from svdcut.summary import summarize
+
+
+@dataclass(frozen=True, slots=True)
+class _Words:
+    """What the card of one form of result says."""
+
+    title: str
+    formula: str
+    loading: str
+    relation: str | None = None
+    """To its parents; None where their number decides."""
+
+    library: str | None = None
+
+
+_CHECKPOINT = _Words(
+    title="A fine-tuned model with the tail of its update cut",
+    formula="These weights are `base + truncated(finetuned - base)`",
+    loading="""Like the fine-tuned model, with the same class and tokenizer:
+
+```python
+from transformers import AutoConfig
+import transformers
+
+config = AutoConfig.from_pretrained("PATH_OR_ID")
+model = getattr(transformers, config.architectures[0]).from_pretrained("PATH_OR_ID")
+```
+""",
+)
+_ADAPTER = _Words(
+    title="The update of a fine-tuned model, cut, as a LoRA adapter",
+    formula="These factors are those of `truncated(finetuned - base)`",
+    loading="""Onto base, loaded with the class of the fine-tuned model; the tokenizer is the
+fine-tuned model's:
+
+```python
+from peft import PeftModel
+from transformers import AutoModel
+
+base = AutoModel.from_pretrained("BASE_PATH_OR_ID")
+model = PeftModel.from_pretrained(base, "PATH_OR_ID")
+model = model.merge_and_unload()  # for the weights themselves
+```
+
+PEFT reads all of it. Other readers do not:
+
+""",
+    relation="adapter",
+    library="peft",
+)
 
 _INHERITED = (
     "license",
@@ -40,6 +91,43 @@ def render_card(manifest: Manifest, finetuned_card: str | None, base_card: str |
         The cards of the two sides; license and languages come from the first that
         names them.
     """
+    return _card(manifest, finetuned_card, base_card, _CHECKPOINT)
+
+
+def render_adapter_card(
+    manifest: Manifest,
+    finetuned_card: str | None,
+    base_card: str | None,
+    config: Mapping[str, Any],
+    limits: Sequence[str] = (),
+) -> str:
+    """Return the text of an adapter's card.
+
+    Parameters
+    ----------
+    manifest, finetuned_card, base_card
+        As for `render_card`.
+    config : mapping
+        The fine-tuned side's config, which names its class.
+    limits : sequence of str
+        What other readers than PEFT make of it.
+    """
+    notes = "".join(f"- {limit}\n" for limit in limits)
+    named = config.get("architectures")
+    name = named[0] if isinstance(named, list) and named else None
+    if not (isinstance(name, str) and name.isidentifier()):
+        name = "AutoModel"
+    words = replace(_ADAPTER, loading=_ADAPTER.loading.replace("AutoModel", name))
+    return _card(manifest, finetuned_card, base_card, words, notes)
+
+
+def _card(
+    manifest: Manifest,
+    finetuned_card: str | None,
+    base_card: str | None,
+    words: _Words,
+    notes: str = "",
+) -> str:
     from huggingface_hub import ModelCardData
 
     ours, theirs = card_metadata(finetuned_card), card_metadata(base_card)
@@ -51,10 +139,14 @@ def render_card(manifest: Manifest, finetuned_card: str | None, base_card: str |
     parents = _parents(manifest, ours)
     if parents:
         data["base_model"] = parents
-        data["base_model_relation"] = "merge" if len(parents) > 1 else "finetune"
+        data["base_model_relation"] = words.relation or (
+            "merge" if len(parents) > 1 else "finetune"
+        )
+    if words.library:
+        data["library_name"] = words.library
     data["tags"] = list(dict.fromkeys([*_texts(ours.get("tags")), "svdcut"]))
     header = ModelCardData(**data, ignore_metadata_errors=True).to_yaml()
-    return f"---\n{header}\n---\n\n{_body(manifest)}"
+    return f"---\n{header}\n---\n\n{_body(manifest, words)}{notes}"
 
 
 def card_metadata(card: str | None) -> dict[str, Any]:
@@ -122,7 +214,7 @@ def _parents(manifest: Manifest, finetuned: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(name for name in parents if _HUB_ID.fullmatch(str(name))))
 
 
-def _body(manifest: Manifest) -> str:
+def _body(manifest: Manifest, words: _Words) -> str:
     totals = manifest.totals
     energy = totals.energy_retained
     facts = [
@@ -135,9 +227,9 @@ def _body(manifest: Manifest) -> str:
         ("norm of what was cut", f"{totals.tail_norm:.4g}"),
         ("norm of the rounding of storage", f"{totals.rounding_error:.4g}"),
     ]
-    return f"""# A fine-tuned model with the tail of its update cut
+    return f"""# {words.title}
 
-These weights are `base + truncated(finetuned - base)`: of the singular value
+{words.formula}: of the singular value
 decomposition of each weight's update, only a part of the triplets was kept. They
 were made by svdcut {manifest.svdcut_version};
 no training took place. `svdcut.json` holds the ranks, errors and hashes of every
@@ -149,16 +241,7 @@ tensor. The effect on any task was not measured by this tool.
 {_table(("tensors", "count", "shape", "rank", "full rank", "energy kept"), _rank_rows(manifest))}
 ## How to load it
 
-Like the fine-tuned model, with the same class and tokenizer:
-
-```python
-from transformers import AutoConfig
-import transformers
-
-config = AutoConfig.from_pretrained("PATH_OR_ID")
-model = getattr(transformers, config.architectures[0]).from_pretrained("PATH_OR_ID")
-```
-"""
+{words.loading}"""
 
 
 def _name(source: Source) -> str:

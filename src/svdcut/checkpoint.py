@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from svdcut import hub
-from svdcut.conversion import conversion_hint
+from svdcut.conversion import adapter_conversion_hint, conversion_hint
 from svdcut.errors import CheckpointError
 from svdcut.header import read_header
 from svdcut.jsonfile import Bounds, check_regular, quoted, read_json
@@ -23,6 +24,7 @@ from svdcut.tensorfile import TensorEntry, TensorFile
 
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
+ADAPTER_NAME = "adapter_model.safetensors"
 CARD_NAME = "README.md"
 _CONFIG_NAME = "config.json"
 
@@ -94,10 +96,19 @@ class Checkpoint:
     """config.json, or empty."""
 
     updates: Mapping[str, UpdateEntry] = field(default_factory=dict)
-    """Of an adapter: what is to be added to tensors, which are base's own then."""
+    """Of an adapter: what is to be added to tensors, which are base's own mostly."""
 
     under: Path | None = None
     """Of an adapter: base's directory, for the small files that it does not bring itself."""
+
+    model_names: Mapping[str, str] = field(default_factory=dict)
+    """Of an adapter: names with the prefix that its keys have, and base's file may not."""
+
+    is_adapter: bool = False
+    """Whether it is base under an adapter."""
+
+    rewrites_config: bool = False
+    """Whether `config` is not what its file says: an adapter may have added tokens."""
 
     @property
     def ties_embeddings(self) -> bool:
@@ -126,6 +137,12 @@ class Checkpoint:
                     method = found.get("quant_method") if isinstance(found, dict) else found
                     return method if isinstance(method, str) else key
         return None
+
+    @property
+    def model_types(self) -> frozenset[str]:
+        """What transformers calls the model, and its language model where it has parts."""
+        found = (config.get("model_type") for config in self._configs())
+        return frozenset(kind for kind in found if isinstance(kind, str))
 
     def _configs(self) -> list[Mapping[str, Any]]:
         """Return the config, and that of its language model where it has parts."""
@@ -197,6 +214,18 @@ def _unreadable(path: Path | str, error: OSError) -> CheckpointError:
     return CheckpointError(f"{path}: cannot be read: {error.strerror}")
 
 
+@dataclass(frozen=True, slots=True)
+class Location:
+    """Where a source lies, once fetched."""
+
+    source: str
+    """As the user named it."""
+
+    path: Path
+    revision: str | None
+    """The Hub commit, for a Hub id."""
+
+
 def open_checkpoint(source: str | Path, *, quiet: bool = False) -> Checkpoint:
     """Open a checkpoint by its headers.
 
@@ -220,19 +249,40 @@ def open_checkpoint(source: str | Path, *, quiet: bool = False) -> Checkpoint:
     HubError
         If it could not be had from the Hub.
     """
+    location = locate(source, quiet=quiet)
+    with reading(location):
+        return open_located(location)
+
+
+def locate(source: str | Path, *, quiet: bool = False) -> Location:
+    """Return where a source lies; fetch it, if it is a Hub id. Raises as `open_checkpoint`."""
     text = str(source)
     if isinstance(source, Path) or hub.is_local(text):
         try:
-            return _open_path(text, Path(text).expanduser(), None)
-        except OSError as error:
-            raise CheckpointError(f"{text}: cannot be read: {error.strerror}") from error
+            return Location(text, Path(text).expanduser(), None)
         except RuntimeError as error:  # of expanduser
             raise CheckpointError(f"{text}: there is no such user") from error
     snapshot = hub.fetch_snapshot(text, quiet=quiet)
-    return _open_path(text, snapshot.path, snapshot.revision)
+    return Location(text, snapshot.path, snapshot.revision)
 
 
-def _open_path(source: str, path: Path, revision: str | None) -> Checkpoint:
+@contextmanager
+def reading(location: Location) -> Iterator[None]:
+    """Turn the system's errors into those that name a source."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"{location.source}: cannot be read: {error.strerror}") from error
+
+
+def holds_model(folder: Path) -> bool:
+    """Whether a folder has the weights of a model, or should."""
+    return _is_there(folder / INDEX_NAME) or _is_there(folder / WEIGHTS_NAME)
+
+
+def open_located(location: Location) -> Checkpoint:
+    """Open a checkpoint that is there; raises as `open_checkpoint`, and `OSError`."""
+    source, path, revision = location.source, location.path, location.revision
     if path.is_file():
         if path.suffix != ".safetensors":
             raise _not_safetensors(source, path)
@@ -375,12 +425,33 @@ _OTHER_FORMATS = {
 }
 
 
-def _no_weights(source: str, path: Path) -> CheckpointError:
-    if (path / "adapter_model.safetensors").is_file():
+def _adapter_alone(source: str, path: Path) -> CheckpointError | None:
+    """Return the error of a folder that has no weights of a model, but those of an adapter."""
+    if (path / ADAPTER_NAME).is_file():
         return CheckpointError(
-            f"{source}: a PEFT adapter, which this version cannot read",
-            hint="Merge it into its base first: PeftModel.merge_and_unload(), save_pretrained().",
+            f"{source}: a PEFT adapter, which is no model by itself",
+            hint="Name it second, after the base that it was trained on: "
+            f"svdcut truncate BASE {shlex.quote(source)} ...",
         )
+    if (path / "adapter_model.bin").is_file():
+        return CheckpointError(
+            f"{source}: a PEFT adapter whose weights are pickled, and a pickle can run any code: "
+            "never opened",
+            hint=adapter_conversion_hint(source),
+        )
+    below = sorted(found.parent.name for found in path.glob(f"*/{ADAPTER_NAME}"))
+    if below:
+        names = ", ".join(map(quoted, below[:5])) + (", ..." if len(below) > 5 else "")
+        return CheckpointError(
+            f"{source}: no weights in it, but adapters in folders beneath: {names}",
+            hint=f"Name one of them: {shlex.quote(str(Path(source) / below[0]))}",
+        )
+    return None
+
+
+def _no_weights(source: str, path: Path) -> CheckpointError:
+    if error := _adapter_alone(source, path):
+        return error
     none = f"{source}: no {WEIGHTS_NAME} and no {INDEX_NAME} in it"
     if (path / "model_index.json").is_file():
         found = sorted(path.glob("*/*.safetensors"))

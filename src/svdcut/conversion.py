@@ -34,7 +34,21 @@ def conversion_hint(source: str, config: Mapping[str, Any], *, revision: str | N
         f"from transformers import {model} as M; "
         f"M.from_pretrained({source!r}{pinned}).save_pretrained('converted')"
     )
+    return _command(code, source + (revision or ""))
+
+
+def adapter_conversion_hint(folder: str) -> str:
+    """Return the command that converts the pickled weights of an adapter in a folder."""
+    code = (
+        f"import os, torch; from safetensors.torch import save_file as s; os.chdir({folder!r}); "
+        "s({k: v.contiguous() for k, v in torch.load('adapter_model.bin', weights_only=True)"
+        ".items()}, 'adapter_model.safetensors')"
+    )
+    return _command(code, folder)
+
+
+def _command(code: str, names: str) -> str:
     # Single quotes are easier to read, but names may hold what a shell acts on.
-    plain = _is_plain(source + (revision or ""))
+    plain = _is_plain(names)
     words = f'"{code}"' if plain else shlex.quote(code)
     return f"If you trust it, convert it: python -c {words}"

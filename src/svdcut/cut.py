@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from svdcut.errors import QualityError
-from svdcut.noise import Storage, storage_edge
+from svdcut.noise import Storage, update_edge
 from svdcut.ranks import Keep, Rule, RuleKind, choose_indices, first_left_out, select_rank
 from svdcut.svd.certificate import VALUE_TOLERANCE, Bounds
 from svdcut.svd.decomposition import Decomposition
 from svdcut.svd.engine import decompose
+from svdcut.svd.product import Product, full_rank
 from svdcut.svd.route import Route
 
 
@@ -69,7 +70,7 @@ def stable_seed(*words: object) -> int:
 
 
 def cut_matrix(
-    matrix: Tensor,
+    matrix: Tensor | Product,
     requests: Sequence[CutRequest],
     *,
     storage: Storage | None,
@@ -82,14 +83,15 @@ def cut_matrix(
 
     Parameters
     ----------
-    matrix : Tensor of shape (m, n), float32 or float64
-        Finite; it is scaled in place.
+    matrix : Tensor of shape (m, n), float32 or float64, or Product
+        Finite; a tensor is scaled in place.
     requests : sequence of CutRequest
         What to keep.
     storage : Storage or None
-        Of its sides; the noise rule needs it.
+        Of its sides, for the noise rule. With None nothing was rounded: the edge is that
+        of what float64 tells from zero.
     route : Route
-        Where the engine starts.
+        Where the engine starts; for a product there is one.
     tolerance : float
         Relative excess error that every cut must be certified for.
     seed : int
@@ -112,8 +114,8 @@ def cut_matrix(
     def cut(decomposition: Decomposition) -> list[Cut]:
         edge = None
         if noise and decomposition.energy:
-            assert storage is not None
-            edge = storage_edge(storage, decomposition.singular_values())
+            s = decomposition.singular_values()
+            edge = update_edge(storage, matrix.shape, s)
         return [_cut(decomposition, request, edge) for request in requests]
 
     cuts: list[Cut] = []
@@ -122,7 +124,7 @@ def cut_matrix(
         cuts[:] = cut(decomposition)
         return all(is_certified(found.bounds, tolerance) for found in cuts)
 
-    top = _num_needed(requests, min(matrix.shape))
+    top = _num_needed(requests, full_rank(matrix))
     found = decompose(
         matrix,
         top,

@@ -5,12 +5,14 @@ besides the wording of a message.
 
 SvdcutError                      exit 1
 ├── UsageError                   exit 2   the request cannot be meant
-│   └── OutputExistsError                 OUT is there already
+│   ├── OutputExistsError                 OUT is there already
+│   └── NothingKeptError                  an adapter of rank 0
 ├── InputError                   exit 3   the inputs cannot be used
 │   ├── CheckpointError                   not a readable safetensors checkpoint
 │   ├── HubError                          the Hub could not deliver it
 │   ├── MismatchError                     the two sides do not fit each other
 │   ├── QuantizedError                    weights that are not plain numbers
+│   ├── UnholdableError                   an adapter has no place for a change
 │   ├── NonFiniteError                    NaN or infinity in a tensor
 │   └── InputChangedError                 a file changed while it was read
 ├── QualityError                 exit 4   the asked-for accuracy was not reached
@@ -20,7 +22,10 @@ SvdcutError                      exit 1
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import ClassVar
+
+_MAX_LISTED = 20
 
 
 class SvdcutError(Exception):
@@ -57,6 +62,12 @@ class OutputExistsError(UsageError):
     """The output, or an unfinished one, is there already."""
 
 
+class NothingKeptError(UsageError):
+    """No update is left that an adapter could hold."""
+
+    keeps_work = False
+
+
 class InputError(SvdcutError):
     """The inputs cannot be used, or do not match."""
 
@@ -77,6 +88,12 @@ class MismatchError(InputError):
 
 class QuantizedError(InputError):
     """A checkpoint holds quantised weights, whose difference means nothing."""
+
+
+class UnholdableError(InputError):
+    """A tensor changed in a way that an adapter has no place for."""
+
+    keeps_work = False
 
 
 class NonFiniteError(InputError):
@@ -114,3 +131,11 @@ class Interrupted(SvdcutError):
     def __init__(self, signal_number: int) -> None:
         super().__init__("interrupted")
         self.signal_number = signal_number
+
+
+def listed(lines: Iterable[str]) -> str:
+    """Return lines as a message has them below its first; only the first of many."""
+    shown = list(lines)
+    if len(shown) > _MAX_LISTED:
+        shown[_MAX_LISTED:] = [f"... and {len(shown) - _MAX_LISTED} more kinds"]
+    return "".join(f"\n    {line}" for line in shown)

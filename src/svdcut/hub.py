@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from svdcut.conversion import conversion_hint
+from svdcut.conversion import adapter_conversion_hint, conversion_hint
 from svdcut.errors import CheckpointError, HubError
 from svdcut.jsonfile import Bounds, quoted, read_json
 
@@ -101,8 +101,9 @@ def is_cached(source: str) -> bool:
     match = _parsed(source)
     if match is None:
         return False
-    found = try_to_load_from_cache(match[1], "config.json", revision=match[2])
-    return isinstance(found, str)
+    names = ("config.json", "adapter_config.json")
+    found = (try_to_load_from_cache(match[1], name, revision=match[2]) for name in names)
+    return any(isinstance(path, str) for path in found)
 
 
 def _download(repo_id: str, revision: str, bars: type[object]) -> Snapshot:
@@ -154,6 +155,9 @@ def _incomplete(folder: Path, repo_id: str, missing: list[str]) -> CheckpointErr
     except CheckpointError:
         config = {}
     hint = conversion_hint(repo_id, config, revision=folder.name)
+    if (folder / "adapter_config.json").is_file():
+        fetch = f"hf download {repo_id} --revision {folder.name} --local-dir adapter"
+        hint = f"Fetch it: {fetch}\n  {adapter_conversion_hint('adapter')}"
     what = f"{repo_id} at {folder.name} has no safetensors weights{pickled}"
     return CheckpointError(what, hint=hint if found else None)
 

@@ -40,7 +40,7 @@ class LowRankEntry:
     """Which of them is the tensor's first matrix: other than 0 where base stores each by itself."""
 
     rows: tuple[int, int] | None = None
-    """Which rows of ``b @ a`` are the tensor's, where the adapter joined it with another."""
+    """Which rows of the update are the tensor's, where the adapter joined it with another."""
 
     magnitude: TensorEntry | None = None
     """Of DoRA: the norm that each row (or column) of the result is scaled to."""

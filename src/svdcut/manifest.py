@@ -58,7 +58,7 @@ class SvdFact:
     """How a decomposition was made and what is known of it."""
 
     method: str
-    """exact, gram, krylov; none where the update is zero."""
+    """exact, gram, krylov, factored; none where the update is zero."""
 
     proof: str
     """spectrum or random_start: why the triplets are known to be the leading ones."""
@@ -109,8 +109,14 @@ class TensorFact:
     action: str
     shape: tuple[int, ...]
     dtype: str
-    file: str
-    sha256: str
+    """As it is stored; of an adapter's factors, theirs."""
+
+    file: str | None
+    """None where an adapter holds nothing of it, as base has it so."""
+
+    sha256: str | None
+    """Of its bytes; of an adapter's factors, left then right, matrix by matrix."""
+
     truncation: Truncation | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -161,6 +167,22 @@ class MatchingFact:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredFact:
+    """One tensor in the file of an adapter."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterFact:
+    """What an adapter's file holds, by the names in it."""
+
+    tensors: Mapping[str, StoredFact]
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """Everything about one result."""
 
@@ -178,6 +200,9 @@ class Manifest:
     """Tensors of base that have no place in the result."""
 
     matching: MatchingFact = MatchingFact()
+
+    adapter: AdapterFact | None = None
+    """Of an adapter alone; a checkpoint's file holds the tensors by their own names."""
 
     files: Mapping[str, WeightFileFact | FileFact] = field(default_factory=dict)
     """Every file of the result but the manifest."""

@@ -10,9 +10,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from svdcut.errors import UsageError
 from svdcut.tensorfile import TensorEntry
 
-_WRAPPERS = frozenset(
+WRAPPERS = frozenset(
     {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
 )
 """Parts that compiling, sharding and checkpointing put in the middle of names."""
@@ -45,6 +46,38 @@ class Matching:
 
     wrappers: tuple[str, ...]
     """Parts that were left out of the middle of names."""
+
+
+def rename_tensors(
+    tensors: Mapping[str, TensorEntry], renames: Mapping[str, str], source: str
+) -> _Tensors:
+    """Replace prefixes of names, the longest that each has.
+
+    Parameters
+    ----------
+    tensors : mapping of str to TensorEntry
+        The tensors, by name; the entries keep theirs.
+    renames : mapping of str to str
+        Prefixes, old to new.
+    source : str
+        The checkpoint, for errors.
+
+    Raises
+    ------
+    UsageError
+        If no name has such a prefix, or two names became one.
+    """
+    for old in renames:
+        if not any(name.startswith(old) for name in tensors):
+            raise UsageError(f"--map {old}=...: no tensor of {source} starts with {old!r}")
+    renamed: _Tensors = {}
+    for name, entry in tensors.items():
+        longest = max((old for old in renames if name.startswith(old)), key=len, default="")
+        new_name = renames.get(longest, "") + name[len(longest) :]
+        if new_name in renamed:
+            raise UsageError(f"--map gives two tensors of {source} the name {new_name!r}")
+        renamed[new_name] = entry
+    return renamed
 
 
 def match_names(base: _Tensors, finetuned: _Tensors, fits: Fits) -> Matching:
@@ -102,8 +135,8 @@ def _unwrap(tensors: Mapping[str, TensorEntry]) -> tuple[_Tensors, set[str]]:
     wrappers: set[str] = set()
     for name, entry in tensors.items():
         first, *parts = name.split(".")
-        wrappers |= _WRAPPERS.intersection(parts)
-        short[".".join([first, *(part for part in parts if part not in _WRAPPERS)])] = entry
+        wrappers |= WRAPPERS.intersection(parts)
+        short[".".join([first, *(part for part in parts if part not in WRAPPERS)])] = entry
     if len(short) != len(tensors):
         return dict(tensors), set()
     return short, wrappers

@@ -41,6 +41,9 @@ _VALUES_SQUARES = 2
 _VECTORS_SQUARES = 4.2
 """The same of all vectors of a Gram matrix, its matrix no longer at hand."""
 
+_FACTOR_COPIES = 6
+"""In float64, of both factors of an adapter: as read, their QR and the triplets."""
+
 NUM_LEADING = 10
 """Leading left vectors that are looked at for intruder dimensions."""
 
@@ -169,9 +172,11 @@ def dense_bytes(pair: Pair) -> int:
 
 
 def _route_bytes(
-    pair: Pair, top: int | None, route: Route, *, exact: bool = False
+    pair: Pair, top: int | None, route: Route, *, exact: bool = False, dense: bool = False
 ) -> tuple[int, int]:
     """Return the bytes of the route to start with, and of the one that may follow."""
+    if not dense and (factors := _factor_bytes(pair)) is not None:
+        return factors, factors
     long, short, item = _largest_matrix(pair, exact=exact)
     if route is Route.AUTO:
         route = choose_route(short, top)
@@ -187,6 +192,17 @@ def _route_bytes(
     return matrix + item * bases, max(gram, matrix + 8 * (long * short + bases))
 
 
+def _factor_bytes(pair: Pair) -> int | None:
+    """Return the bytes of the route that an adapter's factors take; None where they do not."""
+    update = pair.factors
+    if update is None:
+        return None
+    m, n = pair.matrices[0]
+    # What is read is of all experts of a stack.
+    stored = update.rank * update.experts * (m + n)
+    return _FACTOR_COPIES * 8 * update.rank * (m + n) + 8 * stored + _BLOCKS_BYTES
+
+
 def _spectrum_bytes(pair: Pair, top: int | None, *, intruders: bool) -> tuple[int, int]:
     long, short, item = _largest_matrix(pair)
     krylov = choose_route(short, top) is Route.KRYLOV
@@ -194,20 +210,23 @@ def _spectrum_bytes(pair: Pair, top: int | None, *, intruders: bool) -> tuple[in
     if intruders:
         matrix = item * long * short + _BLOCKS_BYTES
         vectors = max(matrix + 8 * short**2, int(_VECTORS_SQUARES * 8 * short**2))
-        parts += [(vectors, vectors), _space_bytes(pair, NUM_LEADING)]
+        # Of weights: those under an adapter are dense.
+        parts += [(vectors, vectors), _space_bytes(pair, NUM_LEADING, dense=True)]
     return _worst(parts)
 
 
-def _space_bytes(pair: Pair, rank: int) -> tuple[int, int]:
+def _space_bytes(pair: Pair, rank: int, *, dense: bool = False) -> tuple[int, int]:
     """Return the bytes of leading spaces, beside those of another matrix."""
     long, short, _ = _largest_matrix(pair)
-    first, more = _route_bytes(pair, rank, Route.AUTO, exact=True)
+    first, more = _route_bytes(pair, rank, Route.AUTO, exact=True, dense=dense)
     held = _SPACE_COPIES * 8 * min(rank, short) * (long + short)
     return first + held, more + held
 
 
 def _values_bytes(pair: Pair) -> tuple[int, int]:
     """Return the bytes of the two routes to singular values without vectors."""
+    if (factors := _factor_bytes(pair)) is not None:
+        return factors, factors
     long, short, item = _largest_matrix(pair, exact=True)
     matrix = item * long * short + _BLOCKS_BYTES + _PRODUCT_BYTES
     gram = matrix + _VALUES_SQUARES * 8 * short**2
@@ -228,5 +247,10 @@ def _largest_matrix(pair: Pair, *, exact: bool = False) -> tuple[int, int, int]:
     """
     m, n = max(pair.matrices, key=lambda shape: shape[0] * shape[1])
     dtypes = {side.dtype for side in (pair.base, pair.finetuned) if side}
-    wide = Dtype.F64 in dtypes or (exact and pair.base is not None and Dtype.F32 in dtypes)
+    # That of DoRA is formed in float64, as a whole.
+    wide = (
+        Dtype.F64 in dtypes
+        or pair.update is not None
+        or (exact and pair.base is not None and Dtype.F32 in dtypes)
+    )
     return max(m, n), min(m, n), 8 if wide else 4

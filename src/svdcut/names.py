@@ -30,6 +30,9 @@ _TIED = tuple(
 )
 """Parts of a model that are often one matrix: what encoder and decoder share, embeddings, heads."""
 
+HEAD = 2
+"""Of `tied_part`."""
+
 
 def collapse_numbers(name: str) -> str:
     """Return a name with ``*`` for every number, so that layers of one kind share it."""

@@ -7,6 +7,7 @@ on, and where it fails, is in docs/noise.md.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -168,6 +169,31 @@ def _minimum(
         best = min(best, float(values[least]))
         low, high = places[max(least - 1, 0)], places[min(least + 1, len(places) - 1)]
     return best
+
+
+def update_edge(
+    storage: Storage | None, shape: Sequence[int], s: Sequence[float] | None
+) -> float | None:
+    """Return the edge above which singular values are no noise.
+
+    Parameters
+    ----------
+    storage : Storage or None
+        Of the two sides; None where nothing was stored rounded, as an adapter's update.
+    shape : sequence of int
+        Of the matrix.
+    s : sequence of float, or None
+        As for `storage_edge`.
+
+    Returns
+    -------
+    float or None
+        See `storage_edge`. Without rounding of storage, ``max(m, n) * eps`` of the first
+        value: what float64 does not tell from zero, as numpy and torch count ranks.
+    """
+    if storage is not None:
+        return storage_edge(storage, s)
+    return max(shape) * sys.float_info.epsilon * s[0] if s else None
 
 
 def storage_edge(storage: Storage, s: Sequence[float] | None) -> float | None:

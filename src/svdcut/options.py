@@ -47,6 +47,9 @@ class Options:
     seed: int = 0
     only: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
+    drop: tuple[str, ...] = ()
+    """Of an adapter: tensors that it may leave as they are in base."""
+
     rest: Rest = Rest.FINETUNED
     scale: float = 1.0
     renames: Mapping[str, str] = field(default_factory=dict)
@@ -65,6 +68,7 @@ class Options:
             "seed": self.seed,
             "only": list(self.only),
             "skip": list(self.skip),
+            "drop": list(self.drop),
             "rest": self.rest.value,
             "scale": self.scale,
             "map": dict(self.renames),

@@ -13,9 +13,9 @@ from fnmatch import fnmatchcase
 from functools import partial
 
 from svdcut.checkpoint import Checkpoint
-from svdcut.errors import MismatchError, QuantizedError, UsageError
+from svdcut.errors import MismatchError, QuantizedError, UsageError, listed
 from svdcut.lowrank import LowRankEntry, UpdateEntry
-from svdcut.matching import Matching, match_names
+from svdcut.matching import Matching, match_names, rename_tensors
 from svdcut.names import (
     collapse_numbers,
     is_bias,
@@ -27,8 +27,6 @@ from svdcut.names import (
 from svdcut.options import Rest
 from svdcut.tensorfile import TensorEntry
 
-_MAX_LISTED = 20
-
 
 class Action(str, Enum):
     """What happens to a tensor."""
@@ -37,6 +35,8 @@ class Action(str, Enum):
     COPY_FINETUNED = "copy_finetuned"
     COPY_BASE = "copy_base"
     UNCHANGED = "unchanged"
+    DROP = "drop"
+    """An adapter leaves it as it is in base, because that was asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,20 +51,28 @@ class Pair:
     """What seeds its decomposition: copies of one tied matrix share it, and their result."""
 
     update: UpdateEntry | None = None
-    """Of an adapter: what is added to `finetuned`, which is base's own tensor then."""
+    """Of an adapter: what is added to `finetuned`, which is base's own tensor mostly."""
 
     @property
     def stacked(self) -> bool:
         """Whether it is a stack of expert matrices, each with a rank of its own."""
-        return is_expert_stack(self.name, self.finetuned.shape)
+        shape = self.finetuned.shape
+        experts = self.update.experts if isinstance(self.update, LowRankEntry) else 1
+        return is_expert_stack(self.name, shape) or (len(shape) == 3 and experts > 1)
+
+    @property
+    def factors(self) -> LowRankEntry | None:
+        """What makes all of the update; None of one that is dense."""
+        if not isinstance(self.update, LowRankEntry) or self.update.magnitude is not None:
+            return None
+        # It is dense where the adapter stores the tensor whole too.
+        return self.update if self.finetuned == self.base else None
 
     @property
     def full_ranks(self) -> list[int]:
         """The most that the update's rank can be, of each matrix."""
         most = [min(shape) for shape in self.matrices]
-        if isinstance(self.update, LowRankEntry) and self.update.magnitude is None:
-            return [min(rank, self.update.rank) for rank in most]
-        return most
+        return most if self.factors is None else [min(r, self.factors.rank) for r in most]
 
     @property
     def shared_rows(self) -> int:
@@ -72,6 +80,11 @@ class Pair:
         if self.base is None:
             return self.finetuned.shape[0]
         return min(self.finetuned.shape[0], self.base.shape[0])
+
+    @property
+    def new_rows(self) -> int:
+        """How many rows base lacks, which follow the others."""
+        return 0 if self.stacked else self.finetuned.shape[0] - self.shared_rows
 
     @property
     def matrices(self) -> list[tuple[int, int]]:
@@ -118,6 +131,7 @@ def pair_tensors(
     *,
     only: Sequence[str] = (),
     skip: Sequence[str] = (),
+    drop: Sequence[str] = (),
     rest: Rest = Rest.FINETUNED,
     renames: Mapping[str, str] | None = None,
 ) -> Pairing:
@@ -129,6 +143,8 @@ def pair_tensors(
         The two sides.
     only, skip : sequence of str
         Globs on the names of the fine-tuned side: which tensors to truncate.
+    drop : sequence of str
+        Globs likewise: which to leave as they are in base, whatever they are.
     rest : Rest
         Where the others come from.
     renames : mapping of str to str
@@ -151,7 +167,11 @@ def pair_tensors(
     for side in (base, finetuned):
         _refuse_quantized(side)
     _check_globs(only, skip, finetuned)
-    renamed = _rename(base, renames or {})
+    check_patterns("--drop", drop, list(finetuned.tensors))
+    # The names of an adapter were matched when it was opened.
+    renamed = rename_tensors(
+        base.tensors, {} if finetuned.is_adapter else renames or {}, base.source
+    )
     fits = partial(_fits, sizes=(finetuned.vocab_size, base.vocab_size))
     matching = match_names(renamed, dict(finetuned.tensors), fits)
     pairs: list[Pair] = []
@@ -165,13 +185,16 @@ def pair_tensors(
         wanted = _is_wanted(name, only, skip)
         update = finetuned.updates.get(name)
         action = _decide(entry, other, rest, wanted=wanted and fitting)
-        if finetuned.updates and update is None and entry == other:
+        if finetuned.is_adapter and update is None and entry == other:
             action = Action.UNCHANGED  # an adapter leaves it alone
+        if _matches(name, drop):
+            action = Action.DROP
         pair = Pair(name, action, entry, other, _seed_name(name, finetuned), update)
         pairs.append(pair)
-        if other is None and wanted and _truncatable(entry, entry):
+        if other is None and wanted and action is not Action.DROP and _truncatable(entry, entry):
             unmatched.append(name)
-        if other is not None and wanted and not fitting and _matters(entry, other):
+        dropped = action is Action.DROP
+        if other is not None and wanted and not (fitting or dropped) and _matters(entry, other):
             mismatches.append(pair)
     used = {pair.base.name for pair in pairs if pair.base is not None}
     _refuse_mismatches(base, finetuned, mismatches, shared=bool(matching.partners))
@@ -233,20 +256,6 @@ def _is_wanted(name: str, only: Sequence[str], skip: Sequence[str]) -> bool:
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
-
-
-def _rename(base: Checkpoint, renames: Mapping[str, str]) -> dict[str, TensorEntry]:
-    for old in renames:
-        if not any(name.startswith(old) for name in base.tensors):
-            raise UsageError(f"--map {old}=...: no tensor of {base.source} starts with {old!r}")
-    renamed: dict[str, TensorEntry] = {}
-    for name, entry in base.tensors.items():
-        longest = max((old for old in renames if name.startswith(old)), key=len, default="")
-        new_name = renames.get(longest, "") + name[len(longest) :]
-        if new_name in renamed:
-            raise UsageError(f"--map gives two tensors of {base.source} the name {new_name!r}")
-        renamed[new_name] = entry
-    return renamed
 
 
 def _tied_partner(entry: TensorEntry, base: Checkpoint) -> TensorEntry | None:
@@ -316,14 +325,10 @@ def _refuse_mismatches(
             hint="If only a prefix differs, name it: --map OLD=NEW renames base's.",
         )
     if mismatches:
-        listed = _describe_mismatches(mismatches)
-        if len(listed) > _MAX_LISTED:
-            more = len(listed) - _MAX_LISTED
-            listed = [*listed[:_MAX_LISTED], f"... and {more} more kinds"]
         noun = "tensor differs" if len(mismatches) == 1 else "tensors differ"
         raise MismatchError(
             f"{len(mismatches)} {noun} in shape between {base.source} and "
-            f"{finetuned.source}:\n    " + "\n    ".join(listed),
+            f"{finetuned.source}:{listed(_describe_mismatches(mismatches))}",
             hint="Is this the base that the model was fine-tuned from? --skip GLOB copies "
             "a tensor from the fine-tuned side, whatever its shape.",
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,13 @@ class PlannedTensor:
     target: TensorEntry
 
 
+class Form(str, Enum):
+    """What a result is."""
+
+    CHECKPOINT = "checkpoint"
+    ADAPTER = "adapter"
+
+
 @dataclass(frozen=True, slots=True)
 class Output:
     """One result of a run: where it goes, and the rule that makes it."""
@@ -40,6 +48,8 @@ class Output:
 
     force: bool = False
     """Whether to replace what svdcut wrote there before."""
+
+    form: Form = Form.CHECKPOINT
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +99,7 @@ def make_plan(base: Checkpoint, finetuned: Checkpoint, options: Options) -> Plan
         finetuned,
         only=options.only,
         skip=options.skip,
+        drop=options.drop,
         rest=options.rest,
         renames=options.renames,
     )

@@ -15,7 +15,7 @@ from svdcut.machine import available_memory, free_device_memory, free_space, num
 from svdcut.memory import expected_top, memory_needs
 from svdcut.options import Options
 from svdcut.pairing import Action
-from svdcut.plan import Output, Plan
+from svdcut.plan import Form, Output, Plan
 from svdcut.ranks import Rule, RuleKind, rule_for
 from svdcut.svd.route import Route, choose_route
 
@@ -109,7 +109,7 @@ def check_run(plan: Plan, outputs: Sequence[Output], options: Options) -> Prefli
     rules = [output.rule for output in outputs]
     on_device = free_device_memory(options.device)
     return Preflight(
-        disks=tuple(_disk_needs(plan, outputs)),
+        disks=tuple(_disk_needs(plan, outputs, options)),
         memory_needed=_PROCESS_BYTES + memory_needs(plan, rules, options).total,
         memory_available=available_memory(),
         device_memory_available=on_device,
@@ -117,12 +117,15 @@ def check_run(plan: Plan, outputs: Sequence[Output], options: Options) -> Prefli
     )
 
 
-def _disk_needs(plan: Plan, outputs: Sequence[Output]) -> Iterator[DiskNeed]:
+def _disk_needs(plan: Plan, outputs: Sequence[Output], options: Options) -> Iterator[DiskNeed]:
     beside = sum(path.stat().st_size for path in plan.finetuned.sidecars().values())
-    size = plan.size_bytes + beside + _SMALL_FILES_BYTES + _BYTES_PER_FACT * len(plan.tensors)
+    small = _SMALL_FILES_BYTES + _BYTES_PER_FACT * len(plan.tensors)
     needs: dict[int, DiskNeed] = {}
     for output in outputs:
         system, free = free_space(output.path)
+        is_adapter = output.form is Form.ADAPTER
+        weights = _adapter_bytes(plan, output.rule, options) if is_adapter else plan.size_bytes
+        size = small + (weights if is_adapter else weights + beside)
         needed = max(size - _allocated(partial_path(output.path)), 0)
         before = needs.get(system)
         needs[system] = DiskNeed(
@@ -131,6 +134,20 @@ def _disk_needs(plan: Plan, outputs: Sequence[Output]) -> Iterator[DiskNeed]:
             free,
         )
     yield from needs.values()
+
+
+def _adapter_bytes(plan: Plan, rule: Rule, options: Options) -> int:
+    """Return the bytes that an adapter takes at least: its factors, put aside and in place.
+
+    Ranks that depend on the spectrum count as none.
+    """
+    total = 0
+    for tensor in plan.tensors:
+        chosen = rule_for(tensor.pair.name, rule, options.rank_for)
+        if tensor.pair.action is Action.TRUNCATE and chosen.kind is RuleKind.FIXED:
+            pairs = zip(tensor.pair.matrices, tensor.pair.full_ranks, strict=True)
+            total += sum(min(int(chosen.value), most) * (m + n) for (m, n), most in pairs)
+    return 2 * 4 * total
 
 
 def _allocated(folder: Path) -> int:

@@ -41,6 +41,7 @@ def identify_run(
     identity = {
         "svdcut": __version__,
         **machinery,
+        "the result": ", ".join(dict.fromkeys(output.form.value for output in outputs)),
         "--rank": ", ".join(str(output.rule) for output in outputs),
     }
     for key, value in options.to_json(outputs[0].rule).items():

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from svdcut.card import render_card
-from svdcut.checkpoint import CARD_NAME, INDEX_NAME
+from svdcut.checkpoint import CARD_NAME, INDEX_NAME, Checkpoint
 from svdcut.destination import MANIFEST_NAME
 from svdcut.manifest import FileFact, Manifest, WeightFileFact
 from svdcut.options import Options, StoredDtype
@@ -87,17 +87,24 @@ def write_sidecars(
 
     finetuned = plan.finetuned
     for name, source in finetuned.sidecars().items():
-        if str(name) == _CONFIG_NAME and options.dtype is not StoredDtype.AUTO:
-            config = with_dtype(finetuned.config, options.dtype)
-            if "torch_dtype" not in config:
-                # Without it, a loader takes the dtype of the first tensor for all of them.
-                config.setdefault("dtype", options.dtype.value)
+        if str(name) == _CONFIG_NAME and (config := _changed_config(finetuned, options.dtype)):
             write(_CONFIG_NAME, json.dumps(config, indent=2) + "\n")
         else:
             files[str(name)] = FileFact(*writer.copy_file(source, name))
     if plan.index is not None:
         write(INDEX_NAME, json.dumps(plan.index, indent=2) + "\n")
     return files
+
+
+def _changed_config(finetuned: Checkpoint, dtype: StoredDtype) -> Mapping[str, Any] | None:
+    """Return the config of the result; None where its file can be copied."""
+    if dtype is StoredDtype.AUTO:
+        return finetuned.config if finetuned.rewrites_config else None
+    config = with_dtype(finetuned.config, dtype)
+    if "torch_dtype" not in config:
+        # Without it, a loader takes the dtype of the first tensor for all of them.
+        config.setdefault("dtype", dtype.value)
+    return config
 
 
 def _fact(data: bytes) -> FileFact:

@@ -195,7 +195,7 @@ def allocate_budget(
 ) -> dict[_Key, int]:
     """Spend a share of the parameters where it keeps most energy.
 
-    A rank-k matrix has k (m + n) parameters, at full rank min(m, n) (m + n).
+    A rank-k matrix has k (m + n) parameters, at full rank as many k as it has values.
     Triplets are taken in order of energy per parameter, s^2 / (m + n), until the
     next one no longer fits: no other choice of as many parameters keeps more.
 
@@ -219,7 +219,7 @@ def allocate_budget(
     step, and no list of all triplets.
     """
     cost = {name: sum(shapes[name]) for name in spectra}
-    budget = share * sum(cost[name] * min(shapes[name]) for name in spectra)
+    budget = share * sum(cost[name] * len(s) for name, s in spectra.items())
     # Negated square roots of the densities, ascending, as bisect wants them.
     density = {name: [-value / math.sqrt(cost[name]) for value in s] for name, s in spectra.items()}
 

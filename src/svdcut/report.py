@@ -47,7 +47,7 @@ def describe_truncation(
     single = not pair.stacked
     return Truncation(
         rank=cuts[0].rank if single else tuple(cut.rank for cut in cuts),
-        full_rank=min(pair.matrices[0]),
+        full_rank=pair.full_ranks[0],
         rows=pair.matrices[0][0] if single else pair.finetuned.shape[1],
         rule=str(rule),
         keep=options.keep.value,
@@ -83,10 +83,13 @@ def sum_totals(plan: Plan, records: Sequence[TensorFact], seconds: float) -> Tot
             continue
         truncations.append(record.truncation)
         ranks = record.truncation.rank
-        shapes = planned.pair.matrices
-        for k, shape in zip((ranks,) if isinstance(ranks, int) else ranks, shapes, strict=True):
+        pair = planned.pair
+        shapes = zip(pair.matrices, pair.full_ranks, strict=True)
+        for k, (shape, most) in zip(
+            (ranks,) if isinstance(ranks, int) else ranks, shapes, strict=True
+        ):
             rank += k
-            full_rank += min(shape)
+            full_rank += most
             parameters += k * sum(shape)
     norm = math.hypot(*(t.update_norm for t in truncations))
     tail = math.hypot(*(t.tail_norm for t in truncations))

@@ -5,7 +5,6 @@ It decides on no rank and on no action: `cut` and `pairing` do.
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -14,32 +13,22 @@ from typing import Protocol
 
 import torch
 
-from svdcut.cut import Cut, CutRequest, cut_matrix, stable_seed
-from svdcut.errors import NonFiniteError, QualityError, SvdcutError
+from svdcut.cut import CutRequest, cut_matrix, stable_seed
+from svdcut.errors import QualityError, SvdcutError
+from svdcut.lowrank import ShiftEntry
 from svdcut.manifest import TensorFact, Truncation
+from svdcut.matrix_entry import TORCH_DTYPES, Side, is_finite, nonfinite_error, to_bytes
 from svdcut.options import Options
 from svdcut.pairing import Action, Pair
 from svdcut.plan import PlannedTensor
 from svdcut.pool import or_on_cpu
 from svdcut.ranks import Rule, RuleKind, rule_for
 from svdcut.report import MatrixResult, describe_truncation
-from svdcut.sink import TensorSink
-from svdcut.svd.decomposition import Decomposition, SolverError
-from svdcut.tensorfile import Dtype, TensorEntry, iterate_bytes, read_bytes, size_bytes
-from svdcut.update import (
-    TORCH_DTYPES,
-    MatrixEntry,
-    Rows,
-    Side,
-    Update,
-    compose,
-    copy_rows,
-    is_finite,
-    matrix_entries,
-    nonfinite_error,
-    read_update,
-    write_values,
-)
+from svdcut.rows import merged_rows, shifted
+from svdcut.svd.decomposition import SolverError
+from svdcut.tensor_output import CutMatrix, Stored, TensorOutput, refuse_overflow
+from svdcut.tensorfile import Dtype, TensorEntry, iterate_bytes
+from svdcut.update import matrix_sides, read_update
 
 BudgetRanks = Mapping[tuple[Rule, str, int], int]
 """Rank of matrix `i` of a tensor under a budget rule."""
@@ -74,8 +63,8 @@ class Job:
 class Destination(Protocol):
     """Where the tensors of one output go."""
 
-    def sink(self, entry: TensorEntry) -> TensorSink:
-        """Return where the bytes of a planned tensor go."""
+    def open(self, planned: PlannedTensor, options: Options) -> TensorOutput:
+        """Return what takes a planned tensor."""
 
 
 def process_tensor(
@@ -108,21 +97,21 @@ def process_tensor(
     """
     pair = planned.pair
 
-    def sinks() -> list[TensorSink]:
-        return [output.sink(planned.target) for output in outputs]
+    def takers() -> list[TensorOutput]:
+        return [output.open(planned, job.options) for output in outputs]
 
     if pair.action is Action.TRUNCATE:
         try:
             facts, failed = or_on_cpu(
                 job.device,
-                lambda device: _truncate(replace(job, device=device), planned, sinks()),
+                lambda device: _truncate(replace(job, device=device), planned, takers()),
             )
         except QualityError as error:
             raise QualityError(f"tensor {pair.name!r}: {error.what}", hint=error.hint) from error
         except SolverError as error:
             raise SvdcutError(f"tensor {pair.name!r}: no SVD converged ({error})") from error
         return [_reject(fact, failed) for fact in facts]
-    return _copy(planned, sinks())
+    return _copy(job, planned, takers())
 
 
 def _reject(fact: TensorFact, failed: tuple[str, ...]) -> TensorFact:
@@ -133,24 +122,48 @@ def _reject(fact: TensorFact, failed: tuple[str, ...]) -> TensorFact:
     return replace(fact, truncation=replace(fact.truncation, svd=svd))
 
 
-def _copy(planned: PlannedTensor, sinks: Sequence[TensorSink]) -> list[TensorFact]:
+def _copy(job: Job, planned: PlannedTensor, takers: Sequence[TensorOutput]) -> list[TensorFact]:
+    action = planned.pair.action
+    wanting = [taker for taker in takers if taker.wants(action)]
+    if wanting:
+        for data in _copied_bytes(planned, job.device):
+            for taker in wanting:
+                taker.write(data)
+    return [_fact(planned, action, taker.finish()) for taker in takers]
+
+
+def _copied_bytes(planned: PlannedTensor, device: torch.device) -> Iterator[bytearray | memoryview]:
     pair = planned.pair
     from_base = pair.action is Action.COPY_BASE
-    source, side = (pair.base, Side.BASE) if from_base else (pair.finetuned, Side.FINETUNED)
+    source = pair.base if from_base else pair.finetuned
     assert source is not None
-    for data in iterate_bytes(source):
-        _refuse_nonfinite_bytes(source, data, side)
-        for sink in sinks:
-            sink.write(data)
-    return [_fact(planned, pair.action, sink.finish()) for sink in sinks]
+    if from_base or pair.update is None:
+        side = Side.BASE if source == pair.base else Side.FINETUNED
+        for data in iterate_bytes(source):
+            _refuse_nonfinite_bytes(source, data, side)
+            yield data
+    elif isinstance(pair.update, ShiftEntry):
+        values = shifted(pair.finetuned, pair.update)
+        refuse_overflow(planned, None, values)
+        yield to_bytes(values)
+    else:
+        for sides in matrix_sides(pair):
+            for rows in merged_rows(sides, device, TORCH_DTYPES[planned.target.dtype]):
+                refuse_overflow(planned, sides, rows.stored)
+                yield to_bytes(rows.stored)
 
 
 def _fact(
-    planned: PlannedTensor, action: Action, sha256: str, truncation: Truncation | None = None
+    planned: PlannedTensor, action: Action, stored: Stored, truncation: Truncation | None = None
 ) -> TensorFact:
-    target = planned.target
+    action = stored.action or action
     return TensorFact(
-        action.value, target.shape, target.dtype.value, target.path.name, sha256, truncation
+        action.value,
+        planned.target.shape,
+        stored.dtype.value,
+        stored.file,
+        stored.sha256,
+        truncation,
     )
 
 
@@ -163,14 +176,14 @@ def _refuse_nonfinite_bytes(entry: TensorEntry, data: bytearray, side: Side) -> 
         raise nonfinite_error(entry, side)
 
 
-def _truncate(job: Job, planned: PlannedTensor, sinks: Sequence[TensorSink]) -> list[TensorFact]:
+def _truncate(job: Job, planned: PlannedTensor, takers: Sequence[TensorOutput]) -> list[TensorFact]:
     pair = planned.pair
     assert pair.base is not None
-    results: list[list[MatrixResult]] = [[] for _ in sinks]
+    results: list[list[MatrixResult]] = [[] for _ in takers]
     equal = pair.base.shape == pair.finetuned.shape
     noise = any(rule.kind is RuleKind.NOISE for rule in job.rules_for(pair))
-    for number, (base, finetuned) in enumerate(matrix_entries(pair)):
-        update = read_update(base, finetuned, job.device, measure_rounding=noise)
+    for number, sides in enumerate(matrix_sides(pair)):
+        update = read_update(sides, job.device, measure_rounding=noise)
         equal = equal and update.equal_bytes
         with ExitStack() as stack:
             decomposition, cuts = cut_matrix(
@@ -182,9 +195,8 @@ def _truncate(job: Job, planned: PlannedTensor, sinks: Sequence[TensorSink]) -> 
                 seed=stable_seed(pair.seed_name, number),
                 escalate=lambda: stack.enter_context(job.careful),
             )
-        for found, cut, sink in zip(results, cuts, sinks, strict=True):
-            rows = _rows(job, planned, finetuned, update, decomposition, cut)
-            square = _write_rows(planned, rows, sink)
+        for found, cut, taker in zip(results, cuts, takers, strict=True):
+            square = taker.add(CutMatrix(sides, update, decomposition, cut))
             found.append(
                 MatrixResult(
                     cut=cut,
@@ -196,65 +208,25 @@ def _truncate(job: Job, planned: PlannedTensor, sinks: Sequence[TensorSink]) -> 
                 )
             )
     records = []
-    for rule, found, sink in zip(job.rules_for(pair), results, sinks, strict=True):
-        _write_new_rows(planned, sink)
+    for rule, found, taker in zip(job.rules_for(pair), results, takers, strict=True):
+        for data in _new_rows(planned, job.device):
+            taker.write(data)
         if equal:
-            records.append(_fact(planned, Action.UNCHANGED, sink.finish()))
+            records.append(_fact(planned, Action.UNCHANGED, taker.finish()))
         else:
             truncation = describe_truncation(pair, rule, job.options, found)
-            records.append(_fact(planned, Action.TRUNCATE, sink.finish(), truncation))
+            records.append(_fact(planned, Action.TRUNCATE, taker.finish(), truncation))
     return records
 
 
-def _rows(
-    job: Job,
-    planned: PlannedTensor,
-    finetuned: MatrixEntry,
-    update: Update,
-    decomposition: Decomposition,
-    cut: Cut,
-) -> Iterator[Rows]:
-    dtype = TORCH_DTYPES[planned.target.dtype]
-    if cut.rank == decomposition.full_rank and job.options.scale == 1:
-        # All triplets make the fine-tuned matrix, and its own numbers are exact.
-        return copy_rows(finetuned, dtype)
-    factor = decomposition.scale * job.options.scale
-    return compose(update, decomposition.factors(list(cut.indices)), factor, dtype)
-
-
-def _write_rows(planned: PlannedTensor, rows: Iterator[Rows], sink: TensorSink) -> float:
-    """Write a matrix; return the sum of squares of its rounding error."""
-    total = 0.0
-    for block in rows:
-        # Exact, in the dtype that holds both: the numbers are next to each other.
-        error = torch.sub(block.stored, block.intended)
-        square = float(torch.linalg.vector_norm(error, dtype=torch.float64)) ** 2
-        if not math.isfinite(square):
-            _refuse_overflow(planned, block.stored)
-        total += square
-        write_values(sink, block.stored)
-    return total
-
-
-def _write_new_rows(planned: PlannedTensor, sink: TensorSink) -> None:
-    """Write the rows that base lacks, from the fine-tuned side."""
+def _new_rows(planned: PlannedTensor, device: torch.device) -> Iterator[memoryview]:
+    """Yield the rows that base lacks, from the fine-tuned side."""
     pair = planned.pair
-    if pair.stacked or pair.finetuned.shape[0] == pair.shared_rows:
+    if not pair.new_rows:
         return
-    rows, columns = pair.finetuned.shape[0], pair.matrices[0][1]
-    start = size_bytes(pair.finetuned.dtype, (pair.shared_rows, columns))
-    stop = size_bytes(pair.finetuned.dtype, (rows, columns))
-    data = read_bytes(pair.finetuned, start, stop)
-    _refuse_nonfinite_bytes(pair.finetuned, data, Side.FINETUNED)
-    values = torch.frombuffer(data, dtype=TORCH_DTYPES[pair.finetuned.dtype])
-    stored = values.to(TORCH_DTYPES[planned.target.dtype])
-    _refuse_overflow(planned, stored)
-    write_values(sink, stored)
-
-
-def _refuse_overflow(planned: PlannedTensor, stored: torch.Tensor) -> None:
-    if not is_finite(stored):
-        raise NonFiniteError(
-            f"tensor {planned.pair.name!r}: the result overflows {planned.target.dtype.value}",
-            hint="Store it in another --dtype, or use a smaller --scale.",
-        )
+    (sides,) = matrix_sides(pair)
+    for rows in merged_rows(sides, device, TORCH_DTYPES[planned.target.dtype], new=True):
+        if not is_finite(rows.intended):
+            raise nonfinite_error(pair.finetuned, Side.FINETUNED)
+        refuse_overflow(planned, None, rows.stored)
+        yield to_bytes(rows.stored)

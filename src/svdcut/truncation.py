@@ -6,28 +6,33 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from typing import Any
 
 import torch
 
 from svdcut._version import __version__
+from svdcut.adapter_plan import refuse_unholdable
+from svdcut.adapter_publication import publish_adapter
 from svdcut.budget import allocate_budgets
 from svdcut.device import device_name, num_workers, resolve_device
 from svdcut.errors import CheckpointError
 from svdcut.manifest import Manifest, MatchingFact, TensorFact
 from svdcut.memory import memory_needs
 from svdcut.options import Options
-from svdcut.plan import Output, Plan, PlannedTensor
+from svdcut.pairing import Action
+from svdcut.plan import Form, Output, Plan, PlannedTensor
 from svdcut.pool import Pool
 from svdcut.progress import Observer, Progress
 from svdcut.provenance import InputHashes, identify_run, refuse_changed
 from svdcut.publication import publish
 from svdcut.report import sum_totals
 from svdcut.tensor_job import Job, process_tensor
+from svdcut.tensor_output import AdapterTensor, CheckpointTensor, TensorOutput
 from svdcut.writer import TENSOR, CheckpointWriter
 
 
@@ -93,14 +98,16 @@ def run_truncation(
             stack.enter_context(
                 CheckpointWriter(
                     output.path,
-                    plan.files,
+                    plan.files if output.form is Form.CHECKPOINT else (),
                     identity,
+                    spools=output.form is Form.ADAPTER,
                     restart=output.restart,
                     force=output.force,
                 )
             )
             for output in outputs
         ]
+        places = [_PLACES[o.form](w) for o, w in zip(outputs, writers, strict=True)]
         pool = stack.enter_context(Pool(num_workers(device), needs.bound, device))
         recorder = stack.enter_context(ThreadPoolExecutor(1))
         stack.callback(hashes.cancel)
@@ -114,18 +121,18 @@ def run_truncation(
         def task(number: int) -> list[TensorFact]:
             planned = plan.tensors[number]
             name, size = planned.pair.name, planned.target.size_bytes
-            found = _finished(planned, writers)
+            found = _finished(planned, places)
             if found is not None:
                 observe(Progress("truncate", name, size, total, tuple(found), resumed=True))
                 return found
-            found = process_tensor(job, planned, writers)
+            found = process_tensor(job, planned, places)
             for writer, fact in zip(writers, found, strict=True):
                 writer.record(TENSOR, name, fact.to_json())
             observe(Progress("truncate", name, size, total, tuple(found)))
             return found
 
         try:
-            records = pool.map(task, needs.sizes)
+            records = _run(plan, outputs, pool, task, needs.sizes)
             sources = recording.result()
         except CheckpointError:
             # A file that changed is the cause of what was found wrong in it.
@@ -154,19 +161,77 @@ def run_truncation(
                     plan.pairing.unmatched,
                 ),
             )
-            manifests.append(publish(writers[number], plan, manifest, options))
+            finish = publish if output.form is Form.CHECKPOINT else publish_adapter
+            manifests.append(finish(writers[number], plan, manifest, options))
         for writer in writers:
             writer.commit()
     return manifests
 
 
-def _finished(
-    planned: PlannedTensor, writers: Sequence[CheckpointWriter]
-) -> list[TensorFact] | None:
+def _run(
+    plan: Plan,
+    outputs: Sequence[Output],
+    pool: Pool,
+    task: Callable[[int], list[TensorFact]],
+    sizes: Sequence[int],
+) -> list[list[TensorFact]]:
+    """Return the facts of all tensors, for each output."""
+    copied = [n for n, t in enumerate(plan.tensors) if t.pair.action is not Action.TRUNCATE]
+    done: dict[int, list[TensorFact]] = {}
+
+    def run(numbers: Sequence[int]) -> None:
+        found = pool.map(lambda n: task(numbers[n]), [sizes[number] for number in numbers])
+        done.update(zip(numbers, found, strict=True))
+
+    adapters = [n for n, output in enumerate(outputs) if output.form is Form.ADAPTER]
+    if adapters:
+        # What is copied is compared with base, and may have no place in an adapter: before
+        # the long work.
+        run(copied)
+        names = {number: plan.tensors[number].pair.name for number in copied}
+        refuse_unholdable(plan, {names[n]: facts[adapters[0]] for n, facts in done.items()})
+    run([number for number in range(len(plan.tensors)) if number not in done])
+    return [done[number] for number in range(len(plan.tensors))]
+
+
+@dataclass(frozen=True, slots=True)
+class _CheckpointPlace:
+    """Where the tensors of a checkpoint go."""
+
+    writer: CheckpointWriter
+
+    def open(self, planned: PlannedTensor, options: Options) -> TensorOutput:
+        return CheckpointTensor(self.writer.sink(planned.target), planned, options.scale)
+
+    def finished(self, planned: PlannedTensor) -> Mapping[str, Any] | None:
+        return self.writer.finished(planned.target)
+
+
+@dataclass(frozen=True, slots=True)
+class _AdapterPlace:
+    """Where the tensors of an adapter wait for their ranks to be known."""
+
+    writer: CheckpointWriter
+
+    def open(self, planned: PlannedTensor, options: Options) -> TensorOutput:
+        return AdapterTensor(self.writer, planned, options)
+
+    def finished(self, planned: PlannedTensor) -> Mapping[str, Any] | None:
+        return self.writer.finished_parts(planned.pair.name)
+
+
+_Place = _CheckpointPlace | _AdapterPlace
+_PLACES: Mapping[Form, type[_Place]] = {
+    Form.CHECKPOINT: _CheckpointPlace,
+    Form.ADAPTER: _AdapterPlace,
+}
+
+
+def _finished(planned: PlannedTensor, places: Sequence[_Place]) -> list[TensorFact] | None:
     """Return what an earlier run made of a tensor, if it did so for all outputs."""
     found = []
-    for writer in writers:
-        document = writer.finished(planned.target)
+    for place in places:
+        document = place.finished(planned)
         if document is None:
             return None
         found.append(TensorFact.from_json(document))

@@ -8,88 +8,52 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from enum import Enum
 
 import torch
 from torch import Tensor
 
-from svdcut.device import host_buffer
+from svdcut.adapter.factors import dora_update, read_factors, read_magnitude
 from svdcut.errors import NonFiniteError
+from svdcut.lowrank import LowRankEntry, ShiftEntry
+from svdcut.matrix_entry import MatrixEntry, Side, is_finite, nonfinite_error
 from svdcut.noise import Storage
 from svdcut.pairing import Pair
 from svdcut.rounding import RoundingMeter
-from svdcut.sink import TensorSink
-from svdcut.svd.decomposition import row_blocks, sum_of_squares
-from svdcut.tensorfile import Dtype, TensorEntry, read_bytes, read_into, size_bytes
-
-TORCH_DTYPES = {
-    Dtype.F16: torch.float16,
-    Dtype.BF16: torch.bfloat16,
-    Dtype.F32: torch.float32,
-    Dtype.F64: torch.float64,
-}
-
-_BLOCK_BYTES = {"cpu": 2 << 20, "cuda": 128 << 20}
-"""Of a block of rows in float64. Small ones stay in the cache of a processor."""
+from svdcut.svd.decomposition import sum_of_squares
+from svdcut.svd.product import Product
+from svdcut.tensorfile import Dtype, TensorEntry
 
 _LARGEST = 2.0**1000
 """Room for norms below the end of float64."""
 
 
-class Side(Enum):
-    """The two checkpoints, as messages call them."""
-
-    BASE = "base"
-    FINETUNED = "the fine-tuned side"
-
-
 @dataclass(frozen=True, slots=True)
-class MatrixEntry:
-    """Consecutive rows of a stored tensor, seen as a matrix."""
+class MatrixSides:
+    """Where one matrix of a tensor lies on both sides."""
 
-    tensor: TensorEntry
-    first: int
-    """Offset of the first element, in elements."""
+    base: MatrixEntry | None
+    finetuned: MatrixEntry
+    """Base's own where an adapter gives the update, unless that stores it whole too."""
 
-    shape: tuple[int, int]
+    update: LowRankEntry | None = None
+    """The adapter's, of all of `finetuned` and the rows of it that base lacks."""
 
-    def read(self, device: torch.device) -> Tensor:
-        """Return the matrix, (m, n), in its stored dtype."""
-        dtype = self.tensor.dtype
-        data = read_bytes(self.tensor, *self._range(0, self.shape[0]))
-        return torch.frombuffer(data, dtype=TORCH_DTYPES[dtype]).reshape(self.shape).to(device)
+    number: int = 0
+    """Which matrix of the tensor it is."""
 
-    def blocks(self, device: torch.device) -> Iterator[tuple[slice, Tensor]]:
-        """Yield the matrix in blocks of rows, in its stored dtype.
-
-        On the CPU, each lies where the one before it lay.
-        """
-        ranges = row_blocks(*self.shape, num_bytes=_BLOCK_BYTES[device.type])
-        begin, end = self._range(*ranges[0]) if ranges else (0, 0)
-        buffer = host_buffer(end - begin, device)
-        for start, stop in ranges:
-            begin, end = self._range(start, stop)
-            data = buffer[: end - begin]
-            read_into(self.tensor, begin, data.numpy().data)
-            values = data.view(TORCH_DTYPES[self.tensor.dtype]).reshape(-1, self.shape[1])
-            yield slice(start, stop), values.to(device)
-
-    def _range(self, start: int, stop: int) -> tuple[int, int]:
-        """Return where some rows begin and end in the tensor, in bytes."""
-        first, columns = self.first, self.shape[1]
-        begin, end = (
-            size_bytes(self.tensor.dtype, (first + row * columns,)) for row in (start, stop)
-        )
-        return begin, end
+    new_rows: int = 0
+    """How many rows base lacks; they follow."""
 
 
-def matrix_entries(pair: Pair) -> Iterator[tuple[MatrixEntry | None, MatrixEntry]]:
-    """Yield base's and the fine-tuned side's entry of each matrix of a tensor."""
-    base = pair.base
+def matrix_sides(pair: Pair) -> Iterator[MatrixSides]:
+    """Yield both sides of each matrix of a tensor."""
+    base, update = pair.base, pair.update
+    assert not isinstance(update, ShiftEntry)
     for number, shape in enumerate(pair.matrices):
         first = number * math.prod(shape)
         ours = None if base is None else MatrixEntry(base, first, shape)
-        yield ours, MatrixEntry(pair.finetuned, first, shape)
+        theirs = MatrixEntry(pair.finetuned, first, shape)
+        yield MatrixSides(ours, theirs, update, number, pair.new_rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,36 +63,44 @@ class Update:
     base: MatrixEntry | None
     """None where nothing was subtracted: `matrix` is the weights."""
 
-    matrix: Tensor
-    """(m, n), float32, or float64 where a side is."""
+    matrix: Tensor | Product
+    """(m, n), float32, or float64 where a side is; the factors of an adapter in float64."""
 
     zero_fraction: float
+    """Share of entries that are zero; of an adapter, by the rows and columns of its factors."""
+
     equal_bytes: bool
     """Whether the two sides are stored alike to the last bit."""
 
     storage: Storage | None
-    """What the stored values tell of their rounding, if that was asked."""
+    """What the stored values tell of their rounding, if that was asked and there is any."""
 
     base_norm: float
     """Frobenius norm of base's matrix."""
 
+    is_wide: bool = False
+    """Whether a side is stored in float64."""
+
+    @property
+    def full_rank(self) -> int:
+        """The most that its rank can be."""
+        matrix = self.matrix
+        return matrix.rank if isinstance(matrix, Product) else min(matrix.shape)
+
 
 def read_update(
-    base: MatrixEntry | None,
-    finetuned: MatrixEntry,
+    sides: MatrixSides,
     device: torch.device,
     *,
     measure_rounding: bool,
     exact: bool = False,
 ) -> Update:
-    """Read one matrix of both sides and subtract.
+    """Read one matrix of both sides and subtract, or read what an adapter adds.
 
     Parameters
     ----------
-    base : MatrixEntry or None
-        Of the same shape; None subtracts nothing.
-    finetuned : MatrixEntry
-        What it is subtracted from.
+    sides : MatrixSides
+        Where to read; without a base nothing is subtracted.
     device : torch.device
         Where to put it.
     measure_rounding : bool
@@ -148,22 +120,36 @@ def read_update(
     NonFiniteError
         If a side holds NaN or infinity, or their difference overflows.
     """
-    sides = (finetuned,) if base is None else (finetuned, base)
-    dtypes = {side.tensor.dtype for side in sides}
-    wide = Dtype.F64 in dtypes or (exact and len(sides) > 1 and Dtype.F32 in dtypes)
+    if sides.update is not None:
+        return _read_low_rank(sides, sides.update, device, measure_base=measure_rounding)
+    return _subtract(
+        sides.base, sides.finetuned, device, measure_rounding=measure_rounding, exact=exact
+    )
+
+
+def _subtract(
+    base: MatrixEntry | None,
+    finetuned: MatrixEntry,
+    device: torch.device,
+    *,
+    measure_rounding: bool,
+    exact: bool,
+) -> Update:
+    entries = (finetuned,) if base is None else (finetuned, base)
+    types = [entry.tensor.dtype for entry in entries]
+    wide = Dtype.F64 in types or (exact and base is not None and Dtype.F32 in types)
     dtype = torch.float64 if wide else torch.float32
     matrix = torch.empty(finetuned.shape, dtype=dtype, device=device)
     alike = base is not None and finetuned.tensor.dtype is base.tensor.dtype
     nonzeros, base_squares = 0, 0.0
-    types = [side.tensor.dtype for side in sides]
     meter = RoundingMeter(finetuned.shape, types, device) if measure_rounding else None
-    for blocks in zip(*(side.blocks(device) for side in sides), strict=True):
+    for blocks in zip(*(entry.blocks(device) for entry in entries), strict=True):
         rows, ours = blocks[0]
         block = matrix[rows].copy_(ours)
         values = [ours, *(theirs for _, theirs in blocks[1:])]
         for theirs in values[1:]:
             block.sub_(theirs)
-        _refuse_nonfinite(block, sides, values)
+        _refuse_nonfinite(block, entries, values)
         nonzeros += _count_nonzero(block)
         # Zeros differ in sign without a difference in value.
         alike = alike and nonzeros == 0 and _same_bytes(ours, values[-1])
@@ -178,7 +164,82 @@ def read_update(
         equal_bytes=alike,
         storage=meter.storage(zero_fraction) if meter is not None else None,
         base_norm=math.sqrt(base_squares),
+        is_wide=matrix.dtype == torch.float64,
     )
+
+
+def _read_low_rank(
+    sides: MatrixSides, entry: LowRankEntry, device: torch.device, *, measure_base: bool
+) -> Update:
+    """Return an adapter's update: as factors, but for one that has no low rank."""
+    base = sides.base
+    assert base is not None
+    matrix = read_added(sides, entry, device)
+    if sides.finetuned != base:
+        # The adapter stores the matrix whole too.
+        ours, theirs = (side.read(device).double() for side in (sides.finetuned, base))
+        matrix = _as_dense(matrix)[: len(ours)].add_(ours).sub_(theirs)
+        _refuse_nonfinite(matrix, (sides.finetuned, base), (ours, theirs))
+    zeros = _zero_fraction(matrix)
+    return Update(
+        base=base,
+        matrix=matrix,
+        zero_fraction=zeros,
+        equal_bytes=zeros == 1,
+        storage=None,
+        base_norm=_norm(base, device) if measure_base else 0.0,
+        is_wide=base.tensor.dtype is Dtype.F64,
+    )
+
+
+def read_added(sides: MatrixSides, entry: LowRankEntry, device: torch.device) -> Tensor | Product:
+    """Return what an adapter adds to the fine-tuned matrix and the rows that follow."""
+    product = Product(*read_factors(entry, sides.number, device))
+    if not product.size < _LARGEST:
+        raise _overflow(sides.finetuned.tensor)
+    magnitude = read_magnitude(entry, device)
+    if magnitude is None:
+        return product
+    stored = sides.finetuned.with_following(sides.new_rows).read(device)
+    dense = dora_update(stored.double(), product.left, product.right, magnitude)
+    if not is_finite(dense, _LARGEST):
+        side = Side.BASE if sides.finetuned == sides.base else Side.FINETUNED
+        if not is_finite(stored):
+            raise nonfinite_error(sides.finetuned.tensor, side)
+        raise NonFiniteError(
+            f"tensor {sides.finetuned.tensor.name!r}: the update of DoRA overflows",
+            hint="It divides by the norm of each row or column of the weights: is one zero?",
+        )
+    return dense
+
+
+def _as_dense(matrix: Tensor | Product) -> Tensor:
+    return matrix.dense() if isinstance(matrix, Product) else matrix
+
+
+def _zero_fraction(matrix: Tensor | Product) -> float:
+    if isinstance(matrix, Tensor):
+        return 1 - _count_nonzero(matrix) / matrix.numel()
+    rows, columns = (
+        (factor != 0).any(dim) for factor, dim in ((matrix.left, 1), (matrix.right, 0))
+    )
+    return 1 - float(rows.double().mean() * columns.double().mean())
+
+
+def _norm(entry: MatrixEntry, device: torch.device) -> float:
+    squares = sum(sum_of_squares(values) for _, values in entry.blocks(device))
+    if not math.isfinite(squares):
+        raise nonfinite_error(entry.tensor, Side.BASE)
+    return math.sqrt(squares)
+
+
+def read_weights(sides: MatrixSides, device: torch.device) -> Tensor:
+    """Return the fine-tuned weights of a matrix, (m, n), in float32 or float64."""
+    stored = _subtract(None, sides.finetuned, device, measure_rounding=False, exact=False).matrix
+    assert isinstance(stored, Tensor)
+    if sides.update is None:
+        return stored
+    return stored.double().add_(_as_dense(read_added(sides, sides.update, device))[: len(stored)])
 
 
 def _count_nonzero(block: Tensor) -> int:
@@ -199,73 +260,8 @@ def _refuse_nonfinite(
     for side, entry, stored in zip((Side.FINETUNED, Side.BASE), sides, values, strict=False):
         if not is_finite(stored):
             raise nonfinite_error(entry.tensor, side)
-    raise NonFiniteError(f"tensor {sides[0].tensor.name!r}: the update overflows")
+    raise _overflow(sides[0].tensor)
 
 
-def is_finite(values: Tensor, bound: float = math.inf) -> bool:
-    """Whether all values are below a bound in size; a NaN is not.
-
-    Many times faster than ``isfinite`` (measured, CPU).
-    """
-    smallest, largest = torch.aminmax(values)  # NaN, if there is one
-    return float(smallest) > -bound and float(largest) < bound
-
-
-def nonfinite_error(entry: TensorEntry, side: Side) -> NonFiniteError:
-    """Return the error to raise where a tensor of a side holds NaN or infinity."""
-    return NonFiniteError(
-        f"tensor {entry.name!r} of {side.value} holds NaN or infinity ({entry.path})",
-        hint="The checkpoint is damaged, or training diverged: nothing can be made of it.",
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """A block of rows of a result."""
-
-    stored: Tensor
-    intended: Tensor
-    """In float64 where storage or a side is wider than 16 bits, else in float32."""
-
-
-def compose(
-    update: Update, factors: tuple[Tensor, Tensor], factor: float, stored: torch.dtype
-) -> Iterator[Rows]:
-    """Yield ``base + factor * left @ right`` in blocks of rows, one where the other lay.
-
-    Parameters
-    ----------
-    update : Update
-        For its base, which is read again: the system has it in its cache.
-    factors : tuple of Tensor
-        `left` (m, k) and `right` (k, n).
-    factor : float
-        Scale of the product.
-    stored : torch.dtype
-        Of the stored rows.
-    """
-    assert update.base is not None
-    left, right = factors
-    narrow = stored.itemsize == 2 and update.matrix.dtype == torch.float32
-    work = torch.float32 if narrow else torch.float64
-    right = right.to(work) * factor
-    whole = torch.empty(0, dtype=work, device=left.device)
-    for rows, values in update.base.blocks(left.device):
-        if not len(whole):
-            whole = torch.empty_like(values, dtype=work)
-        intended = whole[: len(values)].copy_(values)
-        if len(right):  # adding a zero would turn -0 into 0
-            intended.addmm_(left[rows].to(work), right)
-        yield Rows(intended.to(stored), intended)
-
-
-def copy_rows(entry: MatrixEntry, stored: torch.dtype) -> Iterator[Rows]:
-    """Yield the rows of a matrix as they are, but for the dtype."""
-    for _, values in entry.blocks(torch.device("cpu")):
-        yield Rows(values.to(stored), values)
-
-
-def write_values(sink: TensorSink, values: Tensor) -> None:
-    """Write the elements of a tensor, in order."""
-    flat = values.contiguous().cpu().reshape(-1).view(torch.uint8)
-    sink.write(flat.numpy().data)
+def _overflow(entry: TensorEntry) -> NonFiniteError:
+    return NonFiniteError(f"tensor {entry.name!r}: the update overflows")

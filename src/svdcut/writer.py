@@ -25,12 +25,17 @@ from svdcut.destination import check_partial, is_ours, partial_path, replaced_pa
 from svdcut.errors import OutputError, OutputExistsError, SvdcutError
 from svdcut.journal import Journal
 from svdcut.sink import TensorSink, output_error, write_at
+from svdcut.spool import Range, Spool
 from svdcut.tensorfile import FileLayout, TensorEntry, iterate_bytes
 
 TENSOR = "tensor"
 """Kind of a record of a finished tensor."""
 
+_PARTS = "parts"
+"""Kind of a record of where the parts of a tensor lie in the spool."""
+
 _RESULT_NAME = "checkpoint"
+_SPOOL_NAME = "spool"
 _COPY_BYTES = 1 << 20
 _SYNC_SECONDS = 1.0
 """Work that a power failure may cost."""
@@ -48,9 +53,11 @@ class CheckpointWriter:
     out : Path
         The folder to write; see `svdcut.destination.check_output`.
     files : sequence of FileLayout
-        Its weight files.
+        Its weight files, as far as they are known: see `add_file`.
     identity : mapping of str to str
         Everything that shapes the bytes, in words.
+    spools : bool
+        Whether there are bytes that have no place until the end: see `keep`.
     restart : bool
         Whether to drop unfinished work.
     force : bool
@@ -70,13 +77,14 @@ class CheckpointWriter:
         files: Sequence[FileLayout],
         identity: Mapping[str, str],
         *,
+        spools: bool = False,
         restart: bool = False,
         force: bool = False,
     ) -> None:
         self._out = out
         self._partial = partial_path(out)
         self._result = self._partial / _RESULT_NAME
-        self._files = files
+        self._files = list(files)
         self._identity = identity
         self._restart = restart
         self._force = force
@@ -85,6 +93,9 @@ class CheckpointWriter:
         self._pending_lock = threading.Lock()
         self._sync_lock = threading.Lock()
         self._synced_at = time.monotonic()
+        self._spools = spools
+        self._spool: Spool | None = None
+        self._places: dict[str, list[Range]] = {}
         self._whole: set[str] = set()
         """Files that were there already, with the right header and length."""
 
@@ -103,6 +114,8 @@ class CheckpointWriter:
             self._remove_strays()
             for file in self._files:
                 self._create(file)
+            if self._spools:
+                self._spool = Spool(self._partial / _SPOOL_NAME)
         except BaseException as error:
             self._leave(error)
             if isinstance(error, OSError):
@@ -121,6 +134,7 @@ class CheckpointWriter:
     def _begin(self) -> None:
         if self._result.is_dir():
             shutil.rmtree(self._result)
+        (self._partial / _SPOOL_NAME).unlink(missing_ok=True)
         self._journal.begin(self._identity)
 
     def _refuse_other_work(self, found: Mapping[str, str]) -> None:
@@ -182,6 +196,51 @@ class CheckpointWriter:
             digest.update(piece)
         return data if digest.hexdigest() == data["sha256"] else None
 
+    def add_file(self, file: FileLayout) -> None:
+        """Make a weight file whose layout came out of the work.
+
+        Raises
+        ------
+        OutputError
+            If the disk is full.
+        """
+        try:
+            self._create(file)
+        except OSError as error:
+            raise output_error(self._result / file.name, error) from error
+
+    def keep(self, data: bytes | bytearray | memoryview) -> Range:
+        """Put bytes aside that have no place yet, and return where they lie."""
+        assert self._spool is not None
+        return self._spool.append(data)
+
+    def keep_parts(self, name: str, places: Sequence[Range]) -> None:
+        """Record where the parts of a tensor lie, before the tensor itself is recorded."""
+        self._places[name] = list(places)
+        self.record(_PARTS, name, [[place.offset, place.size] for place in places])
+
+    def parts(self, name: str) -> list[Range]:
+        """Return where the parts of a tensor lie; none if it has none."""
+        if name not in self._places:
+            found = self._journal.find(_PARTS, name)
+            self._places[name] = [Range(*p) for p in found] if isinstance(found, list) else []
+        return self._places[name]
+
+    def read_parts(self, places: Sequence[Range]) -> bytearray:
+        """Return the bytes that lie at some places, in this order."""
+        assert self._spool is not None
+        return self._spool.read(places)
+
+    def finished_parts(self, name: str) -> Mapping[str, Any] | None:
+        """Return what was recorded of a tensor in an earlier run, if its parts are there."""
+        data = self._journal.find(TENSOR, name)
+        if not isinstance(data, dict):
+            return None
+        digest, places = hashlib.sha256(), self.parts(name)
+        for place in places:
+            digest.update(self.read_parts([place]))
+        return data if not places or data["sha256"] == digest.hexdigest() else None
+
     def sink(self, entry: TensorEntry) -> TensorSink:
         """Return where the bytes of a planned tensor go."""
         return TensorSink(self._descriptors[entry.path.name], entry)
@@ -216,6 +275,8 @@ class CheckpointWriter:
         try:
             for descriptor in self._descriptors.values():
                 os.fsync(descriptor)
+            if self._spool is not None:
+                self._spool.sync()
             for record in pending:
                 self._journal.record(*record)
             self._journal.sync()
@@ -293,6 +354,8 @@ class CheckpointWriter:
             for descriptor in self._descriptors.values():
                 os.close(descriptor)
             self._descriptors.clear()
+            if self._spool is not None:
+                self._spool.close()
             if not self._is_useful(error):
                 shutil.rmtree(self._partial, ignore_errors=True)
             self._journal.close()

@@ -16,9 +16,11 @@ from svdcut.api.spectra import (
     spectrum,
 )
 from svdcut.api.truncation import (
+    ExtractOptions,
     Request,
     TruncateOptions,
     carry_out,
+    extract,
     prepare,
     resolve_options,
     truncate,
@@ -28,12 +30,14 @@ from svdcut.api.verification import verify
 
 __all__ = [
     "ComparisonRequest",
+    "ExtractOptions",
     "Request",
     "SpectraRequest",
     "SpectrumOptions",
     "TruncateOptions",
     "carry_out",
     "compare_spectra",
+    "extract",
     "measure_comparison",
     "measure_spectra",
     "prepare",

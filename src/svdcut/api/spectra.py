@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
+from svdcut.adapter.reading import open_finetuned
 from svdcut.checkpoint import open_checkpoint
 from svdcut.errors import UsageError
 from svdcut.spectra.comparison import Comparison
@@ -106,9 +107,11 @@ def prepare_spectra(
         option = "--intruders" if resolved.intruders else "--map"
         raise UsageError(f"{option} needs two checkpoints", hint="Name both: BASE FT.")
     quiet = options.get("quiet", False)
-    last = open_checkpoint(checkpoint if finetuned is None else finetuned, quiet=quiet)
-    base = None if finetuned is None else open_checkpoint(checkpoint, quiet=quiet)
-    return SpectraRequest(plan_spectra(base, last, resolved), resolved)
+    first = open_checkpoint(checkpoint, quiet=quiet)
+    if finetuned is None:
+        return SpectraRequest(plan_spectra(None, first, resolved), resolved)
+    last = open_finetuned(finetuned, first, renames=resolved.renames, quiet=quiet)
+    return SpectraRequest(plan_spectra(first, last, resolved), resolved)
 
 
 def measure_spectra(request: SpectraRequest, *, observe: Observer | None = None) -> Spectra:
@@ -178,7 +181,11 @@ def prepare_comparison(
         raise UsageError(f"rank {rank} of the spaces to compare: expected at least 1")
     resolved = _resolve_spectrum_options(options)
     quiet = options.get("quiet", False)
-    ours, first, second = (open_checkpoint(p, quiet=quiet) for p in (base, finetuned, other))
+    ours = open_checkpoint(base, quiet=quiet)
+    first, second = (
+        open_finetuned(side, ours, renames=resolved.renames, quiet=quiet)
+        for side in (finetuned, other)
+    )
     return ComparisonRequest(plan_comparison(ours, first, second, rank, resolved), resolved)
 
 

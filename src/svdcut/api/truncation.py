@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, TypeVar
 
+from svdcut.adapter.reading import open_finetuned
+from svdcut.adapter_plan import refuse_empty, refuse_unholdable
 from svdcut.checkpoint import open_checkpoint
 from svdcut.destination import check_output
 from svdcut.errors import UsageError
 from svdcut.manifest import Manifest
 from svdcut.options import Options, Rest, StoredDtype
-from svdcut.plan import Output, Plan, make_plan
+from svdcut.plan import Form, Output, Plan, make_plan
 from svdcut.preflight import Preflight, check_run
 from svdcut.provenance import InputHashes
 from svdcut.ranks import Keep, Rule, parse_override, parse_rules
@@ -27,8 +29,8 @@ if TYPE_CHECKING:
 E = TypeVar("E", bound=Enum)
 
 
-class TruncateOptions(TypedDict, total=False):
-    """Options of `truncate`, as keyword arguments; all have defaults."""
+class CutOptions(TypedDict, total=False):
+    """Options of every command that cuts, as keyword arguments; all have defaults."""
 
     rank_for: Sequence[str]
     """``GLOB=RULE``: the rule of matching tensors; the last match wins."""
@@ -64,10 +66,8 @@ class TruncateOptions(TypedDict, total=False):
     """Relative excess error that every cut must be certified for."""
 
     dtype: str
-    """Of truncated tensors: ``auto``, ``float32``, ``bfloat16`` or ``float16``."""
-
-    max_shard_size: str | None
-    """As ``5GB``; None keeps the fine-tuned checkpoint's files."""
+    """Of truncated tensors, or of an adapter's factors: ``auto``, ``float32``, ``bfloat16`` or
+    ``float16``."""
 
     force: bool
     """Replace an existing output."""
@@ -77,6 +77,24 @@ class TruncateOptions(TypedDict, total=False):
 
     quiet: bool
     """Show no progress of downloads."""
+
+
+class TruncateOptions(CutOptions, total=False):
+    """Options of `truncate`."""
+
+    max_shard_size: str | None
+    """As ``5GB``; None keeps the fine-tuned checkpoint's files."""
+
+
+class ExtractOptions(CutOptions, total=False):
+    """Options of `extract`."""
+
+    drop: Sequence[str]
+    """Globs: leave these tensors as they are in base, where an adapter cannot hold them."""
+
+
+class RunOptions(TruncateOptions, ExtractOptions, total=False):
+    """Options of `prepare`: those of all commands."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +113,7 @@ def truncate(
     out: str | Path,
     *,
     rank: str | int,
+    also_adapter: str | Path | None = None,
     observe: Observer | None = None,
     **options: Unpack[TruncateOptions],
 ) -> Manifest:
@@ -103,9 +122,12 @@ def truncate(
     Parameters
     ----------
     base, finetuned : str or Path
-        Directory, ``.safetensors`` file, or Hub id ``org/name[@revision]``.
+        Directory, ``.safetensors`` file, or Hub id ``org/name[@revision]``; `finetuned` may
+        be a PEFT adapter of `base`.
     out : str or Path
         Folder to write.
+    also_adapter : str or Path, optional
+        Folder to write the same truncated update to as a PEFT adapter; see `extract`.
     rank : str or int
         A rank rule: ``64``, ``0``, ``"full"``, ``"noise"``, ``"energy=0.9"``,
         ``"ratio=0.05"`` or ``"budget=0.1"``.
@@ -130,8 +152,9 @@ def truncate(
     OutputError
         If writing fails.
     """
-    (manifest,) = truncate_many(base, finetuned, {str(rank): out}, observe=observe, **options)
-    return manifest
+    also = None if also_adapter is None else {str(rank): also_adapter}
+    request = prepare(base, finetuned, {str(rank): out}, also_adapters=also, **options)
+    return carry_out(request, observe=observe)[0]
 
 
 def truncate_many(
@@ -162,18 +185,60 @@ def truncate_many(
     return carry_out(request, observe=observe)
 
 
+def extract(
+    base: str | Path,
+    finetuned: str | Path,
+    out: str | Path,
+    *,
+    rank: str | int,
+    observe: Observer | None = None,
+    **options: Unpack[ExtractOptions],
+) -> Manifest:
+    """Write the truncated update as a PEFT LoRA adapter of base.
+
+    Parameters
+    ----------
+    base, finetuned, out, rank, observe
+        As for `truncate`.
+    **options : ExtractOptions
+        The options of the command line by the same names.
+
+    Returns
+    -------
+    Manifest
+        What was done; `out` holds it as ``svdcut.json``.
+
+    Raises
+    ------
+    UnholdableError
+        If PEFT has no way to hold a tensor that changed; all of them are listed.
+    UsageError, InputError, QualityError, OutputError
+        As for `truncate`.
+    """
+    outs = {str(rank): out}
+    request = prepare(base, finetuned, outs, form=Form.ADAPTER, **options)
+    return carry_out(request, observe=observe)[0]
+
+
 def prepare(
     base: str | Path,
     finetuned: str | Path,
     outs: Mapping[str, str | Path],
-    **options: Unpack[TruncateOptions],
+    *,
+    form: Form = Form.CHECKPOINT,
+    also_adapters: Mapping[str, str | Path] | None = None,
+    **options: Unpack[RunOptions],
 ) -> Request:
-    """Check and plan a truncation from headers alone, as a dry run does.
+    """Check and plan a truncation or an extraction from headers alone, as a dry run does.
 
     Parameters
     ----------
     base, finetuned, outs, **options
         As for `truncate_many`.
+    form : Form
+        What to write to `outs`.
+    also_adapters : mapping, optional
+        From rank rule to the folder of an adapter to write too.
 
     Returns
     -------
@@ -185,14 +250,17 @@ def prepare(
     UsageError, InputError
         Everything that can be known before a weight is read.
     """
-    rules = [_single(text) for text in outs]
-    paths = [_expand_user(out) for out in outs.values()]
+    outputs = [
+        *_outputs(outs, form, options),
+        *_outputs(also_adapters or {}, Form.ADAPTER, options),
+    ]
+    paths = [output.path for output in outputs]
     if len({path.resolve() for path in paths}) != len(paths):
-        raise UsageError("several ranks, one output", hint="Name it with {k}: -o 'out-{k}'.")
+        raise UsageError("several results, one output", hint="Name it with {k}: -o 'out-{k}'.")
     resolved = resolve_options(options)
-    restart, force = options.get("restart", False), options.get("force", False)
-    quiet = options.get("quiet", False)
-    ours, theirs = (open_checkpoint(side, quiet=quiet) for side in (base, finetuned))
+    force, quiet = options.get("force", False), options.get("quiet", False)
+    ours = open_checkpoint(base, quiet=quiet)
+    theirs = open_finetuned(finetuned, ours, renames=resolved.renames, quiet=quiet)
     # Now rather than after the work, when they are copied.
     theirs.sidecars()
     for side in (ours, theirs):
@@ -201,10 +269,17 @@ def prepare(
     for path in paths:
         check_output(path, inputs, force=force)
     plan = make_plan(ours, theirs, resolved)
-    outputs = tuple(
-        Output(path, rule, restart, force) for path, rule in zip(paths, rules, strict=True)
-    )
-    return Request(plan, outputs, resolved, check_run(plan, outputs, resolved))
+    adapters = [output.rule for output in outputs if output.form is Form.ADAPTER]
+    if adapters:
+        refuse_empty(plan, adapters, resolved)
+        refuse_unholdable(plan)
+    return Request(plan, tuple(outputs), resolved, check_run(plan, outputs, resolved))
+
+
+def _outputs(outs: Mapping[str, str | Path], form: Form, options: RunOptions) -> Iterator[Output]:
+    restart, force = options.get("restart", False), options.get("force", False)
+    for text, out in outs.items():
+        yield Output(_expand_user(out), _single(text), restart, force, form)
 
 
 def carry_out(
@@ -226,7 +301,7 @@ def carry_out(
         )
 
 
-def resolve_options(options: TruncateOptions) -> Options:
+def resolve_options(options: RunOptions) -> Options:
     """Return options as plain data of the right types.
 
     Raises
@@ -245,6 +320,7 @@ def resolve_options(options: TruncateOptions) -> Options:
         seed=options.get("seed", 0),
         only=tuple(options.get("only", ())),
         skip=tuple(options.get("skip", ())),
+        drop=tuple(options.get("drop", ())),
         rest=_member(Rest, "--rest", options.get("rest", "ft")),
         scale=scale,
         renames=dict(options.get("map", {})),

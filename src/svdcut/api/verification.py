@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from svdcut.api.truncation import TruncateOptions, resolve_options
+from svdcut.adapter.reading import open_finetuned
+from svdcut.api.truncation import RunOptions, resolve_options
 from svdcut.checkpoint import open_checkpoint
 from svdcut.errors import UsageError
 from svdcut.options import Options
@@ -62,8 +63,14 @@ def verify(
 
     inputs = None
     if base is not None and finetuned is not None:
-        ours, theirs = (open_checkpoint(side, quiet=quiet) for side in (base, finetuned))
-        inputs = Inputs(ours, theirs, sample, seed, device)
+        ours = open_checkpoint(base, quiet=quiet)
+        inputs = Inputs(
+            ours,
+            lambda renames: open_finetuned(finetuned, ours, renames=renames, quiet=quiet),
+            sample,
+            seed,
+            device,
+        )
     elif base is not None or finetuned is not None:
         raise UsageError("one side of two", hint="Name both: --base BASE --ft FT.")
     elif sample is not None:
@@ -83,4 +90,4 @@ def verify(
 
 def _resolve_recorded(options: Mapping[str, Any]) -> Options:
     """Return the options of a manifest."""
-    return resolve_options(cast("TruncateOptions", options))
+    return resolve_options(cast("RunOptions", options))

@@ -10,6 +10,8 @@ from pathlib import Path
 import typer
 
 from svdcut._version import __version__
+from svdcut.cli.cutting import describe
+from svdcut.cli.extract import extract
 from svdcut.cli.spectrum import spectrum
 from svdcut.cli.truncate import truncate
 from svdcut.cli.verify import verify
@@ -51,6 +53,7 @@ def svdcut(
 
 
 app.command(
+    help=describe(truncate),
     options_metavar="-k RULE -o OUT [OPTIONS]",
     epilog="""\
 svdcut truncate base/ ft/ -k 64 -o out/  # keep 64 triplets of every update
@@ -65,9 +68,27 @@ svdcut truncate base/ ft/ -k 32 --rank-for '*.mlp.*=16' -o out/  # cut the MLPs 
 
 svdcut truncate org/base org/tuned@v2 -k 64 -o out/  # fetch both from the Hub
 
+svdcut truncate base/ adapter/ -k 8 -o out/  # cut a PEFT adapter, and merge it
+
+svdcut truncate base/ ft/ -k 64 -o out/ --also-adapter lora/  # write an adapter too
+
 svdcut truncate base/ ft/ -k 64 -o out/ --dry-run  # show the plan, write nothing
 """,
 )(truncate)
+
+app.command(
+    help=describe(extract),
+    options_metavar="-k RULE -o ADAPTER [OPTIONS]",
+    epilog="""\
+svdcut extract base/ ft/ -k 64 -o lora/  # write the update as a LoRA adapter of rank 64
+
+svdcut extract base/ ft/ -k energy=0.9 -o lora/  # give each layer the rank that it needs
+
+svdcut extract base/ lora/ -k 8 -o small/  # cut an adapter to a lower rank
+
+svdcut extract base/ ft/ -k 64 --drop '*norm*' -o lora/  # leave norms as in base
+""",
+)(extract)
 
 app.command(
     options_metavar="[OPTIONS]",

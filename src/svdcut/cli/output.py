@@ -6,6 +6,7 @@ Everything for people, through rich; JSON goes straight to stdout.
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -18,10 +19,10 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from rich.table import Table
 
 from svdcut.cli.guard import printable, warn
-from svdcut.manifest import Manifest
+from svdcut.manifest import Manifest, WeightFileFact
 from svdcut.names import collapse_numbers, is_in_numbered_layer, is_task_head
 from svdcut.summary import Group, summarize
-from svdcut.tensorfile import Dtype
+from svdcut.tensorfile import Dtype, size_bytes
 
 if TYPE_CHECKING:
     from svdcut.api import Request
@@ -40,6 +41,12 @@ _STAGES = {
 }
 _ROUNDING_SHARE = 0.1
 """Rounding above this share of what was cut deserves a warning."""
+
+_HARMLESS_ROUNDING = 1e-6
+"""Of the update's norm: about what float32 leaves, and no more can be had."""
+
+_LARGE_BYTES = 10 << 20
+"""Of a tensor that an adapter stores whole, where factors were hoped for."""
 
 _UNMATCHED_SHARE = 0.01
 """Less than this, outside of the layers, is a head or an embedding that came new."""
@@ -121,9 +128,10 @@ def print_result(request: Request, manifests: Sequence[Manifest]) -> None:
     for output, manifest in zip(request.outputs, manifests, strict=True):
         console.print(_result_table(summarize(manifest)))
         console.print()
-        for line in _result_lines(manifest):
+        for line in filter(None, (*_result_lines(manifest), _whole_line(manifest))):
             console.print(line, soft_wrap=True)
-        size = megabytes(request.plan.size_bytes)
+        weights = (f for f in manifest.files.values() if isinstance(f, WeightFileFact))
+        size = megabytes(sum(fact.size for fact in weights))
         console.print(
             f"[bold]{escape(str(output.path))}[/bold]: {size} in {manifest.totals.seconds:.1f} s "
             f"on {escape(manifest.device)}",
@@ -220,6 +228,29 @@ def _result_lines(manifest: Manifest) -> Iterator[str]:
         yield f"{escalated} {noun} needed a more careful route than the first; see the manifest."
 
 
+def _whole_line(manifest: Manifest) -> str | None:
+    """Say what an adapter stores beside factors; a large tensor is named."""
+    adapter = manifest.adapter
+    if adapter is None:
+        return None
+    sizes = {
+        name: size_bytes(Dtype(fact.dtype), fact.shape)
+        for name, fact in adapter.tensors.items()
+        if ".lora_" not in name
+    }
+    if not sizes:
+        return None
+    largest = max(sizes, key=lambda name: sizes[name])
+    noun = "tensor is" if len(sizes) == 1 else "tensors are"
+    line = f"{len(sizes)} {noun} stored whole, {megabytes(sum(sizes.values()))}"
+    if sizes[largest] < _LARGE_BYTES:
+        return f"{line}."
+    return (
+        f"{line}, of which {escape(printable(largest))} {megabytes(sizes[largest])}: "
+        "see docs/adapters.md."
+    )
+
+
 def warn_of_unmatched(pairing: Pairing, what: str) -> None:
     """Warn where base has no tensor for many; a new head is usual.
 
@@ -255,7 +286,9 @@ def warn_of_unmatched(pairing: Pairing, what: str) -> None:
 def warn_of_rounding(manifest: Manifest) -> None:
     """Warn where storage brings back much of what was cut."""
     totals = manifest.totals
-    if totals.rounding_error <= _ROUNDING_SHARE * totals.tail_norm:
+    cuts = [fact.truncation for fact in manifest.tensors.values() if fact.truncation]
+    harmless = _HARMLESS_ROUNDING * math.hypot(*(cut.update_norm for cut in cuts))
+    if totals.rounding_error <= max(_ROUNDING_SHARE * totals.tail_norm, harmless):
         return
     dtypes = sorted({fact.dtype for fact in manifest.tensors.values() if fact.truncation})
     narrow = {Dtype.F16.value, Dtype.BF16.value}

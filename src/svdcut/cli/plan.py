@@ -11,6 +11,7 @@ from rich.table import Table
 from svdcut.cli.guard import printable
 from svdcut.cli.output import Screen, megabytes, print_json, print_pairing
 from svdcut.pairing import Action
+from svdcut.plan import Form
 from svdcut.ranks import rule_for
 
 if TYPE_CHECKING:
@@ -45,9 +46,11 @@ def print_plan(request: Request, *, as_json: bool) -> None:
     console.print()
     print_pairing(console, plan.pairing)
     outs = ", ".join(str(output.path) for output in request.outputs)
+    checkpoints = sum(output.form is Form.CHECKPOINT for output in request.outputs)
+    size = megabytes(plan.size_bytes) if checkpoints else "factors"
     console.print(
         f"{plan.num_truncated} of {len(plan.tensors)} tensors to truncate, "
-        f"{megabytes(plan.size_bytes)} to write to {escape(outs)}. Nothing was written.",
+        f"{size} to write to {escape(outs)}. Nothing was written.",
         soft_wrap=True,
     )
     console.print(_needs_text(request.preflight), soft_wrap=True)
@@ -89,7 +92,7 @@ def plan_document(request: Request, number: int) -> dict[str, Any]:
             facts |= {
                 "rule": str(rule),
                 "keep": request.options.keep.value,
-                "full_rank": min(tensor.pair.matrices[0]),
+                "full_rank": tensor.pair.full_ranks[0],
             }
         tensors[tensor.pair.name] = facts
     return {

@@ -19,7 +19,7 @@ from svdcut.spectra.run import describe_spectra, describe_tensor, measure_matrix
 from svdcut.spectra.statistics import energy_distance
 from svdcut.spectra.stream import Place, stream_tensors
 from svdcut.svd.subspace import LeadingSpaces, principal_cosines
-from svdcut.update import matrix_entries
+from svdcut.update import matrix_sides
 
 _Found = tuple[list[TensorSpectra], tuple[Overlap, ...]]
 """The spectra of each tensor of a task, and the overlaps of two."""
@@ -85,11 +85,11 @@ def run_comparison(
 def _compare(task: Sequence[Pair], options: SpectraOptions, place: Place, rank: int) -> _Found:
     matrices: list[list[Spectrum]] = [[] for _ in task]
     overlaps = []
-    for number, sides in enumerate(zip(*map(matrix_entries, task), strict=True)):
+    for both in zip(*map(matrix_sides, task), strict=True):
         spaces = []
-        for pair, entries, of_pair in zip(task, sides, matrices, strict=True):
+        for pair, sides, of_pair in zip(task, both, matrices, strict=True):
             wanted = rank if len(task) > 1 else 0
-            found, space = measure_matrix(pair, number, entries, options, place, rank=wanted)
+            found, space = measure_matrix(pair, sides, options, place, rank=wanted)
             of_pair.append(found)
             if space is not None:
                 spaces.append(space)

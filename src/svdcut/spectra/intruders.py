@@ -10,12 +10,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from svdcut.matrix_entry import MatrixEntry
 from svdcut.memory import NUM_LEADING
 from svdcut.spectra.facts import Intruders
 from svdcut.svd.decomposition import multiply, normalise, solver_errors
 from svdcut.svd.dense import gram
 from svdcut.svd.subspace import leading_spaces
-from svdcut.update import MatrixEntry, read_update
+from svdcut.update import MatrixSides, read_weights
 
 THRESHOLD = 0.5
 """Cosines below it match nothing."""
@@ -29,8 +30,7 @@ _ALIKE = 4 * torch.finfo(torch.float64).eps
 
 
 def find_intruders(
-    base: MatrixEntry,
-    finetuned: MatrixEntry,
+    sides: MatrixSides,
     device: torch.device,
     *,
     seed: int,
@@ -40,8 +40,8 @@ def find_intruders(
 
     Parameters
     ----------
-    base, finetuned : MatrixEntry
-        The weights of both sides, of one shape.
+    sides : MatrixSides
+        Where the weights lie, with a base.
     device : torch.device
         Where to compute.
     seed : int
@@ -77,14 +77,13 @@ def find_intruders(
     .. [1] R. Shuttleworth, J. Andreas, A. Torralba, P. Sharma, "LoRA vs full fine-tuning:
        an illusion of equivalence", arXiv:2410.21228, with k = 10 and epsilon = 0.5.
     """
-    spaces = leading_spaces(_read(finetuned, device), NUM_LEADING, seed=seed, escalate=escalate)
+    assert sides.base is not None
+    weights = read_weights(sides, device)
+    spaces = leading_spaces(weights, NUM_LEADING, seed=seed, escalate=escalate)
+    del weights  # base's need its memory
     if not spaces.rank:
         return Intruders((), THRESHOLD)
-    return Intruders(tuple(_best_cosines(base, spaces.left)), THRESHOLD)
-
-
-def _read(entry: MatrixEntry, device: torch.device) -> Tensor:
-    return read_update(None, entry, device, measure_rounding=False).matrix
+    return Intruders(tuple(_best_cosines(sides.base, spaces.left)), THRESHOLD)
 
 
 def _best_cosines(base: MatrixEntry, x: Tensor) -> list[float]:
@@ -104,7 +103,7 @@ def _best_cosines(base: MatrixEntry, x: Tensor) -> list[float]:
 
 def _project(base: MatrixEntry, x: Tensor) -> tuple[Tensor, Tensor, bool]:
     """Return the Gram matrix of base's short side, `x` seen from there, and if that moved it."""
-    weights, _ = normalise(_read(base, x.device))
+    weights, _ = normalise(read_weights(MatrixSides(None, base), x.device))
     if weights.shape[0] <= weights.shape[1]:
         return gram(weights.T), x, False
     return gram(weights), multiply(weights.T, x), True

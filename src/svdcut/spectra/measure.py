@@ -9,7 +9,7 @@ import math
 from array import array
 from collections.abc import Callable, Sequence
 
-from svdcut.noise import storage_edge
+from svdcut.noise import update_edge
 from svdcut.ranks import Rule, RuleKind, rank_for_energy, select_rank
 from svdcut.spectra.facts import Spectrum
 from svdcut.spectra.statistics import effective_rank, head_rank, stable_rank
@@ -57,7 +57,7 @@ def measure_spectrum(
     All values cost what `svd.values.singular_values` does; leading ones of a large
     matrix, what a truncation at that rank does.
     """
-    full_rank = min(update.matrix.shape)
+    full_rank = update.full_rank
     if top is None or choose_route(full_rank, top) is not Route.KRYLOV:
         found = singular_values(
             update.matrix, steep=update.base is not None, seed=seed, escalate=escalate
@@ -90,13 +90,12 @@ def _describe(
     bound: float,
 ) -> Spectrum:
     """Return the facts, from all values or, where these are None, from the leading ones."""
-    m, n = update.matrix.shape
+    full_rank = update.full_rank
     known = shown if values is None else values
-    assert update.storage is not None
-    edge = storage_edge(update.storage, values)
+    edge = update_edge(update.storage, update.matrix.shape, values)
     above = None
     if edge is not None:
-        above = select_rank(Rule(RuleKind.NOISE), known, min(m, n), edge=edge)
+        above = select_rank(Rule(RuleKind.NOISE), known, full_rank, edge=edge)
         if values is None and above == len(known):
             above = None  # there may be more
 
@@ -107,7 +106,7 @@ def _describe(
 
     return Spectrum(
         singular_values=array("d", shown),
-        full_rank=min(m, n),
+        full_rank=full_rank,
         norm=norm,
         base_norm=None if update.base is None else update.base_norm,
         stable_rank=stable_rank(known, norm),

@@ -23,7 +23,7 @@ from svdcut.spectra.measure import measure_spectrum
 from svdcut.spectra.plan import SpectraOptions, SpectraPlan
 from svdcut.spectra.stream import Place, stream_tensors
 from svdcut.svd.subspace import LeadingSpaces, leading_spaces
-from svdcut.update import MatrixEntry, matrix_entries, read_update
+from svdcut.update import MatrixSides, matrix_sides, read_update
 
 
 def run_spectra(
@@ -62,9 +62,8 @@ def run_spectra(
 
     def work(number: int, place: Place) -> TensorSpectra:
         pair = plan.pairs[number]
-        entries = enumerate(matrix_entries(pair))
         return describe_tensor(
-            pair, [measure_matrix(pair, n, sides, options, place)[0] for n, sides in entries]
+            pair, [measure_matrix(pair, s, options, place)[0] for s in matrix_sides(pair)]
         )
 
     needs = spectrum_needs(plan.pairs, options.top, intruders=options.intruders)
@@ -74,8 +73,7 @@ def run_spectra(
 
 def measure_matrix(
     pair: Pair,
-    number: int,
-    sides: tuple[MatrixEntry | None, MatrixEntry],
+    sides: MatrixSides,
     options: SpectraOptions,
     place: Place,
     *,
@@ -87,10 +85,8 @@ def measure_matrix(
     ----------
     pair : Pair
         The tensor.
-    number : int
-        Which of its matrices.
-    sides : tuple of MatrixEntry
-        Base's, if there is one, and the fine-tuned side's.
+    sides : MatrixSides
+        Where the matrix lies.
     options : SpectraOptions
         What is wanted.
     place : Place
@@ -98,11 +94,10 @@ def measure_matrix(
     rank : int
         Of the leading spaces that are wanted too; 0 for none.
     """
-    base, finetuned = sides
-    seed = stable_seed(pair.seed_name, number)
+    seed = stable_seed(pair.seed_name, sides.number)
     # The leading values are not moved by the rounding of a float32 subtraction.
     exact = options.top is None
-    update = read_update(base, finetuned, place.device, measure_rounding=True, exact=exact)
+    update = read_update(sides, place.device, measure_rounding=True, exact=exact)
     with place.escalation() as escalate:
         found = measure_spectrum(update, options.top, seed=seed, escalate=escalate)
     spaces = None
@@ -110,9 +105,9 @@ def measure_matrix(
         with place.escalation() as escalate:
             spaces = leading_spaces(update.matrix, rank, seed=seed, escalate=escalate)
     del update  # the weights need its memory
-    if options.intruders and base is not None:
+    if options.intruders and sides.base is not None:
         with place.escalation() as escalate:
-            intruders = find_intruders(base, finetuned, place.device, seed=seed, escalate=escalate)
+            intruders = find_intruders(sides, place.device, seed=seed, escalate=escalate)
         found = replace(found, intruders=intruders)
     return found, spaces
 

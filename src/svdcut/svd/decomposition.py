@@ -1,6 +1,6 @@
 """What a route returns: triplets of a matrix, and what is known about them.
 
-It does not compute a decomposition; `dense` and `krylov` do.
+It does not compute a decomposition; `dense`, `krylov` and `factored` do.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from svdcut.svd.certificate import Bounds, bound_cut, bound_spaces, bound_values
+from svdcut.svd.product import Product, full_rank
 
 _LIBRARIES = ("lapack", "cusolver", "cublas", "magma")
 
@@ -52,6 +53,7 @@ class Method(str, Enum):
     EXACT = "exact"
     GRAM = "gram"
     KRYLOV = "krylov"
+    FACTORED = "factored"
     NONE = "none"
 
 
@@ -59,7 +61,7 @@ class Proof(str, Enum):
     """Why the triplets are known to be the leading ones."""
 
     SPECTRUM = "spectrum"
-    """All min(m, n) singular values were computed."""
+    """All singular values were computed that are not zero by the shape."""
 
     RANDOM_START = "random_start"
     """A Krylov space of many random vectors holds no larger triplet."""
@@ -89,16 +91,27 @@ class Triplets:
     couplings: Tensor
     """(j,) float64: norms of the part of these that lies in the span of `right`."""
 
+    def first(self, count: int) -> Triplets:
+        """Return the leading ones, as views."""
+        return Triplets(
+            right=self.right[:, :count],
+            left=None if self.left is None else self.left[:, :count],
+            squares=self.squares[:count],
+            residuals=self.residuals[:count],
+            couplings=self.couplings[:count],
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Decomposition:
     """Triplets of one matrix with the facts that bound their error.
 
-    Memory is that of the matrix and its triplets; nothing is copied.
+    Memory is that of the matrix and its triplets; nothing is copied, but for the factors
+    of a product, which are scaled.
     """
 
-    matrix: Tensor
-    """The scaled matrix, (m, n), m >= n."""
+    matrix: Tensor | Product
+    """The scaled matrix, (m, n), m >= n, as it was given: in full or as a product."""
 
     exponent: int
     """The matrix in the caller's units is `matrix` times 2**exponent."""
@@ -123,8 +136,11 @@ class Decomposition:
 
     @property
     def full_rank(self) -> int:
-        """min(m, n)."""
-        return self.matrix.shape[1]
+        """The most that the rank can be: min(m, n), or less by the shape of a product.
+
+        A rank above it means all of it.
+        """
+        return full_rank(self.matrix)
 
     @property
     def num_triplets(self) -> int:
@@ -174,7 +190,7 @@ class Decomposition:
             self.triplets.squares.tolist(),
             self.triplets.residuals.tolist(),
             self.triplets.couplings.tolist(),
-            min(count, self.full_rank - 1),  # all of them span everything
+            min(count, self.matrix.shape[1] - 1),  # all n of them span everything
             beyond=self.next_square,
         )
 
@@ -218,8 +234,10 @@ def row_blocks(
     return [(start, min(rows, start + step)) for start in range(0, rows, step)]
 
 
-def multiply(a: Tensor, b: Tensor) -> Tensor:
+def multiply(a: Tensor | Product, b: Tensor) -> Tensor:
     """Return ``a @ b`` in the precision of `b`, without a converted copy of `a`."""
+    if isinstance(a, Product):
+        return multiply(a.left, multiply(a.right, b))
     if a.dtype == b.dtype:
         return a @ b
     out = torch.empty(a.shape[0], b.shape[1], dtype=b.dtype, device=a.device)

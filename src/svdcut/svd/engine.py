@@ -1,11 +1,13 @@
-"""Truncated SVD of one matrix: three routes behind one function.
+"""Truncated SVD of one matrix: the routes to it behind one function.
 
 `decompose` climbs from the fastest route that may serve to the exact one until
-the caller accepts the certificate. It knows nothing of tensors' names or files.
+the caller accepts the certificate. A product of thin factors has one route of its own
+below the exact one. It knows nothing of tensors' names or files.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -23,7 +25,9 @@ from svdcut.svd.decomposition import (
     sum_of_squares,
 )
 from svdcut.svd.dense import exact_triplets, gram_triplets
+from svdcut.svd.factored import factored_triplets
 from svdcut.svd.krylov import krylov_triplets
+from svdcut.svd.product import Product
 from svdcut.svd.route import Route, choose_route
 
 
@@ -39,7 +43,7 @@ class _Attempt:
 
 
 def decompose(
-    a: Tensor,
+    a: Tensor | Product,
     top: int | None,
     *,
     accept: Callable[[Decomposition], bool],
@@ -52,14 +56,15 @@ def decompose(
 
     Parameters
     ----------
-    a : Tensor of shape (m, n), float32 or float64
-        Finite. It is scaled in place by a power of two, and kept by the result.
+    a : Tensor of shape (m, n), float32 or float64, or Product
+        Finite. A tensor is scaled in place by a power of two, and kept by the result.
     top : int or None
-        How many leading triplets are needed; None for all.
+        How many leading triplets are needed; None for all. A product always gets all that
+        it can have, min(m, n, r).
     accept : callable
         Judges a result by its bounds. Where it says no, the next route is taken.
     route : Route
-        Where to start; the routes above it remain as a way out.
+        Where to start; the routes above it remain as a way out. For a product there is one.
     tolerance : float
         Relative excess error that an iteration aims for.
     seed : int
@@ -80,21 +85,12 @@ def decompose(
     Notes
     -----
     Cost and memory are those of the routes: see `krylov_triplets`,
-    `gram_triplets`, `exact_triplets`.
+    `gram_triplets`, `exact_triplets`, `factored_triplets`.
+
+    A product is formed only if its own route misses what `accept` asks. What is decomposed
+    then is the product as float64 rounds it, by as much as that route's bound allows for.
     """
-    transposed = a.shape[0] < a.shape[1]
-    a, exponent = normalise(a)
-    start = Decomposition(
-        matrix=a.T if transposed else a,
-        exponent=exponent,
-        transposed=transposed,
-        triplets=_no_triplets(a),
-        energy=sum_of_squares(a),
-        method=Method.NONE,
-        proof=Proof.SPECTRUM,
-        rest=0.0,
-        next_square=0.0,
-    )
+    start = _start(a)
     if start.energy == 0:
         return start
     rejected: list[str] = []
@@ -124,8 +120,36 @@ def decompose(
     return result
 
 
+def _start(a: Tensor | Product) -> Decomposition:
+    """Return what is known before any triplet is."""
+    transposed = a.shape[0] < a.shape[1]
+    matrix: Tensor | Product
+    if isinstance(a, Product):
+        matrix, exponent = a.normalised()
+        # At most, until it is decomposed; 0 only without any term.
+        energy = sum_of_squares(matrix.left) * sum_of_squares(matrix.right)
+    else:
+        matrix, exponent = normalise(a)
+        energy = sum_of_squares(matrix)
+    return Decomposition(
+        matrix=matrix.T if transposed else matrix,
+        exponent=exponent,
+        transposed=transposed,
+        triplets=_no_triplets(matrix),
+        energy=energy,
+        method=Method.NONE,
+        proof=Proof.SPECTRUM,
+        rest=0.0,
+        next_square=0.0,
+    )
+
+
 def _ladder(start: Decomposition, top: int | None, route: Route) -> Iterator[_Attempt]:
     """Yield the routes to take in turn."""
+    if isinstance(start.matrix, Product):
+        yield _Attempt(Method.FACTORED, torch.float64)
+        yield _Attempt(Method.EXACT, torch.float64)
+        return
     if route is Route.AUTO:
         route = choose_route(start.full_rank, top)
     if route is Route.KRYLOV and top is not None and top < start.full_rank:
@@ -140,6 +164,8 @@ def _ladder(start: Decomposition, top: int | None, route: Route) -> Iterator[_At
 def _attempt(
     start: Decomposition, attempt: _Attempt, top: int | None, tolerance: float, seed: int
 ) -> Decomposition | None:
+    if isinstance(start.matrix, Product):
+        return _of_product(start, start.matrix, attempt.method)
     rest, next_square, proof = 0.0, 0.0, Proof.SPECTRUM
     if attempt.method is Method.EXACT:
         triplets = exact_triplets(start.matrix)
@@ -168,7 +194,19 @@ def _attempt(
     )
 
 
-def _no_triplets(a: Tensor) -> Triplets:
-    none = a.new_zeros(0, dtype=torch.float64)
-    right, left = a.new_zeros(min(a.shape), 0), a.new_zeros(max(a.shape), 0)
+def _of_product(start: Decomposition, product: Product, method: Method) -> Decomposition:
+    if method is Method.FACTORED:
+        triplets = factored_triplets(product)
+    else:
+        # What the dense product has beyond its rank is rounding.
+        triplets = exact_triplets(product.dense()).first(product.rank)
+    energy = math.fsum(triplets.squares.tolist())
+    if energy == 0:
+        return replace(start, energy=energy)  # its terms cancelled
+    return replace(start, triplets=triplets, energy=energy, method=method)
+
+
+def _no_triplets(a: Tensor | Product) -> Triplets:
+    none = torch.zeros(0, dtype=torch.float64, device=a.device)
+    right, left = (torch.zeros(side, 0, dtype=a.dtype, device=a.device) for side in sorted(a.shape))
     return Triplets(right, left, none, none, none)

@@ -14,6 +14,7 @@ from torch import Tensor
 from svdcut.svd.certificate import VALUE_FLOOR
 from svdcut.svd.decomposition import Decomposition, multiply
 from svdcut.svd.engine import decompose
+from svdcut.svd.product import Product
 
 SPACE_TOLERANCE = 1e-2
 """Sine of the angle allowed between a space and the true one; most are far nearer."""
@@ -46,14 +47,14 @@ class LeadingSpaces:
 
 
 def leading_spaces(
-    a: Tensor, rank: int, *, seed: int, escalate: Callable[[], object] = lambda: None
+    a: Tensor | Product, rank: int, *, seed: int, escalate: Callable[[], object] = lambda: None
 ) -> LeadingSpaces:
     """Return the spaces of the leading singular vectors of a matrix.
 
     Parameters
     ----------
-    a : Tensor of shape (m, n), float32 or float64
-        Finite; it is scaled in place.
+    a : Tensor of shape (m, n), float32 or float64, or Product
+        Finite; a tensor is scaled in place.
     rank : int
         How many vectors are wanted. Those whose values are below `VALUE_FLOOR` of the
         first are left out: the matrix has none there.
@@ -79,7 +80,8 @@ def leading_spaces(
     values (measured, CPU, 2048 x 2048 of noise, rank 16: 0.4 s beside 1.0 s for all
     values, and 3.3 s for all vectors). The long side's vectors are those of the short
     side multiplied in float64. An error of the right vectors lies along smaller
-    triplets, so that their images are no further off than they are.
+    triplets, so that their images are no further off than they are. A product costs its
+    decomposition by the factors.
     """
 
     def accept(found: Decomposition) -> bool:

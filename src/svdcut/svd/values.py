@@ -15,6 +15,7 @@ from torch import Tensor
 from svdcut.svd.certificate import VALUE_FLOOR, VALUE_TOLERANCE
 from svdcut.svd.decomposition import (
     Method,
+    SolverError,
     Triplets,
     is_solver_failure,
     normalise,
@@ -22,7 +23,9 @@ from svdcut.svd.decomposition import (
     sum_of_squares,
 )
 from svdcut.svd.dense import gram, is_tall
+from svdcut.svd.factored import reduce_product
 from svdcut.svd.krylov import krylov_triplets
+from svdcut.svd.product import Product
 from svdcut.svd.route import Route, choose_route
 
 _ROUNDING = 4.0
@@ -49,7 +52,7 @@ class Values:
     """All singular values of a matrix."""
 
     singular_values: list[float]
-    """min(m, n) of them, descending, in the caller's units."""
+    """min(m, n) of them, or the rank of a product, descending, in the caller's units."""
 
     method: Method
     bound: float
@@ -60,7 +63,7 @@ class Values:
 
 
 def singular_values(
-    a: Tensor,
+    a: Tensor | Product,
     *,
     steep: bool = False,
     seed: int = 0,
@@ -71,10 +74,11 @@ def singular_values(
 
     Parameters
     ----------
-    a : Tensor of shape (m, n), float32 or float64
-        Finite. It is scaled in place by a power of two.
+    a : Tensor of shape (m, n), float32 or float64, or Product
+        Finite. A tensor is scaled in place by a power of two.
     steep : bool
         Whether a few values are likely to be far above the others, as those of an update are.
+        It does not matter for a product.
     seed : int
         Of the random start of the iteration that a steep spectrum begins with.
     tolerance : float
@@ -109,18 +113,27 @@ def singular_values(
     Where that is not enough the exact route follows, a float64 SVD without vectors: 8/3 n^3,
     slower than its operations, in the memory of `exact_triplets`.
 
+    Those of a product are those of its core, O((m + n) r^2), with the rounding of
+    `reduce_product`. Where its terms cancel so far that this is not enough, the exact route
+    takes the product as float64 rounds it, and its bound is on that.
+
     References
     ----------
     .. [1] C.-K. Li, R.-C. Li, "A note on eigenvalues of perturbed Hermitian matrices",
        Linear Algebra Appl. 395, 2005.
     """
     tall = a if a.shape[0] >= a.shape[1] else a.T
-    tall, exponent = normalise(tall)
-    scale = math.ldexp(1.0, exponent)
-    found = _by_gram(tall, _leading(tall, seed) if steep else None)
+    found: Values | None
+    if isinstance(tall, Product):
+        tall, exponent = tall.normalised()
+        found = _by_factors(tall)
+    else:
+        tall, exponent = normalise(tall)
+        found = _by_gram(tall, _leading(tall, seed) if steep else None)
     if found is None or found.bound > tolerance:
         escalate()
-        found = _by_svd(tall)
+        found = _by_exact(tall)
+    scale = math.ldexp(1.0, exponent)
     return Values([value * scale for value in found.singular_values], found.method, found.bound)
 
 
@@ -172,7 +185,7 @@ def _by_gram(a: Tensor, head: Triplets | None = None) -> Values | None:
     s, below = squares.clamp_min(0).sqrt(), (squares - moved).clamp_min(0).sqrt()
     first = float(s[0])
     if first == 0:
-        return Values([0.0] * len(s), Method.NONE, 0.0)
+        return _zeros(len(s))
     # From below: the value itself may be rounding.
     errors = moved / (s + below).clamp_min(VALUE_FLOOR * first)
     # Of the entries, where the head was taken out.
@@ -188,13 +201,36 @@ def _sharpest(head: Triplets, n: int) -> int:
     return int((rounding + coupling).argmin()) + 1
 
 
-def _by_svd(a: Tensor) -> Values:
+def _by_factors(product: Product) -> Values | None:
+    try:
+        with solver_errors():
+            reduced = reduce_product(product, vectors=False)
+            return _by_svd(reduced.core, Method.FACTORED, rounding=reduced.rounding)
+    except SolverError:
+        return None
+
+
+def _by_exact(a: Tensor | Product) -> Values:
+    if isinstance(a, Product):
+        # What the dense product has beyond its rank is rounding.
+        return _by_svd(a.dense(), Method.EXACT, rank=a.rank)
+    return _by_svd(a, Method.EXACT)
+
+
+def _by_svd(a: Tensor, method: Method, *, rank: int | None = None, rounding: float = 0.0) -> Values:
+    """Return the first `rank` values of `a` (m, n), m >= n, which is off by `rounding`."""
     with solver_errors():
         s = torch.linalg.svdvals(_triangle(a) if is_tall(a) else a.double())
-    values: list[float] = s.tolist()
-    first = values[0]
-    moved = _ROUNDING * torch.finfo(torch.float64).eps * float(s.norm())
-    return Values(values, Method.EXACT, moved / max(values[-1], VALUE_FLOOR * first))
+    values: list[float] = s[:rank].tolist()
+    first = values[0] if values else 0.0
+    if first == 0:
+        return _zeros(len(values))
+    moved = _ROUNDING * torch.finfo(torch.float64).eps * float(s.norm()) + rounding
+    return Values(values, method, moved / max(values[-1], VALUE_FLOOR * first))
+
+
+def _zeros(count: int) -> Values:
+    return Values([0.0] * count, Method.NONE, 0.0)
 
 
 def _triangle(a: Tensor) -> Tensor:

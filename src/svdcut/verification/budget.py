@@ -20,6 +20,7 @@ class Share:
     """What copies of one tied matrix have in common: they take one share together."""
 
     shape: tuple[int, int]
+    full_rank: int
     rank: int
     values: tuple[float, ...] | None
     """Singular values; None where they were not computed."""
@@ -51,7 +52,7 @@ def check_budget(rule: Rule, shares: list[Share]) -> Iterator[Failure]:
     yield from wrong
     if not shares:
         return
-    budget = rule.value * sum(share.cost * min(share.shape) for share in shares)
+    budget = rule.value * sum(share.cost * share.full_rank for share in shares)
     spent = sum(share.cost * share.rank for share in shares)
     if spent > budget * (1 + 1e-12):
         worst = max(shares, key=lambda share: share.cost * share.rank)

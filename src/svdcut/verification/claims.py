@@ -23,8 +23,8 @@ ROUNDING = 1e-11
 """Relative difference of sums of the same numbers in another order."""
 
 _METHODS = {
-    Route.EXACT: ("exact", "none"),
-    Route.GRAM: ("gram", "exact", "none"),
+    Route.EXACT: ("exact", "none", "factored"),
+    Route.GRAM: ("gram", "exact", "none", "factored"),
 }
 """What a run that starts at a route can end with."""
 
@@ -98,7 +98,11 @@ def _check_shape(fact: TensorFact, cut: Truncation) -> Contradiction | None:
     rows = fact.shape[1] if stack else fact.shape[0]
     if cut.rows > rows or (stack and cut.rows != rows):
         return "rows", rows, cut.rows
-    if cut.full_rank != min(m, n):
+    # An adapter's update has no more ranks than its factors, whichever route it took after.
+    factored = cut.svd.method in ("factored", "none") or any(
+        route.startswith("factored") for route in cut.svd.rejected
+    )
+    if cut.full_rank > min(m, n) or (cut.full_rank < min(m, n) and not factored):
         return "full_rank", min(m, n), cut.full_rank
     for claim in ("sigma_first", "sigma_last_kept", "sigma_next", "noise_edge"):
         value = getattr(cut, claim)

@@ -13,9 +13,11 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
-from svdcut.checkpoint import INDEX_NAME, WEIGHTS_NAME, open_checkpoint
+from svdcut.adapter.collection import collect_tensors
+from svdcut.adapter.peft_config import CONFIG_NAME, read_peft_config
+from svdcut.checkpoint import ADAPTER_NAME, INDEX_NAME, WEIGHTS_NAME, open_checkpoint
 from svdcut.destination import MANIFEST_NAME
-from svdcut.errors import CheckpointError
+from svdcut.errors import CheckpointError, InputError
 from svdcut.header import read_header
 from svdcut.manifest import FileFact, Manifest, WeightFileFact
 from svdcut.pool import Pool
@@ -50,6 +52,16 @@ class Folder:
     failures: list[Failure] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class _Claim:
+    """What is said of one tensor in a file."""
+
+    file: str | None
+    shape: tuple[int, ...]
+    dtype: str
+    sha256: str | None
+
+
 Tell = Callable[[str, int], None]
 """Told the name of what is done, and its size in bytes."""
 
@@ -81,10 +93,13 @@ def check_folder(out: Path, manifest: Manifest, pool: Pool, tell: Tell) -> Folde
     for name, fact in manifest.files.items():
         folder.failures.extend(_check_file(out, name, fact))
     folder.failures.extend(_find_strays(out, manifest))
-    folder.failures.extend(_check_entries(manifest, folder.entries))
+    claims = _claims(manifest)
+    folder.failures.extend(_check_entries(claims, folder.entries))
     if not folder.failures:
-        folder.failures.extend(_check_whole(out, folder.entries))
-    folder.failures.extend(_check_tensors(manifest, folder.entries, pool, tell))
+        is_adapter = manifest.adapter is not None
+        whole = _check_adapter(out) if is_adapter else _check_whole(out, folder.entries)
+        folder.failures.extend(whole)
+    folder.failures.extend(_check_tensors(claims, folder.entries, pool, tell))
     return folder
 
 
@@ -154,21 +169,46 @@ def _find_strays(out: Path, manifest: Manifest) -> Iterator[Failure]:
             yield Failure("files", "weights beside those of the manifest", None, file=path.name)
 
 
-def _check_entries(manifest: Manifest, entries: Mapping[str, TensorEntry]) -> Iterator[Failure]:
-    for name, fact in manifest.tensors.items():
+def _claims(manifest: Manifest) -> dict[str, _Claim]:
+    """Return what a manifest says of each tensor in its files, by the names there."""
+    if manifest.adapter is not None:
+        return {
+            name: _Claim(ADAPTER_NAME, fact.shape, fact.dtype, fact.sha256)
+            for name, fact in manifest.adapter.tensors.items()
+        }
+    return {
+        name: _Claim(fact.file, fact.shape, fact.dtype, fact.sha256)
+        for name, fact in manifest.tensors.items()
+    }
+
+
+def _check_entries(
+    claims: Mapping[str, _Claim], entries: Mapping[str, TensorEntry]
+) -> Iterator[Failure]:
+    for name, claimed in claims.items():
         entry = entries.get(name)
         if entry is None:
-            yield Failure("tensors", None, f"in {fact.file}", tensor=name)
+            yield Failure("tensors", None, f"in {claimed.file}", tensor=name)
             continue
         for claim, found, expected in (
-            ("file", entry.path.name, fact.file),
-            ("shape", entry.shape, fact.shape),
-            ("dtype", entry.dtype.value, fact.dtype),
+            ("file", entry.path.name, claimed.file),
+            ("shape", entry.shape, claimed.shape),
+            ("dtype", entry.dtype.value, claimed.dtype),
         ):
             if found != expected:
                 yield Failure(claim, found, expected, tensor=name)
-    for name in sorted(entries.keys() - manifest.tensors.keys()):
+    for name in sorted(entries.keys() - claims.keys()):
         yield Failure("tensors", f"in {entries[name].path.name}", None, tensor=name)
+
+
+def _check_adapter(out: Path) -> Iterator[Failure]:
+    """Check that what PEFT will load is an adapter."""
+    try:
+        read_peft_config(out / CONFIG_NAME)
+        collect_tensors(read_header(out / ADAPTER_NAME))
+    except InputError as error:
+        name = ADAPTER_NAME
+        yield Failure("adapter", error.what, "one that can be opened", file=name)
 
 
 def _check_whole(out: Path, entries: Mapping[str, TensorEntry]) -> Iterator[Failure]:
@@ -190,9 +230,9 @@ def _check_whole(out: Path, entries: Mapping[str, TensorEntry]) -> Iterator[Fail
 
 
 def _check_tensors(
-    manifest: Manifest, entries: Mapping[str, TensorEntry], pool: Pool, tell: Tell
+    claims: Mapping[str, _Claim], entries: Mapping[str, TensorEntry], pool: Pool, tell: Tell
 ) -> Iterator[Failure]:
-    names = [name for name in manifest.tensors if name in entries]
+    names = [name for name in claims if name in entries]
 
     def task(number: int) -> Sequence[Failure]:
         name, entry = names[number], entries[names[number]]
@@ -201,9 +241,9 @@ def _check_tensors(
             for piece in iterate_bytes(entry):
                 digest.update(piece)
         except CheckpointError as error:
-            return [Failure("sha256", error.what, manifest.tensors[name].sha256, tensor=name)]
+            return [Failure("sha256", error.what, claims[name].sha256, tensor=name)]
         tell(name, entry.size_bytes)
-        found, expected = digest.hexdigest(), manifest.tensors[name].sha256
+        found, expected = digest.hexdigest(), claims[name].sha256
         return [Failure("sha256", found, expected, tensor=name)] if found != expected else []
 
     for failures in pool.map(task, [_PIECE_BYTES] * len(names)):

@@ -95,11 +95,12 @@ def _check_tensor(
         yield Failure("tensors", found, fact and fact.action, tensor=name)
         return
     target, action = planned.target, planned.pair.action
-    facts: tuple[tuple[str, object, object], ...] = (
-        ("file", target.path.name, fact.file),
-        ("shape", target.shape, fact.shape),
-        ("dtype", target.dtype.value, fact.dtype),
-    )
+    facts: list[tuple[str, object, object]] = [("shape", target.shape, fact.shape)]
+    if manifest.adapter is None:
+        facts += [
+            ("file", target.path.name, fact.file),
+            ("dtype", target.dtype.value, fact.dtype),
+        ]
     for claim, is_so, said in facts:
         if is_so != said:
             yield Failure(claim, is_so, said, tensor=name)
@@ -109,8 +110,10 @@ def _check_tensor(
 
 def agrees(planned: Action, fact: TensorFact) -> bool:
     """Whether what is claimed of a tensor can have become of what is planned."""
-    # Whether both sides hold the same bytes is not in their headers.
-    unchanged = planned is Action.TRUNCATE and fact.action == Action.UNCHANGED.value
+    # Whether both sides hold the same bytes is not in their headers. An adapter asks it of
+    # what is copied too.
+    compared = (Action.TRUNCATE, Action.COPY_FINETUNED) if fact.file is None else (Action.TRUNCATE,)
+    unchanged = planned in compared and fact.action == Action.UNCHANGED.value
     return unchanged or planned.value == fact.action
 
 

@@ -7,7 +7,6 @@ the bounds that they must keep.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -15,15 +14,19 @@ import torch
 
 from svdcut.errors import CheckpointError, SvdcutError
 from svdcut.manifest import TensorFact, Truncation
+from svdcut.matrix_entry import TORCH_DTYPES, MatrixEntry
+from svdcut.options import Options
 from svdcut.pairing import Action
 from svdcut.plan import PlannedTensor
 from svdcut.pool import or_on_cpu
 from svdcut.ranks import Rule, RuleKind
+from svdcut.rows import merged_rows
 from svdcut.sink import TensorSink
 from svdcut.svd.decomposition import SolverError
 from svdcut.tensor_job import Job, process_tensor
+from svdcut.tensor_output import CheckpointTensor
 from svdcut.tensorfile import TensorEntry
-from svdcut.update import TORCH_DTYPES, MatrixEntry, matrix_entries, read_update
+from svdcut.update import MatrixSides, matrix_sides, read_update
 from svdcut.verification.claims import close
 from svdcut.verification.findings import Failure
 from svdcut.verification.spectrum import (
@@ -36,7 +39,6 @@ from svdcut.verification.spectrum import (
 )
 from svdcut.verification.stored import (
     Measured,
-    Sides,
     compare_stored,
     exact_values,
     measure_exact,
@@ -67,9 +69,9 @@ class Discard:
     descriptor: int
     """Of the null device."""
 
-    def sink(self, entry: TensorEntry) -> TensorSink:
-        """Return a sink of no file."""
-        return TensorSink(self.descriptor, entry)
+    def open(self, planned: PlannedTensor, options: Options) -> CheckpointTensor:
+        """Return what takes a planned tensor."""
+        return CheckpointTensor(TensorSink(self.descriptor, planned.target), planned, options.scale)
 
 
 def recompute_tensor(
@@ -149,14 +151,14 @@ class _Tensor:
     def check(self) -> tuple[list[Contradiction], list[Spectrum]]:
         options = self.job.options
         claims = claims_of(self.planned.pair, self.cut, self.rule, options.keep, options.seed)
-        sides = list(matrix_entries(self.planned.pair))
+        sides = list(matrix_sides(self.planned.pair))
         if len(claims) != len(sides):
             return [("rank", f"{len(sides)} matrices", self.cut.rank)], []
         spectra, measured, wrong = [], [], []
-        for claim, (base, finetuned) in zip(claims, sides, strict=True):
+        for claim, matrix in zip(claims, sides, strict=True):
             (spectrum, found), _ = or_on_cpu(
                 self.job.device,
-                lambda device, c=claim, b=base, f=finetuned: self._matrix(c, b, f, device),  # type: ignore[misc]
+                lambda device, c=claim, m=matrix: self._matrix(c, m, device),  # type: ignore[misc]
             )
             spectra.append(spectrum)
             if isinstance(found, Measured):
@@ -173,17 +175,16 @@ class _Tensor:
         return contradictions, spectra
 
     def _matrix(
-        self, claim: Claim, base: MatrixEntry, finetuned: MatrixEntry, device: torch.device
+        self, claim: Claim, matrix: MatrixSides, device: torch.device
     ) -> tuple[Spectrum, Measured | Contradiction | None]:
         noise = claim.rule.kind is RuleKind.NOISE
-        update = read_update(base, finetuned, device, measure_rounding=noise)
+        update = read_update(matrix, device, measure_rounding=noise)
         decomposition, spectrum = measure(update, claim)
         if self.stored is None:
             return spectrum, None
-        stored = MatrixEntry(self.stored, finetuned.first, finetuned.shape)
+        stored = MatrixEntry(self.stored, matrix.finetuned.first, matrix.finetuned.shape)
         scale, full_rank = self.job.options.scale, len(spectrum.values)
-        sides = Sides(base, finetuned, stored)
-        wanted = exact_values(spectrum.rank, full_rank, scale, sides)
+        wanted = exact_values(spectrum.rank, full_rank, scale, matrix)
         if wanted is not None:
             exact = measure_exact(wanted, stored.read(torch.device("cpu")), spectrum)
             source = "base" if spectrum.rank == 0 else "the fine-tuned side"
@@ -198,16 +199,14 @@ class _Tensor:
         """Check the rows that base lacks: they are the fine-tuned side's."""
         pair, stored = self.planned.pair, self.stored
         assert stored is not None
-        if pair.stacked or pair.finetuned.shape[0] == pair.shared_rows:
+        if not pair.new_rows:
             return
-        columns = math.prod(pair.finetuned.shape[1:])
-        shape = (pair.finetuned.shape[0] - pair.shared_rows, columns)
-        first = pair.shared_rows * columns
-        cpu = torch.device("cpu")
-        theirs = MatrixEntry(pair.finetuned, first, shape).read(cpu)
-        ours = MatrixEntry(stored, first, shape).read(cpu)
+        (sides,) = matrix_sides(pair)
+        ours = MatrixEntry(stored, 0, sides.finetuned.shape).following(pair.new_rows)
+        device, dtype = self.job.device, TORCH_DTYPES[stored.dtype]
+        theirs = [rows.stored.clone() for rows in merged_rows(sides, device, dtype, new=True)]
         if not torch.equal(
-            theirs.to(TORCH_DTYPES[stored.dtype]).view(torch.uint8), ours.view(torch.uint8)
+            torch.cat(theirs).view(torch.uint8), ours.read(device).view(torch.uint8)
         ):
             yield "result", "other rows", f"those of the fine-tuned side from {pair.shared_rows} on"
 

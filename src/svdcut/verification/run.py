@@ -25,6 +25,7 @@ from svdcut.progress import Observer, Progress
 from svdcut.ranks import Rule, RuleKind, parse_rule, parse_rules, rule_for
 from svdcut.tensor_job import Job
 from svdcut.tensorfile import TensorEntry
+from svdcut.verification.adapters import check_adapter
 from svdcut.verification.budget import Share, check_budget
 from svdcut.verification.claims import check_claims, per_matrix
 from svdcut.verification.document import read_manifest
@@ -50,7 +51,9 @@ class Inputs:
     """What a result is said to be made from, and how much of it to compute again."""
 
     base: Checkpoint
-    finetuned: Checkpoint
+    open_finetuned: Callable[[Mapping[str, str]], Checkpoint]
+    """Opens the other side under renames of base's prefixes, which the manifest knows."""
+
     sample: int | None = None
     """How many truncated tensors; None for all."""
 
@@ -97,6 +100,13 @@ def run_verification(
     manifest, failures = read_manifest(out)
     if manifest is None:
         return conclude(Checked(files=1), failures)
+    finetuned = None
+    if inputs is not None:
+        try:
+            finetuned = inputs.open_finetuned(dict(manifest.options["map"]))
+        except UsageError as error:
+            failures.append(_wrong_options(error, manifest))
+            inputs = None
     truncated = [name for name, fact in manifest.tensors.items() if fact.truncation]
     with Pool(num_cores(), SPARE_BYTES) as pool:
         folder = _check_folder(out, manifest, pool, observe)
@@ -108,35 +118,42 @@ def run_verification(
             options = resolve(manifest.options)
             rule = parse_rule(manifest.options["rank"])
         except SvdcutError as error:
-            failures.append(Failure("options", error.what, manifest.options, file=MANIFEST_NAME))
+            failures.append(_wrong_options(error, manifest))
             return conclude(checked, failures)
         failures += check_claims(manifest, options, rule)
-        if inputs is None:
+        if inputs is None or finetuned is None:
             return conclude(checked, failures)
-        total = total_bytes(inputs.base, inputs.finetuned)
+        total = total_bytes(inputs.base, finetuned)
         tell = _teller("inputs", total, observe)
-        failures += check_sources(inputs.base, inputs.finetuned, manifest, pool, tell)
-    checked = replace(checked, input_files=len(inputs.base.files) + len(inputs.finetuned.files))
+        failures += check_sources(inputs.base, finetuned, manifest, pool, tell)
+    checked = replace(checked, input_files=len(inputs.base.files) + len(finetuned.files))
     try:
-        plan = make_plan(inputs.base, inputs.finetuned, options)
+        plan = make_plan(inputs.base, finetuned, options)
     except SvdcutError as error:
         failures.append(Failure("options", error.what, "a plan of these", file=MANIFEST_NAME))
         return conclude(checked, failures)
     failures += check_plan(plan, manifest)
-    failures += check_published(plan, manifest, options)
     rules = _rules_of_run(manifest.command, rule)
+    if manifest.adapter is not None:
+        counts, found = (0, 0), failures
+        if not failures:  # they say enough, and what is no adapter cannot be compared
+            place = rules.index(rule)
+            counts, found = check_adapter(out, manifest, plan, options, rules, place, observe)
+        return conclude(_count(checked, *counts), found)
+    failures += check_published(plan, manifest, options)
     job = Job(rules, options, device, _claimed_ranks(plan, manifest, options, rule))
     work = _Work(job, rules.index(rule), plan, manifest, folder.entries, inputs)
     counts, found = work.carry_out(observe)
-    return conclude(
-        replace(
-            checked,
-            recomputed=counts[0] + counts[1],
-            reproduced=counts[0],
-            bounded=counts[1],
-        ),
-        failures + found,
-    )
+    return conclude(_count(checked, *counts), failures + found)
+
+
+def _count(checked: Checked, reproduced: int, bounded: int) -> Checked:
+    recomputed = reproduced + bounded
+    return replace(checked, recomputed=recomputed, reproduced=reproduced, bounded=bounded)
+
+
+def _wrong_options(error: SvdcutError, manifest: Manifest) -> Failure:
+    return Failure("options", error.what, manifest.options, file=MANIFEST_NAME)
 
 
 def _teller(stage: str, total: int, observe: Observer) -> Callable[[str, int], None]:
@@ -272,16 +289,16 @@ class _Work:
     def _check_budgets(
         self, spectra: Mapping[tuple[str, int], tuple[float, ...]]
     ) -> Iterator[Failure]:
-        shapes = {
-            (planned.pair.name, number): shape
+        sizes = {
+            (planned.pair.name, number): size
             for planned in self.plan.tensors
-            for number, shape in enumerate(_matrices(planned))
+            for number, size in enumerate(_sizes(planned))
         }
         owners = {planned.pair.name: planned.pair.seed_name for planned in self.plan.tensors}
         rules = {rule for rule, _, _ in self.job.budgets}
         for rule in rules:
             shares = [
-                Share(name, owners[name], shapes[name, i], rank, self._values(name, i, spectra))
+                Share(name, owners[name], *sizes[name, i], rank, self._values(name, i, spectra))
                 for (own, name, i), rank in self.job.budgets.items()
                 if own == rule
             ]
@@ -296,5 +313,9 @@ class _Work:
         return spectra.get((name, number))
 
 
-def _matrices(planned: PlannedTensor) -> list[tuple[int, int]]:
-    return planned.pair.matrices if planned.pair.action is Action.TRUNCATE else []
+def _sizes(planned: PlannedTensor) -> list[tuple[tuple[int, int], int]]:
+    """Return shape and full rank of each matrix that is truncated."""
+    pair = planned.pair
+    if pair.action is not Action.TRUNCATE:
+        return []
+    return list(zip(pair.matrices, pair.full_ranks, strict=True))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from svdcut.cut import stable_seed
 from svdcut.manifest import Truncation
-from svdcut.noise import storage_edge
+from svdcut.noise import update_edge
 from svdcut.pairing import Pair
 from svdcut.ranks import Keep, Rule, RuleKind, choose_indices, first_left_out
 from svdcut.svd.decomposition import Decomposition
@@ -103,7 +103,7 @@ def measure(update: Update, claim: Claim) -> tuple[Decomposition, Spectrum]:
     tuple of Decomposition and Spectrum
         All triplets, and the numbers that follow.
     """
-    full_rank = min(update.matrix.shape)
+    full_rank = update.full_rank
     rank = min(claim.rank, full_rank)
     indices = choose_indices(claim.keep, rank, full_rank, seed=claim.seed)
     # `bounds(k)` covers the first value, value k and the one after it.
@@ -116,8 +116,7 @@ def measure(update: Update, claim: Claim) -> tuple[Decomposition, Spectrum]:
     values = found.singular_values() if found.energy else [0.0] * full_rank
     edge = None
     if claim.rule.kind is RuleKind.NOISE and found.energy:
-        assert update.storage is not None
-        edge = storage_edge(update.storage, values)
+        edge = update_edge(update.storage, update.matrix.shape, values)
     boundary = full_rank - rank if claim.keep is Keep.BOTTOM else rank
     return found, Spectrum(
         values=tuple(values),

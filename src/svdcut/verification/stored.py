@@ -16,7 +16,8 @@ from torch import Tensor
 from svdcut.manifest import Truncation
 from svdcut.ranks import Keep
 from svdcut.svd.decomposition import PRODUCT_BYTES, Decomposition, row_blocks
-from svdcut.update import MatrixEntry, Update
+from svdcut.svd.product import Product, rows_of
+from svdcut.update import MatrixSides, Update
 from svdcut.verification.spectrum import Contradiction, Spectrum, tail_tolerance
 from svdcut.verification.tolerances import (
     DOUBLE,
@@ -56,21 +57,13 @@ class Measured:
     """Bound on the difference of two intended results; infinite where there is none."""
 
 
-@dataclass(frozen=True, slots=True)
-class Sides:
-    """What a stored matrix is held against."""
-
-    base: MatrixEntry
-    finetuned: MatrixEntry
-    stored: MatrixEntry
-
-
-def exact_values(rank: int, full_rank: int, scale: float, sides: Sides) -> Tensor | None:
+def exact_values(rank: int, full_rank: int, scale: float, sides: MatrixSides) -> Tensor | None:
     """Return the values that a result must round, where no SVD decides on them."""
     cpu = torch.device("cpu")
     if rank == 0:
+        assert sides.base is not None
         return sides.base.read(cpu)
-    if rank == full_rank and scale == 1:
+    if rank == full_rank and scale == 1 and sides.update is None:
         return sides.finetuned.read(cpu)
     return None
 
@@ -114,10 +107,11 @@ def measure_stored(
     left, right = (factor.double() for factor in found.factors(list(spectrum.indices)))
     assert update.base is not None
     theirs = update.base.read(stored.device)
+    scaled = found.matrix.T if found.transposed else found.matrix
     squares = torch.zeros(4, dtype=torch.float64)
     for start, stop in row_blocks(*stored.shape, itemsize=8 * _COPIES, num_bytes=PRODUCT_BYTES):
         ours, base = stored[start:stop].double(), theirs[start:stop].double()
-        ideal = update.matrix[start:stop].double() * found.scale
+        ideal = rows_of(scaled, start, stop).double() * found.scale
         error = ideal - (ours - base) / scale if scale else torch.zeros(())
         intended = (left[start:stop] @ right).mul_(found.scale * scale).add_(base)
         half = half_ulp(ours, stored.dtype)
@@ -127,9 +121,9 @@ def measure_stored(
     error_norm, beyond_norm, half_norm, intended_norm = squares.sqrt().tolist()
     kept = math.sqrt(spectrum.energy(spectrum.norm, kept=True)) * spectrum.norm * abs(scale)
     narrow = stored.dtype in (torch.float16, torch.bfloat16)
-    wide = update.matrix.dtype == torch.float64
-    work = SINGLE if narrow and not wide else DOUBLE
-    factors = DOUBLE if wide else SINGLE
+    work = SINGLE if narrow and not update.is_wide else DOUBLE
+    exact = isinstance(update.matrix, Product) or update.matrix.dtype == torch.float64
+    factors = DOUBLE if exact else SINGLE
     # One of the two factors is orthonormal: it spans what the stored update should.
     span = left if found.transposed else right
     drift = _drift(spectrum, cut, keep) * abs(scale) if scale else 0.0

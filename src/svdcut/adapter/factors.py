@@ -1,0 +1,127 @@
+"""The numbers of an adapter: factors, shifts and magnitudes, read as the tensor is stored.
+
+All in float64. Where they lie and what they are for is settled before (`svdcut.lowrank`).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from svdcut.errors import NonFiniteError
+from svdcut.jsonfile import quoted
+from svdcut.lowrank import LowRankEntry, ShiftEntry
+from svdcut.tensorfile import Dtype, TensorEntry, read_bytes, size_bytes
+
+_DTYPES = {
+    Dtype.F16: torch.float16,
+    Dtype.BF16: torch.bfloat16,
+    Dtype.F32: torch.float32,
+    Dtype.F64: torch.float64,
+}
+
+
+def read_factors(entry: LowRankEntry, number: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Read the factors of one matrix of a tensor.
+
+    Parameters
+    ----------
+    entry : LowRankEntry
+        The tensor's update.
+    number : int
+        Which of its matrices, 0 of a tensor that is no stack.
+    device : torch.device
+        Where to put them.
+
+    Returns
+    -------
+    left : Tensor
+        (m, k), with the scale in it.
+    right : Tensor
+        (k, n). ``left @ right`` is the update of the matrix as it is stored, (m, n); of a
+        convolution, as (out, rest).
+
+    Raises
+    ------
+    NonFiniteError
+        If a factor holds NaN or infinity.
+
+    Notes
+    -----
+    Of DoRA it is the inner update only: see `dora_update`. Of a stack, all of `b` is read
+    for each expert, and its rows of `a`.
+    """
+    expert = entry.first_expert + number
+    first = expert * entry.rank
+    a = _read(entry.a, device, rows=slice(first, first + entry.rank)).flatten(1)
+    b = _read(entry.b, device, columns=slice(expert, None, entry.experts)).flatten(1)
+    b *= entry.scale
+    left, right = (a.T, b.T) if entry.transposed else (b, a)
+    if entry.rows is not None:
+        left = left[slice(*entry.rows)]
+    return left.contiguous(), right.contiguous()
+
+
+def read_shift(entry: ShiftEntry, device: torch.device) -> Tensor:
+    """Return the update of a bias, (n,); raises as `read_factors`."""
+    return _read(entry.vector, device) * entry.scale
+
+
+def read_magnitude(entry: LowRankEntry, device: torch.device) -> Tensor | None:
+    """Return the norms of DoRA: (m, 1) of rows, (1, n) of columns; raises as `read_factors`."""
+    if entry.magnitude is None:
+        return None
+    values = _read(entry.magnitude, device)
+    return values.reshape((1, -1) if entry.transposed else (-1, 1))
+
+
+def dora_update(base: Tensor, left: Tensor, right: Tensor, magnitude: Tensor) -> Tensor:
+    """Return the update that DoRA makes of a low-rank one; it is of full rank.
+
+    Parameters
+    ----------
+    base : Tensor
+        (m, n), float64.
+    left, right : Tensor
+        Of `read_factors`.
+    magnitude : Tensor
+        Of `read_magnitude`: the norms of the result's rows, (m, 1), or columns, (1, n).
+
+    Returns
+    -------
+    Tensor
+        (m, n). Not finite where a row or column to be scaled is zero, as in PEFT.
+
+    Notes
+    -----
+    ``magnitude * (base + left @ right) / norm - base``, with the norms of the sum
+    (peft.tuners.lora.variants.DoraLinearVariant, 0.21.2).
+    """
+    result = torch.addmm(base, left, right)
+    axis = 1 if magnitude.shape[1] == 1 and magnitude.shape[0] == base.shape[0] else 0
+    norms = torch.linalg.vector_norm(result, dim=axis, keepdim=True)
+    return result.mul_(magnitude / norms).sub_(base)
+
+
+def _read(
+    entry: TensorEntry,
+    device: torch.device,
+    *,
+    rows: slice | None = None,
+    columns: slice | None = None,
+) -> Tensor:
+    """Return a tensor, or some of its rows or columns: a stack has those of all experts."""
+    rows = rows or slice(0, entry.shape[0])
+    shape = (rows.stop - rows.start, *entry.shape[1:])
+    row = size_bytes(entry.dtype, entry.shape[1:])
+    data = read_bytes(entry, row * rows.start, row * rows.stop)
+    stored = torch.frombuffer(data, dtype=_DTYPES[entry.dtype]).reshape(shape)
+    if columns is not None:
+        stored = stored[:, columns]
+    values = stored.to(device, torch.float64)
+    if not bool(torch.isfinite(values).all()):
+        raise NonFiniteError(
+            f"{entry.path}: {quoted(entry.name)} holds NaN or infinity",
+            hint="The adapter is damaged, or training diverged: nothing can be made of it.",
+        )
+    return values

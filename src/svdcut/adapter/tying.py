@@ -1,0 +1,109 @@
+"""What an adapter stores whole, beside what base and its ties have already.
+
+PEFT writes embeddings out although it only added to them, and heads although they are the
+embedding. This compares bytes, of such tensors alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from svdcut.adapter.application import Application
+from svdcut.adapter.peft_config import PeftConfig
+from svdcut.checkpoint import Checkpoint
+from svdcut.errors import MismatchError
+from svdcut.jsonfile import quoted
+from svdcut.names import HEAD, tied_part
+from svdcut.tensorfile import Dtype, TensorEntry, iterate_bytes, read_bytes
+
+_PIECE_BYTES = 1 << 22
+
+
+def drop_copies(applied: Application, config: PeftConfig, base: Checkpoint) -> Application:
+    """Leave out what is stored whole and is the same as base's, or as what it is tied to.
+
+    Raises
+    ------
+    CheckpointError
+        If a file cannot be read.
+    MismatchError
+        If the embedding was trained apart from a head that base stores as one with it, or
+        has more rows than the head.
+    """
+    replaced = {
+        name: entry
+        for name, entry in applied.replaced.items()
+        if not _same(entry, base.tensors[name])
+    }
+    _refuse_uneven(replaced, config, base)
+    added = dict(applied.added)
+    if base.ties_embeddings and not _heads(base.tensors):
+        embeddings = [entry for name, entry in replaced.items() if tied_part(name) is not None]
+        heads = _heads(added)
+        if embeddings and not heads:
+            _refuse_parted(embeddings[0], config, base)
+        for name in heads:
+            if any(_same(added[name], entry) for entry in embeddings):
+                del added[name]
+    return replace(applied, replaced=replaced, added=added)
+
+
+def unties(applied: Application) -> bool:
+    """Whether the result has a head of its own, whatever base's config says."""
+    return bool(_heads(applied.added))
+
+
+def _heads(names: Iterable[str]) -> list[str]:
+    return [name for name in names if tied_part(name) == HEAD]
+
+
+def _same(one: TensorEntry, other: TensorEntry) -> bool:
+    if one.shape != other.shape:
+        return False
+    if (one.dtype, other.dtype) == (Dtype.F32, Dtype.BF16):
+        return _is_widened(one, other)
+    if one.dtype is not other.dtype:
+        return False
+    pieces = zip(iterate_bytes(one), iterate_bytes(other), strict=True)
+    return all(ours == theirs for ours, theirs in pieces)
+
+
+def _is_widened(wide: TensorEntry, narrow: TensorEntry) -> bool:
+    """Whether float32 is bfloat16 with zeros before it, as training in 4 bits saves embeddings."""
+    for start in range(0, narrow.size_bytes, _PIECE_BYTES):
+        stop = min(start + _PIECE_BYTES, narrow.size_bytes)
+        ours, theirs = read_bytes(wide, 2 * start, 2 * stop), read_bytes(narrow, start, stop)
+        zeros = ours[0::4].count(0) + ours[1::4].count(0)
+        if zeros != len(theirs) or ours[2::4] != theirs[0::2] or ours[3::4] != theirs[1::2]:
+            return False
+    return True
+
+
+def _refuse_uneven(
+    replaced: Mapping[str, TensorEntry], config: PeftConfig, base: Checkpoint
+) -> None:
+    """Refuse an embedding and a head of different numbers of tokens, where base's were alike."""
+    parts = [name for name in base.tensors if tied_part(name) is not None]
+    for name in parts:
+        rows = base.tensors[name].shape[:1]
+        ours = replaced.get(name, base.tensors[name]).shape[:1]
+        for other in parts:
+            if ours != rows == base.tensors[other].shape[:1] and other not in replaced:
+                raise MismatchError(
+                    f"{config.path.parent}: {quoted(name)} has {ours[0]} rows in it, and of base "
+                    f"{quoted(other)} {rows[0]}, which is not in it",
+                    hint="Save the adapter with both, as modules_to_save.",
+                )
+
+
+def _refuse_parted(entry: TensorEntry, config: PeftConfig, base: Checkpoint) -> None:
+    module = entry.name.removesuffix(".weight").rpartition(".")[2]
+    if config.ties or module not in {name.rpartition(".")[2] for name in config.saved_modules}:
+        return
+    raise MismatchError(
+        f"{config.path.parent} trained {quoted(entry.name)} alone, and {base.source} stores it "
+        "and the head as one: the head would change with it",
+        hint="Save base with both: set tie_word_embeddings to false, clone the head's weight, "
+        "and save_pretrained().",
+    )

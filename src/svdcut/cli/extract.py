@@ -1,0 +1,129 @@
+"""``svdcut extract``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from svdcut.api import ExtractOptions, Request, prepare
+from svdcut.cli.cutting import (
+    OUTPUT,
+    BaseArgument,
+    DryRunOption,
+    FinetunedArgument,
+    ForceOption,
+    JsonOption,
+    KeepOption,
+    OnlyOption,
+    QuietOption,
+    RankForOption,
+    RankOption,
+    RestartOption,
+    RestOption,
+    ScaleOption,
+    SeedOption,
+    SkipOption,
+    SvdOption,
+    ToleranceOption,
+    VerboseOption,
+    outputs,
+    run,
+)
+from svdcut.cli.shared import TENSORS, DeviceOption, RenameOption, parse_rename
+from svdcut.options import Rest, StoredDtype
+from svdcut.plan import Form
+from svdcut.ranks import Keep
+from svdcut.svd.route import Route
+
+
+def extract(
+    base: BaseArgument,
+    finetuned: FinetunedArgument,
+    rank: RankOption,
+    out: Annotated[
+        str,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="ADAPTER",
+            help="Folder to write; {k} in it stands for the rule.",
+            rich_help_panel=OUTPUT,
+        ),
+    ],
+    rank_for: RankForOption = None,
+    keep: KeepOption = Keep.TOP,
+    seed: SeedOption = 0,
+    scale: ScaleOption = 1.0,
+    only: OnlyOption = None,
+    skip: SkipOption = None,
+    rest: RestOption = Rest.FINETUNED,
+    drop: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="GLOB",
+            help="Leave tensors whose name matches as they are in BASE: those that an adapter "
+            "cannot hold, or that its loader does not take.",
+            rich_help_panel=TENSORS,
+        ),
+    ] = None,
+    rename: RenameOption = None,
+    dtype: Annotated[
+        StoredDtype,
+        typer.Option(
+            help="Store the factors so; auto is float32, which no loader rounds further than it "
+            "must.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = StoredDtype.AUTO,
+    force: ForceOption = False,
+    restart: RestartOption = False,
+    dry_run: DryRunOption = False,
+    device: DeviceOption = "auto",
+    svd: SvdOption = Route.AUTO,
+    tolerance: ToleranceOption = 1e-6,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Write the truncated update of FT as a PEFT LoRA adapter of BASE.
+
+    The update of each weight matrix, FT - BASE, is cut to the rank that RULE
+    says, and stored as two thin factors. Biases, norms and new heads that
+    changed are in the adapter too; what PEFT has no place for is an error,
+    unless --drop names it. ADAPTER appears complete or not at all, with a
+    manifest, svdcut.json, and a card. The same command goes on from where an
+    interrupted run stopped.
+
+    FT may be an adapter itself: its update is cut to another rank.
+    """
+
+    def request() -> Request:
+        options: ExtractOptions = {
+            "rank_for": rank_for or [],
+            "keep": keep.value,
+            "seed": seed,
+            "scale": scale,
+            "only": only or [],
+            "skip": skip or [],
+            "rest": rest.value,
+            "map": dict(parse_rename(text) for text in rename or []),
+            "dtype": dtype.value,
+            "drop": drop or [],
+            "force": force,
+            "restart": restart,
+            "device": device,
+            "svd": svd.value,
+            "tolerance": tolerance,
+            "quiet": quiet,
+        }
+        return prepare(base, finetuned, outputs(rank, out), form=Form.ADAPTER, **options)
+
+    run(
+        request,
+        others="stored whole",
+        dry_run=dry_run,
+        json=json,
+        quiet=quiet,
+        verbose=verbose,
+    )

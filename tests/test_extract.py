@@ -1,0 +1,101 @@
+"""Extracted adapters: PEFT loads them, and merging gives what `truncate` writes."""
+
+from __future__ import annotations
+
+import warnings
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from peft import PeftModel
+
+import svdcut
+from architectures import ARCHITECTURES, Architecture
+from checkpoints import Pair, read_folder
+from test_architectures import CASES
+
+RANK = 3
+DROPS: dict[str, list[str]] = {
+    "gpt_oss": ["*_proj_bias", "*.sinks"],
+    "llava": ["*.class_embedding"],
+    "mamba": ["*.A_log", "*.D", "*.conv1d.weight", "*.out_proj.weight"],
+    "vit": ["*.cls_token", "*.embeddings.position_embeddings"],
+    "wav2vec2": ["*.original?", "*.masked_spec_embed"],
+    "whisper": ["*.encoder.conv?.weight", "*.encoder.embed_positions.weight"],
+}
+"""What PEFT has no place for, by architecture."""
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Build a pair of one architecture in one layout, once."""
+    built: dict[tuple[str, str], Pair] = {}
+
+    def get(name: str, layout: str = "default") -> Pair:
+        if (name, layout) not in built:
+            folder = tmp_path_factory.mktemp(name)
+            built[name, layout] = ARCHITECTURES[name].pair(folder, layout=layout)
+        return built[name, layout]
+
+    return get
+
+
+def load(architecture: Architecture, folder: Path):
+    kind = getattr(transformers, architecture.model)
+    return kind.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def adapted(architecture: Architecture, base: Path, adapter: Path):
+    """Return base under an adapter; a word of PEFT about keys or targets is a failure."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.simplefilter("ignore", FutureWarning)  # of transformers, about PEFT itself
+        return PeftModel.from_pretrained(load(architecture, base), str(adapter)).eval()
+
+
+def find_differences(found, expected) -> set[str]:
+    ours, theirs = found.state_dict(), expected.state_dict()
+    assert ours.keys() == theirs.keys()
+
+    def differs(a: torch.Tensor, b: torch.Tensor) -> bool:
+        return float((a.double() - b.double()).norm()) > 1e-6 * float(b.double().norm())
+
+    return {name for name in theirs if differs(ours[name], theirs[name])}
+
+
+def logits(model, architecture: Architecture) -> torch.Tensor:
+    with torch.inference_mode():
+        return model(**architecture.inputs())[0]
+
+
+@pytest.mark.parametrize(("name", "layout"), CASES)
+def test_merging_an_adapter_gives_what_truncate_writes(saved, tmp_path, name, layout):
+    architecture, pair = ARCHITECTURES[name], saved(name, layout)
+    drop = DROPS.get(name, [])
+    out, adapter = tmp_path / "out", tmp_path / "adapter"
+    manifest = svdcut.extract(pair.base, pair.finetuned, adapter, rank=RANK, drop=drop)
+    svdcut.truncate(pair.base, pair.finetuned, out, rank=RANK, dtype="float32")
+    model = adapted(architecture, pair.base, adapter)
+    expected = load(architecture, out)
+    before = logits(model, architecture)
+    merged = model.merge_and_unload()
+    after = logits(merged, architecture)
+    assert torch.allclose(before, after, rtol=1e-3, atol=1e-4)
+    different = find_differences(merged, expected)
+    dropped = [name for name, fact in manifest.tensors.items() if fact.action == "drop"]
+    assert len(different) == len(dropped)
+    assert not different & find_differences(merged, load(architecture, pair.base))
+
+
+@pytest.mark.parametrize("name", DROPS)
+def test_what_peft_cannot_hold_is_refused_by_name(saved, tmp_path, name):
+    pair = saved(name)
+    with pytest.raises(svdcut.UnholdableError) as refused:
+        svdcut.extract(pair.base, pair.finetuned, tmp_path / "adapter", rank=RANK)
+    listed = {line.split("'")[1] for line in str(refused.value).splitlines() if ": " in line[4:]}
+    names = [n for n in read_folder(pair.finetuned) if any(fnmatch(n, p) for p in DROPS[name])]
+    assert listed
+    assert listed <= set(names)
+    assert not list(tmp_path.iterdir())
