@@ -1,7 +1,11 @@
 """The real pair from end to end: numbers, prefix, and what transformers makes of it."""
 
+import warnings
+
 import pytest
 import torch
+from peft import PeftModel
+from safetensors.torch import load_file
 from transformers import BertForSequenceClassification, BertModel
 
 import svdcut
@@ -86,3 +90,20 @@ def test_nothing_of_it_gives_the_encoder_of_base(real_pair, tmp_path):
     svdcut.truncate(real_pair.base, real_pair.finetuned_encoder, out, rank=0, rest="base")
     here, there = (outputs(load(BertModel, path)) for path in (out, real_pair.base))
     assert torch.equal(here, there)
+
+
+def test_peft_merges_the_adapter_into_what_truncate_writes(real_pair, tmp_path):
+    svdcut.extract(real_pair.base, real_pair.finetuned, tmp_path / "adapter", rank=16)
+    out = tmp_path / "out"
+    svdcut.truncate(real_pair.base, real_pair.finetuned, out, rank=16, dtype="float32")
+    base = BertForSequenceClassification.from_pretrained(real_pair.base, num_labels=50)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.simplefilter("ignore", FutureWarning)  # of transformers, about PEFT itself
+        model = PeftModel.from_pretrained(base, str(tmp_path / "adapter"))
+    merged = model.merge_and_unload().state_dict()
+    expected = load_file(out / "model.safetensors")
+    assert merged.keys() == expected.keys()
+    for name, values in expected.items():
+        difference = (merged[name].double() - values.double()).norm()
+        assert difference <= 1e-6 * values.double().norm(), name
