@@ -187,7 +187,7 @@ def test_intruders_are_counted(cli, pair):
         (("{base}", "{ft}", "--html", "x.txt"), 2, "ends in .html"),
         (("{base}", "{ft}", "--save", "x.pt"), 2, "ends in .safetensors"),
         (("{base}", "{ft}", "--save", "none/x.safetensors"), 1, "there is no folder"),
-        (("{base}", "{ft}", "--save", "{ft}/model.safetensors"), 2, "a file of the checkpoint"),
+        (("{base}", "{ft}", "--save", "{ft}/model.safetensors"), 2, "a file of the input"),
         (("{base}", "{ft}", "--plot", "{ft}/model.safetensors"), 2, ".png, .svg or .pdf"),
         (("{base}", "--compare", "{ft}"), 2, "--compare needs an update"),
         (("{base}", "{ft}", "--rank", "3"), 2, "--rank is of --compare"),

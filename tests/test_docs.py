@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 import svdcut
+import text_models
+from text_models import make_examples, write_csv
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -42,6 +44,9 @@ def run(*words, cwd, columns=80):
         check=False,
     )
 
+
+MEMBERS = ("negation", "source", "male", "female", "muslim", "black")
+"""Columns of the data that the documents evaluate on."""
 
 SCREEN = re.compile(r"<!-- screen (\d+): (.*?) -->\n```text\n(.*?)```\n", re.DOTALL)
 
@@ -122,6 +127,20 @@ def test_spectrum_commands_in_the_documents_work(command, demo, adapter):
     assert (done.returncode, done.stderr) == (0, "")
     for name in re.findall(r"\S+\.(?:png|html|safetensors)", command):
         assert (demo / name).stat().st_size > 10_000
+
+
+EVALUATE = [c for path in DOCUMENTS for c in commands(path.read_text("utf-8"), "evaluate")]
+
+
+@pytest.mark.parametrize("command", EVALUATE)
+def test_evaluate_commands_in_the_documents_work(command, tmp_path):
+    text_models.bert(tmp_path / "ft", names=["0", "1"])
+    text_models.bert(tmp_path / "out", names=["0", "1"])
+    text_models.gpt2(tmp_path / "llm")
+    columns = {name: [n % k % 2 for n in range(30)] for k, name in enumerate(MEMBERS, start=2)}
+    write_csv(tmp_path / "test.csv", make_examples(30, labels=("0", "1")), **columns)
+    done = run(*shlex.split(command.partition("|")[0])[1:], cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_the_readme_shows_commands():

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from svdcut._version import __version__
 from svdcut.api import (
+    EvaluateOptions,
     ExtractOptions,
     SpectrumOptions,
     TruncateOptions,
     compare_spectra,
+    evaluate,
     extract,
     spectrum,
     truncate,
@@ -16,6 +18,8 @@ from svdcut.api import (
 )
 from svdcut.errors import (
     CheckpointError,
+    DataError,
+    EvaluationError,
     HubError,
     InputError,
     Interrupted,
@@ -30,6 +34,7 @@ from svdcut.errors import (
     UnholdableError,
     UsageError,
 )
+from svdcut.evaluation.metrics import Evaluation, Gap, GroupResult, Interval
 from svdcut.manifest import Manifest
 from svdcut.spectra.comparison import Comparison, Overlap
 from svdcut.spectra.facts import Intruders, Spectra, Spectrum, Subject, TensorSpectra
@@ -39,11 +44,18 @@ __all__ = [
     "Checked",
     "CheckpointError",
     "Comparison",
+    "DataError",
+    "EvaluateOptions",
+    "Evaluation",
+    "EvaluationError",
     "ExtractOptions",
     "Failure",
+    "Gap",
+    "GroupResult",
     "HubError",
     "InputError",
     "Interrupted",
+    "Interval",
     "Intruders",
     "Manifest",
     "MismatchError",
@@ -66,6 +78,7 @@ __all__ = [
     "Verification",
     "__version__",
     "compare_spectra",
+    "evaluate",
     "extract",
     "spectrum",
     "truncate",

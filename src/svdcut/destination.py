@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from svdcut.errors import OutputExistsError, UsageError
+from svdcut.errors import OutputError, OutputExistsError, UsageError
 from svdcut.journal import JOURNAL_NAME
 
 MANIFEST_NAME = "svdcut.json"
@@ -45,6 +45,36 @@ def check_output(out: Path, inputs: Sequence[Path], *, force: bool) -> None:
     if os.path.lexists(out):
         _check_existing(out, force=force)
     check_partial(partial_path(out))
+
+
+def check_target(path: Path, inputs: Sequence[Path]) -> None:
+    """Refuse a place for a file before any work is done.
+
+    Parameters
+    ----------
+    path : Path
+        The file to write; one that is there is replaced.
+    inputs : sequence of Path
+        Folders and files that are read, in which nothing may be replaced.
+
+    Raises
+    ------
+    UsageError
+        If it is a folder, or a file of an input.
+    OutputError
+        If there is no folder to write it to.
+    """
+    if path.is_dir():
+        raise UsageError(f"{path}: a folder is there; name a file")
+    folder = path.resolve().parent
+    if not folder.is_dir():
+        raise OutputError(f"{path}: there is no folder {folder}")
+    if not os.access(folder, os.W_OK):
+        raise OutputError(f"{path}: {folder} cannot be written to")
+    for side in inputs:
+        place = side.resolve()
+        if path.exists() and place in {path.resolve(), *path.resolve().parents}:
+            raise UsageError(f"{path}: a file of the input {side}", hint="Name another.")
 
 
 def _check_existing(out: Path, *, force: bool) -> None:

@@ -13,6 +13,8 @@ SvdcutError                      exit 1
 │   ├── MismatchError                     the two sides do not fit each other
 │   ├── QuantizedError                    weights that are not plain numbers
 │   ├── UnholdableError                   an adapter has no place for a change
+│   ├── DataError                         not readable as labelled examples
+│   ├── EvaluationError                   a model that cannot be evaluated on this data
 │   ├── NonFiniteError                    NaN or infinity in a tensor
 │   └── InputChangedError                 a file changed while it was read
 ├── QualityError                 exit 4   the asked-for accuracy was not reached
@@ -96,8 +98,18 @@ class UnholdableError(InputError):
     keeps_work = False
 
 
+class DataError(InputError):
+    """A file holds no labelled examples that a model could be evaluated on."""
+
+    keeps_work = False
+
+
+class EvaluationError(InputError):
+    """A model cannot be evaluated, or not on this data."""
+
+
 class NonFiniteError(InputError):
-    """A tensor of an input or of the result holds NaN or infinity."""
+    """A tensor of an input or of the result, or what a model gives, holds NaN or infinity."""
 
     keeps_work = False
 

@@ -133,6 +133,17 @@ def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     for text in itertools.chain.from_iterable(pairs):
         if isinstance(text, str):
             text.encode()  # an escape can make half a pair, which no file can hold
+    return without_repeats(pairs)
+
+
+def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the object of these pairs, whatever its texts hold.
+
+    Raises
+    ------
+    ValueError
+        If a key comes twice.
+    """
     result = dict(pairs)
     if len(result) != len(pairs):
         twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]

@@ -11,6 +11,7 @@ import typer
 
 from svdcut._version import __version__
 from svdcut.cli.cutting import describe
+from svdcut.cli.evaluate import evaluate
 from svdcut.cli.extract import extract
 from svdcut.cli.spectrum import spectrum
 from svdcut.cli.truncate import truncate
@@ -108,6 +109,25 @@ svdcut spectrum base/ ft/ --json | jq '.tensors[].rank_90'  # use the numbers
 svdcut spectrum base/ ft/ --save values.safetensors  # keep every singular value
 """,
 )(spectrum)
+
+app.command(
+    options_metavar="[OPTIONS]",
+    epilog="""\
+svdcut evaluate ft/ test.csv  # measure the accuracy of a classifier
+
+svdcut evaluate ft/ test.csv --group negation --group label  # in each group too
+
+svdcut evaluate ft/ test.csv --group-columns male,female,muslim  # of groups that overlap
+
+svdcut evaluate ft/ nli.jsonl --text premise --text-pair hypothesis  # judge pairs
+
+svdcut evaluate llm/ test.csv --prompt '{text} So' --labels bad,good  # ask a language model
+
+svdcut evaluate ft/ test.csv --group label --predictions rows.csv  # keep each prediction
+
+svdcut evaluate ft/ test.csv --group label --json | jq .gap  # use the numbers
+""",
+)(evaluate)
 
 app.command(
     options_metavar="[--base BASE --ft FT] [OPTIONS]",

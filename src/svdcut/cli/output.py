@@ -38,6 +38,7 @@ _STAGES = {
     "result": "reading the result",
     "inputs": "reading the inputs",
     "recompute": "computing again",
+    "evaluate": "evaluating",
 }
 _ROUNDING_SHARE = 0.1
 """Rounding above this share of what was cut deserves a warning."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from svdcut.cli.guard import note
 from svdcut.cli.output import print_json
 from svdcut.cli.spectra_screen import print_spectra
+from svdcut.destination import check_target
 from svdcut.errors import UsageError
 from svdcut.spectra import files
 from svdcut.spectra.comparison import Comparison
@@ -70,7 +71,7 @@ class Targets:
             check_figure(self.plot or Path("page.svg"))
         for path in (self.plot, self.html, self.save):
             if path is not None:
-                files.check_target(path, inputs)
+                check_target(path, inputs)
 
     def check_comparison(self, inputs: Sequence[Path]) -> None:
         """Do the same for two updates, of which there is a picture alone."""

@@ -5,12 +5,10 @@ It writes nothing to a terminal.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from svdcut.errors import OutputError, UsageError
 from svdcut.spectra.facts import SCHEMA, Spectra, TensorSpectra
 from svdcut.wholefile import write_whole
 
@@ -56,36 +54,6 @@ def rows(spectra: Spectra) -> Iterator[list[Cell]]:
             }
             facts = [own[key] if key in own else getattr(matrix, key) for key in _PER_MATRIX]
             yield [name, number if tensor.stacked else None, shape, tensor.dtype, *facts]
-
-
-def check_target(path: Path, inputs: Sequence[Path]) -> None:
-    """Refuse a place for a file before any work is done.
-
-    Parameters
-    ----------
-    path : Path
-        The file to write; one that is there is replaced.
-    inputs : sequence of Path
-        Folders and files of the checkpoints, in which nothing may be replaced.
-
-    Raises
-    ------
-    UsageError
-        If it is a folder, or a file of an input.
-    OutputError
-        If there is no folder to write it to.
-    """
-    if path.is_dir():
-        raise UsageError(f"{path}: a folder is there; name a file")
-    folder = path.resolve().parent
-    if not folder.is_dir():
-        raise OutputError(f"{path}: there is no folder {folder}")
-    if not os.access(folder, os.W_OK):
-        raise OutputError(f"{path}: {folder} cannot be written to")
-    for side in inputs:
-        place = side.resolve()
-        if path.exists() and place in {path.resolve(), *path.resolve().parents}:
-            raise UsageError(f"{path}: a file of the checkpoint {side}", hint="Name another.")
 
 
 def save_values(spectra: Spectra, path: Path) -> None:

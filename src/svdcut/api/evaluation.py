@@ -1,0 +1,190 @@
+"""Evaluations of a classifier by group."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict
+
+from svdcut import hub
+from svdcut.destination import check_target
+from svdcut.errors import UsageError
+from svdcut.evaluation.dataset import Columns, Dataset, read_dataset
+from svdcut.evaluation.files import check_suffix, save_predictions
+from svdcut.evaluation.metrics import Evaluation
+from svdcut.evaluation.prompts import check_prompt
+from svdcut.evaluation.scores import Predictions, ScoringOptions
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from svdcut.progress import Observer
+
+
+class EvaluateOptions(TypedDict, total=False):
+    """Options of `evaluate`, as keyword arguments; all have defaults."""
+
+    text: str
+    """Column of the texts."""
+
+    text_pair: str | None
+    """Column of the other text of each pair."""
+
+    label: str
+    """Column of the labels."""
+
+    group: Sequence[str]
+    """Columns whose values, together, part the rows into groups."""
+
+    group_columns: Sequence[str]
+    """Columns of numbers from 0 to 1, each of a group that a row is in from 0.5 up, and that
+    its label parts; they may overlap."""
+
+    aligned: str | None
+    """Column that says which rows the shortcut serves."""
+
+    prompt: str | None
+    """Of a language model: a template with ``{text}``, and ``{text_pair}`` for pairs."""
+
+    labels: Sequence[str]
+    """What the model calls the labels: a word for each in their order, or ``LABEL=WORD``."""
+
+    normalize: bool
+    """Of a language model: divide log-likelihoods by the length of the word."""
+
+    limit: int | None
+    """Take only so many rows, at random."""
+
+    seed: int
+    """Of that choice, and of the intervals."""
+
+    batch_size: int
+    """Texts that go through the model at once."""
+
+    device: str
+    """``auto``, ``cpu``, ``cuda`` or ``cuda:N``."""
+
+    predictions: str | Path | None
+    """A ``.csv`` or ``.jsonl`` file to write what was predicted for each row to."""
+
+    quiet: bool
+    """Show no progress of downloads."""
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationRequest:
+    """An evaluation that can be carried out: the data is read, the model is not."""
+
+    checkpoint: str | Path
+    dataset: Dataset
+    options: ScoringOptions
+    seed: int
+    predictions: Path | None
+    quiet: bool
+
+
+def evaluate(
+    checkpoint: str | Path,
+    data: str | Path,
+    *,
+    observe: Observer | None = None,
+    **options: Unpack[EvaluateOptions],
+) -> Evaluation:
+    """Measure how often a classifier is right, over all texts and in each group.
+
+    Parameters
+    ----------
+    checkpoint : str or Path
+        Directory or Hub id ``org/name[@revision]``: a sequence classifier of transformers,
+        or a causal language model, which chooses the likeliest of some words.
+    data : str or Path
+        File of labelled texts.
+    observe : callable, optional
+        Told of each batch that is done; see `svdcut.progress.Progress`.
+    **options : EvaluateOptions
+        The options of the command line by the same names.
+
+    Returns
+    -------
+    Evaluation
+        Accuracies with their intervals, the worst group, and the gaps.
+
+    Raises
+    ------
+    UsageError
+        If an option is wrong, or transformers is not installed.
+    InputError
+        If the model or the data cannot be used, or they do not match.
+    OutputError
+        If the predictions cannot be written.
+    """
+    return carry_out_evaluation(prepare_evaluation(checkpoint, data, **options), observe=observe)[0]
+
+
+def prepare_evaluation(
+    checkpoint: str | Path, data: str | Path, **options: Unpack[EvaluateOptions]
+) -> EvaluationRequest:
+    """Check options and read the data, before torch is imported; see `evaluate`."""
+    scoring = _resolve_scoring(options)
+    target = options.get("predictions")
+    predictions = None if target is None else Path(target).expanduser()
+    if predictions is not None:
+        check_suffix(predictions)
+        folder = [Path(checkpoint)] if hub.is_local(str(checkpoint)) else []
+        check_target(predictions, [*folder, Path(data)])
+    seed = options.get("seed", 0)
+    columns = _resolve_columns(options)
+    if scoring.prompt is not None:
+        check_prompt(scoring.prompt, has_pairs=columns.text_pair is not None)
+    dataset = read_dataset(data, columns, limit=options.get("limit"), seed=seed)
+    quiet = options.get("quiet", False)
+    return EvaluationRequest(checkpoint, dataset, scoring, seed, predictions, quiet)
+
+
+def carry_out_evaluation(
+    request: EvaluationRequest, *, observe: Observer | None = None
+) -> tuple[Evaluation, Predictions]:
+    """Evaluate what was prepared, and write its predictions; see `evaluate`."""
+    from svdcut.evaluation.run import run_evaluation
+
+    evaluation, predictions = run_evaluation(
+        request.checkpoint,
+        request.dataset,
+        request.options,
+        seed=request.seed,
+        quiet=request.quiet,
+        observe=observe or (lambda progress: None),
+    )
+    if request.predictions is not None:
+        save_predictions(predictions, request.dataset, request.predictions)
+    return evaluation, predictions
+
+
+def _resolve_columns(options: EvaluateOptions) -> Columns:
+    return Columns(
+        text=options.get("text", "text"),
+        label=options.get("label", "label"),
+        text_pair=options.get("text_pair"),
+        group=tuple(options.get("group", ())),
+        group_columns=tuple(options.get("group_columns", ())),
+        aligned=options.get("aligned"),
+    )
+
+
+def _resolve_scoring(options: EvaluateOptions) -> ScoringOptions:
+    batch_size, limit = options.get("batch_size", 32), options.get("limit")
+    if batch_size < 1:
+        raise UsageError(f"--batch-size {batch_size}: expected at least 1")
+    if limit is not None and limit < 1:
+        raise UsageError(f"--limit {limit}: expected at least 1")
+    for name in ("labels", "group", "group_columns"):
+        if isinstance(options.get(name), str):
+            raise UsageError(f"{name}: expected a list of words, found one text")
+    return ScoringOptions(
+        prompt=options.get("prompt"),
+        labels=tuple(options.get("labels", ())),
+        normalize=options.get("normalize", False),
+        batch_size=batch_size,
+        device=options.get("device", "auto"),
+    )

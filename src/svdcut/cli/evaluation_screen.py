@@ -1,0 +1,100 @@
+"""The screen of ``svdcut evaluate``: accuracies by group, and gaps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.markup import escape
+from rich.table import Table
+
+from svdcut.cli.guard import printable
+from svdcut.cli.spectra_screen import open_screen
+from svdcut.evaluation.dataset import Dataset
+from svdcut.evaluation.metrics import Evaluation, Interval
+from svdcut.evaluation.scores import Kind, Predictions
+
+_GAPS = (
+    ("best_worst", "best group over worst group"),
+    ("average_worst", "all texts over worst group"),
+    ("aligned_conflicting", "aligned over conflicting texts"),
+)
+_SHOWN_ANSWERS = 10
+
+
+def print_evaluation(
+    checkpoint: str, dataset: Dataset, evaluation: Evaluation, predictions: Predictions
+) -> None:
+    """Print what was measured, for people.
+
+    Parameters
+    ----------
+    checkpoint : str
+        As the user named it.
+    dataset : Dataset
+        What it was evaluated on.
+    evaluation : Evaluation
+        What was found.
+    predictions : Predictions
+        How the model was asked.
+    """
+    screen = open_screen()
+    for line in _title(checkpoint, dataset, predictions):
+        screen.print(line, soft_wrap=True)
+    screen.print()
+    interval = f"(95 % interval {_interval(evaluation.interval)})"
+    screen.print(f"[bold]accuracy {_share(evaluation.accuracy)}[/bold] {interval}")
+    if evaluation.groups:
+        screen.print()
+        screen.print(_groups(evaluation))
+    gaps = list(_gaps(evaluation))
+    if gaps:
+        screen.print()
+        screen.print(_table("gap", ("points", "95 % interval"), gaps))
+    elif not evaluation.groups:
+        screen.print("No groups: --group COLUMN names them.", style="dim")
+
+
+def _title(checkpoint: str, dataset: Dataset, predictions: Predictions) -> Iterator[str]:
+    names = [escape(printable(name)) for name in (checkpoint, dataset.source)]
+    count = f"{len(dataset)} {'text' if len(dataset) == 1 else 'texts'}"
+    yield f"[bold]{names[0]} on {names[1]}[/bold]: {count}"
+    pairs = list(zip(predictions.answers.labels, predictions.answers.words, strict=True))
+    shown = [label if label == word else f"{label} as {word!r}" for label, word in pairs]
+    more = len(shown) - _SHOWN_ANSWERS
+    answers = ", ".join(shown[:_SHOWN_ANSWERS]) + (f" and {more} more" if more > 0 else "")
+    what = "classes" if predictions.kind is Kind.CLASSIFIER else "words"
+    yield f"{predictions.kind.value} in {predictions.dtype}; {what}: {escape(printable(answers))}"
+
+
+def _groups(evaluation: Evaluation) -> Table:
+    rows = []
+    for name, group in evaluation.groups.items():
+        worst = name == evaluation.worst_group
+        found = [str(group.size), _share(group.accuracy), _interval(group.interval)]
+        rows.append([escape(printable(name)), *found, "[bold]worst[/bold]" if worst else ""])
+    return _table("group", ("size", "accuracy", "95 % interval", ""), rows)
+
+
+def _gaps(evaluation: Evaluation) -> Iterator[list[str]]:
+    for key, name in _GAPS:
+        gap = getattr(evaluation.gap, key)
+        if gap is not None:
+            yield [name, f"{100 * gap:.1f}", _interval(evaluation.intervals.get(key))]
+
+
+def _table(title: str, columns: tuple[str, ...], rows: list[list[str]]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column(title, overflow="fold")
+    for column in columns:
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _share(value: float) -> str:
+    return f"{value:.1%}"
+
+
+def _interval(interval: Interval | None) -> str:
+    return "" if interval is None else f"{100 * interval.low:.1f} to {100 * interval.high:.1f}"

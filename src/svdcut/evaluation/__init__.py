@@ -1,0 +1,4 @@
+"""Classifiers by group: examples with their groups, and accuracies of each.
+
+It changes no checkpoint.
+"""

@@ -1,0 +1,144 @@
+"""The lines of a text file that a stranger wrote, read within bounds.
+
+Knows no format; says where in the file a reader is.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+from svdcut.errors import DataError
+from svdcut.jsonfile import check_regular
+
+_DECOMPRESSORS: dict[str, Callable[[io.BufferedReader], gzip.GzipFile | bz2.BZ2File]] = {
+    ".gz": lambda raw: gzip.GzipFile(fileobj=raw),
+    ".bz2": bz2.BZ2File,
+}
+
+COMPRESSED = tuple(_DECOMPRESSORS)
+"""Suffixes of compressed files that are read."""
+
+_MAX_ROW = 16 << 20
+_MAX_TEXT = 8 << 30
+"""Characters; a small compressed file can hold any number of them."""
+
+
+class Lines(Iterator[str]):
+    """The lines of a file, one after the other, and the place that the reader has come to.
+
+    A byte that is not UTF-8 becomes half a surrogate pair, for `flaw` to find: only the
+    reader of a row can tell in which column it is.
+
+    Parameters
+    ----------
+    path : Path
+        The file, for messages.
+    file : text file
+        Opened with ``newline=""``.
+    first_row : int
+        1, or 0 where a header precedes the rows.
+    """
+
+    def __init__(self, path: Path, file: TextIO, *, first_row: int) -> None:
+        self.path = path
+        self._file = file
+        self._row = first_row
+        self._line = 0
+        self._row_size = 0
+        self._size = 0
+
+    def __next__(self) -> str:
+        line = self._file.readline(_MAX_ROW + 1)
+        if not line:
+            raise StopIteration
+        self._line += 1
+        self._row_size += len(line)
+        self._size += len(line)
+        if self._row_size > _MAX_ROW:
+            raise DataError(
+                f"{self.where}: longer than {_MAX_ROW >> 20} MB, which no example is",
+                hint="A quote that is not closed takes in all that follows it.",
+            )
+        if self._size > _MAX_TEXT:
+            raise DataError(f"{self.path}: holds more than {_MAX_TEXT >> 30} GB of text")
+        return line
+
+    def end_row(self) -> None:
+        """Say that what comes next belongs to another row."""
+        self._row += 1
+        self._row_size = 0
+
+    @property
+    def where(self) -> str:
+        """The file and the row being read; and the line, where that has another number."""
+        if self._row == 0:
+            return f"{self.path}: line {self._line}"
+        line = "" if self._line == self._row else f" (line {self._line})"
+        return f"{self.path}: row {self._row}{line}"
+
+
+@contextmanager
+def open_lines(path: Path, *, first_row: int = 1) -> Iterator[Lines]:
+    """Open the lines of a file.
+
+    Raises
+    ------
+    DataError
+        If it cannot be read; also while it is read.
+    """
+    with open_text(path) as file:
+        yield Lines(path, file, first_row=first_row)
+
+
+@contextmanager
+def open_text(path: Path) -> Iterator[TextIO]:
+    """Open a text file, compressed or not, with or without a byte order mark.
+
+    Raises
+    ------
+    DataError
+        If it cannot be read; also while it is read.
+    """
+    with readable(path):
+        check_regular(path)
+        with path.open("rb") as raw:
+            decompress = _DECOMPRESSORS.get(path.suffix.lower())
+            binary = raw if decompress is None else decompress(raw)
+            with io.TextIOWrapper(
+                binary, encoding="utf-8-sig", errors="surrogateescape", newline=""
+            ) as file:
+                yield file
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Turn what goes wrong with a file into a `DataError`."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file") from error
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{path}: cannot be read: {reason}") from error
+
+
+def flaw(text: str) -> str | None:
+    """Return what makes a text none, or None where nothing does."""
+    if "\0" in text:
+        return "a NUL"
+    if text.isascii():
+        return None
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        code = ord(text[error.start])
+        is_byte = 0xDC80 <= code <= 0xDCFF
+        return f"the byte 0x{code - 0xDC00:02x}" if is_byte else f"\\u{code:x}, half a character"
+    return None

@@ -1,0 +1,279 @@
+"""Load a model and its tokenizer by transformers, or say why it cannot be evaluated.
+
+It asks the model nothing.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from svdcut.checkpoint import Checkpoint, Location, holds_model, locate, open_located, reading
+from svdcut.device import resolve_device
+from svdcut.errors import CheckpointError, EvaluationError, SvdcutError, UsageError, listed
+from svdcut.evaluation.scores import Kind, ScoringOptions
+from svdcut.jsonfile import quoted
+
+_ADAPTER_CONFIG = "adapter_config.json"
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.txt",
+    "vocab.json",
+    "spiece.model",
+    "spm.model",
+    "sentencepiece.bpe.model",
+    "tekken.json",
+    "*.tiktoken",
+    "prophetnet.tokenizer",
+)
+"""Without one of them transformers makes up a tokenizer that knows no word."""
+
+_UNLIMITED = 10**12
+"""More tokens than this is how a tokenizer says that it knows no limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model that is ready to be asked."""
+
+    source: str
+    """As the user named it."""
+
+    kind: Kind
+    model: Any
+    """Of transformers, in evaluation mode."""
+
+    tokenizer: Any
+
+
+def load_model(source: str | Path, options: ScoringOptions, *, quiet: bool = False) -> LoadedModel:
+    """Load a classifier or a language model from safetensors.
+
+    Parameters
+    ----------
+    source : str or Path
+        A directory, or a Hub id ``org/name[@revision]``.
+    options : ScoringOptions
+        Device and dtype are looked at.
+    quiet : bool
+        Whether downloads show no progress.
+
+    Returns
+    -------
+    LoadedModel
+        On the device.
+
+    Raises
+    ------
+    CheckpointError, HubError
+        If it is not a readable safetensors checkpoint.
+    EvaluationError
+        If it is no model that can be evaluated.
+    """
+    device = resolve_device(options.device)
+    dtype = _resolve_dtype(options.dtype, device)
+    location = locate(source, quiet=quiet)
+    _refuse_adapter(location)
+    with reading(location):
+        checkpoint = open_located(location)
+    _require_transformers()
+    with _quiet_transformers():
+        kind = _find_kind(checkpoint)
+        _check_tokenizer_files(checkpoint)
+        tokenizer = _load_tokenizer(checkpoint)
+        model = _load_weights(checkpoint, kind, dtype)
+    if kind is Kind.LANGUAGE_MODEL:
+        _check_causal(checkpoint, model.config)
+    return LoadedModel(str(source), kind, _move(checkpoint, model, device), tokenizer)
+
+
+def _resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    found = {
+        "auto": torch.bfloat16 if device.type == "cuda" else torch.float32,
+        "float32": torch.float32,
+        "bfloat16": torch.bfloat16,
+        "float16": torch.float16,
+    }
+    if name not in found:
+        raise UsageError(f"dtype {name!r}: expected one of {', '.join(found)}")
+    return found[name]
+
+
+def _refuse_adapter(location: Location) -> None:
+    path = location.path
+    if (path / _ADAPTER_CONFIG).is_file() and not holds_model(path):
+        merge = f"svdcut truncate BASE {shlex.quote(location.source)} -k full -o merged"
+        raise EvaluationError(
+            f"{location.source}: a PEFT adapter, which is no model by itself",
+            hint=f"Merge it, and evaluate the result: {merge}",
+        )
+
+
+def _require_transformers() -> None:
+    try:
+        import transformers  # noqa: F401
+    except ImportError as error:
+        raise UsageError(
+            f"to evaluate a model needs transformers, which cannot be imported: {error}",
+            hint="Install it: pip install 'svdcut[eval]'",
+        ) from error
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Let transformers neither warn nor draw: what matters of that is an error here."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _find_kind(checkpoint: Checkpoint) -> Kind:
+    """Return what the config says that the model is."""
+    from transformers.models.auto import modeling_auto
+
+    if checkpoint.directory is None:
+        raise EvaluationError(
+            f"{checkpoint.source}: a file alone, without a config and a tokenizer",
+            hint="Name the folder of the model.",
+        )
+    named = checkpoint.config.get("architectures")
+    names = [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
+    if any(name.endswith("ForSequenceClassification") for name in names):
+        return Kind.CLASSIFIER
+    if set(names) & set(modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()):
+        return Kind.LANGUAGE_MODEL
+    found = ", ".join(map(quoted, names)) or "none"
+    raise EvaluationError(
+        f"{checkpoint.source}: config.json names the architectures: {found}",
+        hint="Expected a classifier, as BertForSequenceClassification, or a causal language "
+        "model, as LlamaForCausalLM, that the installed transformers knows.",
+    )
+
+
+def _check_tokenizer_files(checkpoint: Checkpoint) -> None:
+    folder = checkpoint.directory
+    if folder is not None and not any(any(folder.glob(name)) for name in _TOKENIZER_FILES):
+        raise EvaluationError(
+            f"{checkpoint.source}: no tokenizer in it: no {', no '.join(_TOKENIZER_FILES[:4])}",
+            hint="Copy the tokenizer files of the model that it was made from into the folder.",
+        )
+
+
+def _load_tokenizer(checkpoint: Checkpoint) -> Any:  # noqa: ANN401
+    from transformers import AutoTokenizer
+
+    with _explained(checkpoint, "its tokenizer"):
+        return AutoTokenizer.from_pretrained(
+            checkpoint.directory, local_files_only=True, trust_remote_code=False
+        )
+
+
+def _load_weights(checkpoint: Checkpoint, kind: Kind, dtype: torch.dtype) -> Any:  # noqa: ANN401
+    import transformers
+
+    loader = (
+        transformers.AutoModelForSequenceClassification
+        if kind is Kind.CLASSIFIER
+        else transformers.AutoModelForCausalLM
+    )
+    with _explained(checkpoint, "the model"):
+        model, found = loader.from_pretrained(
+            checkpoint.directory,
+            dtype=dtype,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    _check_complete(checkpoint, found)
+    return model
+
+
+def _move(checkpoint: Checkpoint, model: Any, device: torch.device) -> Any:  # noqa: ANN401
+    try:
+        return model.to(device).eval()
+    except torch.OutOfMemoryError as error:
+        size = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+        raise SvdcutError(
+            f"{checkpoint.source}: {size / 1e9:.1f} GB of weights do not fit into the free memory "
+            f"of {device}",
+            hint="Free it, or compute elsewhere: --device cpu.",
+        ) from error
+
+
+def _check_complete(checkpoint: Checkpoint, found: Mapping[str, Any]) -> None:
+    """Refuse a model of which a part would be random numbers."""
+    missing = sorted(found["missing_keys"])
+    if missing:
+        raise EvaluationError(
+            f"{checkpoint.source}: lacks weights of the model that its config names:"
+            f"{listed(map(quoted, missing))}",
+            hint="A head that was never trained cannot be evaluated; name the fine-tuned model.",
+        )
+
+
+def _check_causal(checkpoint: Checkpoint, config: Any) -> None:  # noqa: ANN401
+    """Refuse a model that sees what it is to predict: one made to fill gaps in a text."""
+    from transformers.models.auto import modeling_auto
+
+    fills_gaps = config.model_type in {*modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES, "xlnet"}
+    if fills_gaps and not getattr(config, "is_decoder", False):
+        raise EvaluationError(
+            f"{checkpoint.source}: a {config.model_type} model that reads texts in both "
+            "directions (config.json does not say is_decoder)",
+            hint="Expected a language model that reads from left to right, as LlamaForCausalLM.",
+        )
+
+
+@contextmanager
+def _explained(checkpoint: Checkpoint, what: str) -> Iterator[None]:
+    """Turn what transformers raises, which may be anything, into an error that names a source."""
+    from transformers import __version__
+
+    try:
+        yield
+    except (MemoryError, SvdcutError):  # the latter: a signal
+        raise
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise CheckpointError(
+            f"{checkpoint.source}: transformers {__version__} cannot load {what}: {lines[0]:.300}",
+            hint="Models that bring code of their own, and quantised ones, are not evaluated."
+            if "auto_map" in checkpoint.config or checkpoint.quantization
+            else None,
+        ) from error
+
+
+def find_max_length(config: Any, tokenizer: Any) -> int | None:  # noqa: ANN401
+    """Return how many tokens a model takes, as lm-evaluation-harness finds it.
+
+    ``lm_eval.models.utils_hf.resolve_max_length`` of version 0.4.13: from the config, else
+    from the tokenizer; None where neither says.
+    """
+    text_config = getattr(config, "text_config", None) or config
+    for name in ("n_positions", "max_position_embeddings", "n_ctx"):
+        value = getattr(text_config, name, None)
+        if value is not None and value > 0:  # -1, as XLNet has it, is no limit
+            return int(value)
+    return tokenizer_limit(tokenizer)
+
+
+def tokenizer_limit(tokenizer: Any) -> int | None:  # noqa: ANN401
+    """Return how many tokens a tokenizer says that its model takes, or None."""
+    limit = getattr(tokenizer, "model_max_length", None)
+    return None if limit is None or limit > _UNLIMITED else int(limit)
