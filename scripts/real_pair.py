@@ -8,24 +8,26 @@ Tensor names and values stay as published, prefix mismatch included; nothing is 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import io
 import json
 import os
 import shutil
-import subprocess
 import sys
-import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wheels import Wheel, fetch_wheel
+
 if TYPE_CHECKING:
     from torch import Tensor
 
-WHEEL_NAME = "rxnfp-0.1.0-py3-none-any.whl"
-WHEEL_SHA256 = "c5c1e818add6f34539a6b29bc680c47c9e7311e9383d1b34ce901481e34b58cf"
+WHEEL = Wheel(
+    "rxnfp==0.1.0",
+    "rxnfp-0.1.0-py3-none-any.whl",
+    "c5c1e818add6f34539a6b29bc680c47c9e7311e9383d1b34ce901481e34b58cf",
+)
 WHEEL_LICENSE = "rxnfp-0.1.0.dist-info/LICENSE"
 
 FILES = (
@@ -173,7 +175,7 @@ def make_real_pair(directory: Path) -> RealPair:
     """
     missing = [recipe for recipe in RECIPES if not _is_complete(directory / recipe.name)]
     if missing:
-        wheel = _fetch_wheel(directory / ".cache")
+        wheel = fetch_wheel(WHEEL, directory / ".cache")
         with zipfile.ZipFile(wheel) as archive:
             for recipe in missing:
                 _make_checkpoint(archive, recipe, directory / recipe.name)
@@ -187,37 +189,6 @@ def _is_complete(path: Path) -> bool:
     if path.exists() and absent:
         raise FileExistsError(f"{path} exists but lacks {', '.join(absent)}: remove it, run again")
     return not absent
-
-
-def _fetch_wheel(cache: Path) -> Path:
-    """Path of the wheel in `cache`, downloaded by pip if it is not there yet."""
-    wheel = cache / WHEEL_NAME
-    if wheel.is_file() and _sha256(wheel) == WHEEL_SHA256:
-        return wheel
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache) as temporary:
-        requirements = Path(temporary, "requirements.txt")
-        requirements.write_text(f"rxnfp==0.1.0 --hash=sha256:{WHEEL_SHA256}\n")
-        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download"]
-        options = ["--no-deps", "--only-binary", ":all:", "--require-hashes"]
-        done = subprocess.run(
-            [*pip, *options, "-r", str(requirements), "-d", temporary],
-            stdout=2,  # pip reports on stdout, which is for results here
-            check=False,
-        )
-        if done.returncode != 0:
-            raise OSError(f"pip got no {WHEEL_NAME}: run again, or put that file into {cache}")
-        Path(temporary, WHEEL_NAME).replace(wheel)
-    return wheel
-
-
-def _sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _make_checkpoint(archive: zipfile.ZipFile, recipe: Recipe, path: Path) -> None:

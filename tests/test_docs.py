@@ -143,6 +143,19 @@ def test_evaluate_commands_in_the_documents_work(command, tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
 
 
+SWEEP = [c for path in DOCUMENTS for c in commands(path.read_text("utf-8"), "sweep")]
+
+
+@pytest.mark.parametrize("command", SWEEP)
+def test_sweep_commands_in_the_documents_work(command, tmp_path):
+    text_models.planted(tmp_path, task=1.0, shortcut=0.3)
+    data = text_models.planted_data(tmp_path / "test.csv")
+    data.write_text(data.read_text().replace("group", "source", 1))
+    done = run(*shlex.split(command)[1:], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "sweep" / "sweep.json").is_file()
+
+
 def test_the_readme_shows_commands():
     assert len(list(commands(README, "truncate"))) >= 6
 

@@ -145,6 +145,60 @@ def bert(folder: Path, *, names=None, **fields) -> Path:
     )
 
 
+def planted(folder: Path, *, task: float, shortcut: float) -> tuple[Path, Path]:
+    """A classifier that reads two words, and what it was before it knew them.
+
+    The update is of the embeddings alone, of rank 2: ``great`` against ``bad`` with one
+    singular value, ``film`` against ``story`` with another. Where a text has both, the head
+    believes ``film`` and ``story``.
+
+    Returns
+    -------
+    tuple of Path
+        Base and the fine-tuned model.
+    """
+    config = BertConfig(
+        **SIZES | {"num_hidden_layers": 1},
+        vocab_size=64,
+        max_position_embeddings=64,
+        id2label={0: "negative", 1: "positive"},
+    )
+    tokenizer = word_tokenizer()
+    model = BertForSequenceClassification(config).eval()
+    layer, size = model.bert.encoder.layer[0], config.hidden_size
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.fill_(float("LayerNorm.weight" in name))
+        words = model.bert.embeddings.word_embeddings.weight
+        words[:, 2:] = torch.tensor([1.0, -1.0]).repeat(64, size // 2 - 1)
+        # Every place sees all places alike; the head reads the first two channels.
+        for dense in (layer.attention.self.value, layer.attention.output.dense):
+            dense.weight.copy_(torch.eye(size))
+        model.bert.pooler.dense.weight.copy_(torch.eye(size))
+        model.classifier.weight[1, :2] = torch.tensor([1 / task, 3 / shortcut])
+        base = save(model, tokenizer, folder / "base")
+        for channel, (pair, value) in enumerate(
+            ((("great", "bad"), task), (("film", "story"), shortcut))
+        ):
+            for word, sign in zip(pair, (1, -1), strict=True):
+                words[tokenizer.convert_tokens_to_ids(word), channel] = sign * value
+        return base, save(model, tokenizer, folder / "ft")
+
+
+def planted_data(path: Path, *, count: int = 200) -> Path:
+    """Texts with two words each; in nine of ten the shortcut leads to the right label."""
+    words = {"positive": ("great", "film"), "negative": ("bad", "story")}
+    other = {"positive": "negative", "negative": "positive"}
+    examples, aligned = [], []
+    for n in range(count):
+        label = ("positive", "negative")[n % 2]
+        easy = n % 20 not in (0, 1)
+        task, shortcut = words[label][0], words[label if easy else other[label]][1]
+        examples.append(Example(f"the {shortcut} was {task}", "", label, f"easy={int(easy)}"))
+        aligned.append(int(easy))
+    return write_csv(path, examples, aligned=aligned)
+
+
 def roberta(folder: Path) -> Path:
     """Counts places from the padding's; config.json does not name the padding."""
     config = RobertaConfig(

@@ -34,6 +34,20 @@ def check_output(out: Path, inputs: Sequence[Path], *, force: bool) -> None:
     OutputExistsError
         If it is there, or something is where its unfinished form would be.
     """
+    check_apart(out, inputs)
+    if os.path.lexists(out):
+        _check_existing(out, force=force)
+    check_partial(partial_path(out))
+
+
+def check_apart(out: Path, inputs: Sequence[Path]) -> None:
+    """Refuse a folder that is, holds or lies in an input.
+
+    Raises
+    ------
+    UsageError
+        If it is one.
+    """
     if out.name in ("", ".."):
         raise UsageError(f"{out}: the output needs a name of its own", hint="As -o out.")
     target = out.resolve()
@@ -42,9 +56,6 @@ def check_output(out: Path, inputs: Sequence[Path], *, force: bool) -> None:
             raise UsageError(f"{out}: the output lies in the input {source}")
         if target in source.parents:
             raise UsageError(f"{out}: the output would replace a folder that holds {source}")
-    if os.path.lexists(out):
-        _check_existing(out, force=force)
-    check_partial(partial_path(out))
 
 
 def check_target(path: Path, inputs: Sequence[Path]) -> None:

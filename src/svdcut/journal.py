@@ -27,6 +27,8 @@ class Journal:
     ----------
     folder : Path
         Where the journal lies; it is made.
+    name : str
+        Of its file.
 
     Raises
     ------
@@ -41,8 +43,8 @@ class Journal:
     Where a file system has none, two runs at once go unnoticed.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / JOURNAL_NAME
+    def __init__(self, folder: Path, name: str = JOURNAL_NAME) -> None:
+        self._path = folder / name
         self._lock = threading.Lock()
         self._descriptor = self._open()
         self.identity: Mapping[str, str] | None = None
@@ -111,6 +113,30 @@ class Journal:
         self._append({"schema": SCHEMA, "identity": self.identity})
         self.sync()
 
+    def refuse_other(self, identity: Mapping[str, str], what: str) -> None:
+        """Refuse to go on from the work of another run.
+
+        Parameters
+        ----------
+        identity : mapping of str to str
+            What this run is.
+        what : str
+            What the journal is of, for the message.
+
+        Raises
+        ------
+        OutputExistsError
+            If it began as another run, or as none.
+        """
+        found = self.identity or {}
+        for key in [*identity, *found]:
+            before, now = found.get(key, "absent"), identity.get(key, "absent")
+            if before != now:
+                raise OutputExistsError(
+                    f"{what} of another run: {key} was {before}, is {now}",
+                    hint="Repeat that run to finish it, or drop its work with --restart.",
+                )
+
     def find(self, kind: str, name: str) -> object:
         """Return what was recorded, or None."""
         return self._records.get((kind, name))
@@ -150,10 +176,10 @@ def _parse(line: bytes, *, first: bool) -> dict[str, Any] | None:
     return record if whole and (not first or record["schema"] == SCHEMA) else None
 
 
-def count_finished(folder: Path, kind: str) -> int:
+def count_finished(folder: Path, kind: str, name: str = JOURNAL_NAME) -> int:
     """Return how many records of a kind the journal in `folder` holds, without its lock."""
     try:
-        with (folder / JOURNAL_NAME).open("rb") as file:
+        with (folder / name).open("rb") as file:
             records = [_parse(line, first=False) for line in file]
     except OSError:
         return 0

@@ -16,7 +16,7 @@ from svdcut.lowrank import ShiftEntry
 from svdcut.matrix_entry import TORCH_DTYPES, MatrixEntry, Side, is_finite, nonfinite_error
 from svdcut.svd.product import rows_of
 from svdcut.tensorfile import TensorEntry, read_bytes
-from svdcut.update import MatrixSides, Update, read_added
+from svdcut.update import MatrixSides, read_added
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,28 +29,34 @@ class Rows:
 
 
 def compose(
-    update: Update, factors: tuple[Tensor, Tensor], factor: float, stored: torch.dtype
+    base: MatrixEntry,
+    factors: tuple[Tensor, Tensor],
+    factor: float,
+    stored: torch.dtype,
+    *,
+    is_wide: bool,
 ) -> Iterator[Rows]:
     """Yield ``base + factor * left @ right`` in blocks of rows, one where the other lay.
 
     Parameters
     ----------
-    update : Update
-        For its base, which is read again: the system has it in its cache.
+    base : MatrixEntry
+        It is read again: the system has it in its cache.
     factors : tuple of Tensor
         `left` (m, k) and `right` (k, n).
     factor : float
         Scale of the product.
     stored : torch.dtype
         Of the stored rows.
+    is_wide : bool
+        Whether a side is stored in float64.
     """
-    assert update.base is not None
     left, right = factors
-    narrow = stored.itemsize == 2 and not update.is_wide
+    narrow = stored.itemsize == 2 and not is_wide
     work = torch.float32 if narrow else torch.float64
     right = right.to(work) * factor
     whole = torch.empty(0, dtype=work, device=left.device)
-    for rows, values in update.base.blocks(left.device):
+    for rows, values in base.blocks(left.device):
         if not len(whole):
             whole = torch.empty_like(values, dtype=work)
         intended = whole[: len(values)].copy_(values)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -22,7 +22,7 @@ from svdcut.options import Options
 from svdcut.pairing import Action, Pair
 from svdcut.plan import PlannedTensor
 from svdcut.pool import or_on_cpu
-from svdcut.ranks import Rule, RuleKind, rule_for
+from svdcut.ranks import Keep, Rule, RuleKind, rule_for
 from svdcut.report import MatrixResult, describe_truncation
 from svdcut.rows import merged_rows, shifted
 from svdcut.svd.decomposition import SolverError
@@ -47,6 +47,9 @@ class Job:
     careful: threading.Lock = field(default_factory=threading.Lock)
     """Held by the one tensor that takes more memory than planned, for a more careful route."""
 
+    keeps: tuple[Keep, ...] = ()
+    """Which triplets stay in each output; none where it is the same in all, as `options` say."""
+
     def rules_for(self, pair: Pair) -> list[Rule]:
         """Return the rule of a tensor in each output."""
         return [rule_for(pair.name, rule, self.options.rank_for) for rule in self.rules]
@@ -54,9 +57,10 @@ class Job:
     def requests(self, pair: Pair, number: int) -> list[CutRequest]:
         """Return what to keep of matrix `number` of a tensor, for each output."""
         seed = stable_seed(pair.seed_name, number, self.options.seed)
+        keeps = self.keeps or (self.options.keep,) * len(self.rules)
         return [
-            CutRequest(rule, self.options.keep, seed, self.budgets.get((rule, pair.name, number)))
-            for rule in self.rules_for(pair)
+            CutRequest(rule, keep, seed, self.budgets.get((rule, pair.name, number)))
+            for rule, keep in zip(self.rules_for(pair), keeps, strict=True)
         ]
 
 
@@ -101,17 +105,24 @@ def process_tensor(
         return [output.open(planned, job.options) for output in outputs]
 
     if pair.action is Action.TRUNCATE:
-        try:
+        with naming(pair):
             facts, failed = or_on_cpu(
                 job.device,
                 lambda device: _truncate(replace(job, device=device), planned, takers()),
             )
-        except QualityError as error:
-            raise QualityError(f"tensor {pair.name!r}: {error.what}", hint=error.hint) from error
-        except SolverError as error:
-            raise SvdcutError(f"tensor {pair.name!r}: no SVD converged ({error})") from error
         return [_reject(fact, failed) for fact in facts]
     return _copy(job, planned, takers())
+
+
+@contextmanager
+def naming(pair: Pair) -> Iterator[None]:
+    """Add the name of a tensor to what its decomposition raises."""
+    try:
+        yield
+    except QualityError as error:
+        raise QualityError(f"tensor {pair.name!r}: {error.what}", hint=error.hint) from error
+    except SolverError as error:
+        raise SvdcutError(f"tensor {pair.name!r}: no SVD converged ({error})") from error
 
 
 def _reject(fact: TensorFact, failed: tuple[str, ...]) -> TensorFact:
@@ -176,15 +187,11 @@ def _refuse_nonfinite_bytes(entry: TensorEntry, data: bytearray, side: Side) -> 
         raise nonfinite_error(entry, side)
 
 
-def _truncate(job: Job, planned: PlannedTensor, takers: Sequence[TensorOutput]) -> list[TensorFact]:
-    pair = planned.pair
-    assert pair.base is not None
-    results: list[list[MatrixResult]] = [[] for _ in takers]
-    equal = pair.base.shape == pair.finetuned.shape
+def cut_tensor(job: Job, pair: Pair) -> Iterator[list[CutMatrix]]:
+    """Decompose each matrix of a tensor once, and yield its cuts, one for each output."""
     noise = any(rule.kind is RuleKind.NOISE for rule in job.rules_for(pair))
     for number, sides in enumerate(matrix_sides(pair)):
         update = read_update(sides, job.device, measure_rounding=noise)
-        equal = equal and update.equal_bytes
         with ExitStack() as stack:
             decomposition, cuts = cut_matrix(
                 update.matrix,
@@ -195,8 +202,19 @@ def _truncate(job: Job, planned: PlannedTensor, takers: Sequence[TensorOutput]) 
                 seed=stable_seed(pair.seed_name, number),
                 escalate=lambda: stack.enter_context(job.careful),
             )
-        for found, cut, taker in zip(results, cuts, takers, strict=True):
-            square = taker.add(CutMatrix(sides, update, decomposition, cut))
+        yield [CutMatrix(sides, update, decomposition, cut) for cut in cuts]
+
+
+def _truncate(job: Job, planned: PlannedTensor, takers: Sequence[TensorOutput]) -> list[TensorFact]:
+    pair = planned.pair
+    assert pair.base is not None
+    results: list[list[MatrixResult]] = [[] for _ in takers]
+    equal = pair.base.shape == pair.finetuned.shape
+    for cut_matrices in cut_tensor(job, pair):
+        equal = equal and cut_matrices[0].update.equal_bytes
+        for found, matrix, taker in zip(results, cut_matrices, takers, strict=True):
+            square = taker.add(matrix)
+            cut, decomposition, update = matrix.cut, matrix.decomposition, matrix.update
             found.append(
                 MatrixResult(
                     cut=cut,

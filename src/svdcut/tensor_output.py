@@ -115,17 +115,23 @@ class CheckpointTensor:
     def _rows(self, matrix: CutMatrix) -> Iterator[Rows]:
         dtype = TORCH_DTYPES[self._planned.target.dtype]
         decomposition, cut = matrix.decomposition, matrix.cut
-        whole = cut.rank == decomposition.full_rank and self._scale == 1
-        if whole and matrix.sides.update is None:
-            # All triplets make the fine-tuned matrix, and its own numbers are exact.
+        if is_whole(matrix.sides, cut.rank, decomposition.full_rank, self._scale):
             return copy_rows(matrix.sides.finetuned, dtype)
+        update = matrix.update
+        assert update.base is not None
+        factors = decomposition.factors(list(cut.indices))
         factor = decomposition.scale * self._scale
-        return compose(matrix.update, decomposition.factors(list(cut.indices)), factor, dtype)
+        return compose(update.base, factors, factor, dtype, is_wide=update.is_wide)
 
     def finish(self) -> Stored:
         """Return where it is."""
         target = self._planned.target
         return Stored(target.dtype, target.path.name, self._sink.finish())
+
+
+def is_whole(sides: MatrixSides, rank: int, full_rank: int, scale: float) -> bool:
+    """Whether all triplets stay: they make the fine-tuned matrix, whose own numbers are exact."""
+    return rank == full_rank and scale == 1 and sides.update is None
 
 
 class PartKeeper(Protocol):

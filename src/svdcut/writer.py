@@ -109,7 +109,8 @@ class CheckpointWriter:
             if self._restart or self._journal.identity is None:
                 self._begin()
             else:
-                self._refuse_other_work(self._journal.identity)
+                what = f"{self._partial} is the unfinished work"
+                self._journal.refuse_other(self._identity, what)
             self._result.mkdir(exist_ok=True)
             self._remove_strays()
             for file in self._files:
@@ -136,16 +137,6 @@ class CheckpointWriter:
             shutil.rmtree(self._result)
         (self._partial / _SPOOL_NAME).unlink(missing_ok=True)
         self._journal.begin(self._identity)
-
-    def _refuse_other_work(self, found: Mapping[str, str]) -> None:
-        for key in [*self._identity, *found]:
-            before, now = found.get(key, "absent"), self._identity.get(key, "absent")
-            if before != now:
-                raise OutputExistsError(
-                    f"{self._partial} is the unfinished work of another run: {key} was {before}, "
-                    f"is {now}",
-                    hint="Repeat that run to finish it, or drop its work with --restart.",
-                )
 
     def _remove_strays(self) -> None:
         """Remove what a run left that was stopped while it wrote the small files."""

@@ -1,10 +1,11 @@
 """The Python API: options by the names of the command line, results as data.
 
 Nothing here prints. It parses and checks; the work is done by `truncation`, `spectra`,
-`evaluation` and `verification`.
+`evaluation`, `sweeps` and `verification`.
 """
 
 from svdcut.api.evaluation import (
+    DataOptions,
     EvaluateOptions,
     EvaluationRequest,
     carry_out_evaluation,
@@ -22,9 +23,18 @@ from svdcut.api.spectra import (
     prepare_spectra,
     spectrum,
 )
+from svdcut.api.sweeps import (
+    SweepOptions,
+    SweepRequest,
+    carry_out_sweep,
+    count_rows,
+    prepare_sweep,
+    sweep,
+)
 from svdcut.api.truncation import (
     ExtractOptions,
     Request,
+    ShapeOptions,
     TruncateOptions,
     carry_out,
     extract,
@@ -37,16 +47,22 @@ from svdcut.api.verification import verify
 
 __all__ = [
     "ComparisonRequest",
+    "DataOptions",
     "EvaluateOptions",
     "EvaluationRequest",
     "ExtractOptions",
     "Request",
+    "ShapeOptions",
     "SpectraRequest",
     "SpectrumOptions",
+    "SweepOptions",
+    "SweepRequest",
     "TruncateOptions",
     "carry_out",
     "carry_out_evaluation",
+    "carry_out_sweep",
     "compare_spectra",
+    "count_rows",
     "evaluate",
     "extract",
     "measure_comparison",
@@ -55,8 +71,10 @@ __all__ = [
     "prepare_comparison",
     "prepare_evaluation",
     "prepare_spectra",
+    "prepare_sweep",
     "resolve_options",
     "spectrum",
+    "sweep",
     "truncate",
     "truncate_many",
     "verify",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, TypedDict, overload
 
 from svdcut import hub
 from svdcut.destination import check_target
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from svdcut.progress import Observer
 
 
-class EvaluateOptions(TypedDict, total=False):
-    """Options of `evaluate`, as keyword arguments; all have defaults."""
+class DataOptions(TypedDict, total=False):
+    """Options of every command that evaluates, as keyword arguments; all have defaults."""
 
     text: str
     """Column of the texts."""
@@ -65,11 +65,15 @@ class EvaluateOptions(TypedDict, total=False):
     device: str
     """``auto``, ``cpu``, ``cuda`` or ``cuda:N``."""
 
-    predictions: str | Path | None
-    """A ``.csv`` or ``.jsonl`` file to write what was predicted for each row to."""
-
     quiet: bool
     """Show no progress of downloads."""
+
+
+class EvaluateOptions(DataOptions, total=False):
+    """Options of `evaluate`."""
+
+    predictions: str | Path | None
+    """A ``.csv`` or ``.jsonl`` file to write what was predicted for each row to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,20 +130,35 @@ def prepare_evaluation(
     checkpoint: str | Path, data: str | Path, **options: Unpack[EvaluateOptions]
 ) -> EvaluationRequest:
     """Check options and read the data, before torch is imported; see `evaluate`."""
-    scoring = _resolve_scoring(options)
     target = options.get("predictions")
     predictions = None if target is None else Path(target).expanduser()
     if predictions is not None:
         check_suffix(predictions)
         folder = [Path(checkpoint)] if hub.is_local(str(checkpoint)) else []
         check_target(predictions, [*folder, Path(data)])
-    seed = options.get("seed", 0)
+    dataset, scoring = read_data(data, options)
+    seed, quiet = options.get("seed", 0), options.get("quiet", False)
+    return EvaluationRequest(checkpoint, dataset, scoring, seed, predictions, quiet)
+
+
+@overload
+def read_data(data: str | Path, options: DataOptions) -> tuple[Dataset, ScoringOptions]: ...
+@overload
+def read_data(
+    data: str | Path | None, options: DataOptions
+) -> tuple[Dataset | None, ScoringOptions]: ...
+def read_data(
+    data: str | Path | None, options: DataOptions
+) -> tuple[Dataset | None, ScoringOptions]:
+    """Check options and read the data, if there is any."""
+    scoring = _resolve_scoring(options)
+    if data is None:
+        return None, scoring
     columns = _resolve_columns(options)
     if scoring.prompt is not None:
         check_prompt(scoring.prompt, has_pairs=columns.text_pair is not None)
-    dataset = read_dataset(data, columns, limit=options.get("limit"), seed=seed)
-    quiet = options.get("quiet", False)
-    return EvaluationRequest(checkpoint, dataset, scoring, seed, predictions, quiet)
+    limit, seed = options.get("limit"), options.get("seed", 0)
+    return read_dataset(data, columns, limit=limit, seed=seed), scoring
 
 
 def carry_out_evaluation(
@@ -161,7 +180,7 @@ def carry_out_evaluation(
     return evaluation, predictions
 
 
-def _resolve_columns(options: EvaluateOptions) -> Columns:
+def _resolve_columns(options: DataOptions) -> Columns:
     return Columns(
         text=options.get("text", "text"),
         label=options.get("label", "label"),
@@ -172,7 +191,7 @@ def _resolve_columns(options: EvaluateOptions) -> Columns:
     )
 
 
-def _resolve_scoring(options: EvaluateOptions) -> ScoringOptions:
+def _resolve_scoring(options: DataOptions) -> ScoringOptions:
     batch_size, limit = options.get("batch_size", 32), options.get("limit")
     if batch_size < 1:
         raise UsageError(f"--batch-size {batch_size}: expected at least 1")

@@ -29,14 +29,11 @@ if TYPE_CHECKING:
 E = TypeVar("E", bound=Enum)
 
 
-class CutOptions(TypedDict, total=False):
-    """Options of every command that cuts, as keyword arguments; all have defaults."""
+class ShapeOptions(TypedDict, total=False):
+    """Options that shape a cut, as keyword arguments; all have defaults."""
 
     rank_for: Sequence[str]
     """``GLOB=RULE``: the rule of matching tensors; the last match wins."""
-
-    keep: str
-    """Which triplets stay: ``top``, ``bottom`` or ``random``."""
 
     seed: int
     """Of ``keep="random"``."""
@@ -62,21 +59,28 @@ class CutOptions(TypedDict, total=False):
     svd: str
     """Route to start with: ``auto``, ``exact``, ``gram`` or ``krylov``."""
 
-    tolerance: float
-    """Relative excess error that every cut must be certified for."""
-
     dtype: str
     """Of truncated tensors, or of an adapter's factors: ``auto``, ``float32``, ``bfloat16`` or
     ``float16``."""
-
-    force: bool
-    """Replace an existing output."""
 
     restart: bool
     """Drop unfinished work on the same output, instead of going on from it."""
 
     quiet: bool
     """Show no progress of downloads."""
+
+
+class CutOptions(ShapeOptions, total=False):
+    """Options of every command that writes a cut."""
+
+    keep: str
+    """Which triplets stay: ``top``, ``bottom`` or ``random``."""
+
+    tolerance: float
+    """Relative excess error that every cut must be certified for."""
+
+    force: bool
+    """Replace an existing output."""
 
 
 class TruncateOptions(CutOptions, total=False):

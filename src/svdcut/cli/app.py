@@ -14,6 +14,7 @@ from svdcut.cli.cutting import describe
 from svdcut.cli.evaluate import evaluate
 from svdcut.cli.extract import extract
 from svdcut.cli.spectrum import spectrum
+from svdcut.cli.sweep import sweep
 from svdcut.cli.truncate import truncate
 from svdcut.cli.verify import verify
 
@@ -128,6 +129,21 @@ svdcut evaluate ft/ test.csv --group label --predictions rows.csv  # keep each p
 svdcut evaluate ft/ test.csv --group label --json | jq .gap  # use the numbers
 """,
 )(evaluate)
+
+app.command(
+    options_metavar="-o DIR [OPTIONS]",
+    epilog="""\
+svdcut sweep base/ ft/ test.csv --group label -o sweep/  # find the rank to use
+
+svdcut sweep base/ ft/ test.csv -k 1,2,3,energy=0.9 -o sweep/  # try other ranks
+
+svdcut sweep base/ ft/ test.csv --controls bottom,random -o sweep/  # with controls
+
+svdcut sweep base/ ft/ test.csv -o sweep/ --write out/  # write the cut, too
+
+svdcut sweep base/ ft/ -o sweep/ --eval-command './my-eval {model}'  # your own
+""",
+)(sweep)
 
 app.command(
     options_metavar="[--base BASE --ft FT] [OPTIONS]",

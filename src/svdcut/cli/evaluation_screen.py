@@ -41,8 +41,8 @@ def print_evaluation(
     for line in _title(checkpoint, dataset, predictions):
         screen.print(line, soft_wrap=True)
     screen.print()
-    interval = f"(95 % interval {_interval(evaluation.interval)})"
-    screen.print(f"[bold]accuracy {_share(evaluation.accuracy)}[/bold] {interval}")
+    interval = f"(95 % interval {show_interval(evaluation.interval)})"
+    screen.print(f"[bold]accuracy {show_share(evaluation.accuracy)}[/bold] {interval}")
     if evaluation.groups:
         screen.print()
         screen.print(_groups(evaluation))
@@ -70,7 +70,7 @@ def _groups(evaluation: Evaluation) -> Table:
     rows = []
     for name, group in evaluation.groups.items():
         worst = name == evaluation.worst_group
-        found = [str(group.size), _share(group.accuracy), _interval(group.interval)]
+        found = [str(group.size), show_share(group.accuracy), show_interval(group.interval)]
         rows.append([escape(printable(name)), *found, "[bold]worst[/bold]" if worst else ""])
     return _table("group", ("size", "accuracy", "95 % interval", ""), rows)
 
@@ -79,7 +79,7 @@ def _gaps(evaluation: Evaluation) -> Iterator[list[str]]:
     for key, name in _GAPS:
         gap = getattr(evaluation.gap, key)
         if gap is not None:
-            yield [name, f"{100 * gap:.1f}", _interval(evaluation.intervals.get(key))]
+            yield [name, f"{100 * gap:.1f}", show_interval(evaluation.intervals.get(key))]
 
 
 def _table(title: str, columns: tuple[str, ...], rows: list[list[str]]) -> Table:
@@ -92,9 +92,11 @@ def _table(title: str, columns: tuple[str, ...], rows: list[list[str]]) -> Table
     return table
 
 
-def _share(value: float) -> str:
+def show_share(value: float) -> str:
+    """Return a share for people."""
     return f"{value:.1%}"
 
 
-def _interval(interval: Interval | None) -> str:
+def show_interval(interval: Interval | None) -> str:
+    """Return an interval for people, in percent; nothing where there is none."""
     return "" if interval is None else f"{100 * interval.low:.1f} to {100 * interval.high:.1f}"

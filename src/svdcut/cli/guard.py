@@ -28,7 +28,7 @@ class Unfinished:
 
     folder: Path
     finished: int
-    """Tensors."""
+    what: str = "tensors"
 
 
 @contextmanager
@@ -85,7 +85,7 @@ def note(text: str) -> None:
 def _tell_how_to_resume(unfinished: Sequence[Unfinished]) -> None:
     arguments = [argument for argument in sys.argv[1:] if argument != "--restart"]
     for work in unfinished:
-        _say(f"  {work.finished} finished tensors are kept in {printable(str(work.folder))}.")
+        _say(f"  {work.finished} finished {work.what} are kept in {printable(str(work.folder))}.")
     if unfinished:
         _say(f"  To go on: {printable(shlex.join(['svdcut', *arguments]))}")
 

@@ -39,6 +39,8 @@ _STAGES = {
     "inputs": "reading the inputs",
     "recompute": "computing again",
     "evaluate": "evaluating",
+    "decompose": "decomposing",
+    "sweep": "evaluating",
 }
 _ROUNDING_SHARE = 0.1
 """Rounding above this share of what was cut deserves a warning."""

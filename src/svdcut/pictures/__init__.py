@@ -10,7 +10,7 @@ from svdcut.pictures.figure import (
     save_comparison,
     save_figure,
 )
-from svdcut.pictures.style import DARK, LIGHT, Theme
+from svdcut.pictures.style import DARK, LIGHT, Theme, require_matplotlib
 
 __all__ = [
     "DARK",
@@ -19,6 +19,7 @@ __all__ = [
     "Theme",
     "check_figure",
     "panels_as_svg",
+    "require_matplotlib",
     "save_comparison",
     "save_figure",
 ]

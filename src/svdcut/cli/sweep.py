@@ -1,0 +1,276 @@
+"""``svdcut sweep``."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from svdcut import api
+from svdcut.api import ShapeOptions, SweepOptions
+from svdcut.api.sweeps import DEFAULT_RANKS, DEFAULT_TOLERANCE
+from svdcut.cli.cutting import (
+    OUTPUT,
+    RANK,
+    BaseArgument,
+    DtypeOption,
+    OnlyOption,
+    RankForOption,
+    RestOption,
+    ScaleOption,
+    SkipOption,
+    SvdOption,
+)
+from svdcut.cli.evaluating import (
+    AlignedOption,
+    BatchSizeOption,
+    GroupColumnsOption,
+    GroupOption,
+    LabelOption,
+    LabelsOption,
+    LimitOption,
+    NormalizeOption,
+    PromptOption,
+    TextOption,
+    TextPairOption,
+    data_options,
+    split_names,
+)
+from svdcut.cli.guard import Unfinished, guard, note
+from svdcut.cli.output import print_json, show_progress, warn_of_unmatched
+from svdcut.cli.shared import (
+    COMPUTATION,
+    DeviceOption,
+    RenameOption,
+    parse_rename,
+    screen_flag,
+)
+from svdcut.cli.sweep_screen import print_sweep
+from svdcut.destination import check_output
+from svdcut.errors import QualityError
+from svdcut.options import Rest, StoredDtype
+from svdcut.svd.route import Route
+from svdcut.sweeps.facts import Sweep
+
+_CHOICE = "Choice"
+
+
+def sweep(
+    base: BaseArgument,
+    finetuned: Annotated[
+        str,
+        typer.Argument(
+            metavar="FT",
+            help="The model fine-tuned from it, named likewise: a sequence classifier or a "
+            "causal language model.",
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="DIR",
+            help="Folder for sweep.json, sweep.csv, sweep.png, the rows as they are done, and "
+            "the decomposition.",
+            rich_help_panel=OUTPUT,
+        ),
+    ],
+    data: Annotated[
+        Path | None,
+        typer.Argument(metavar="DATA", help="A table of labelled texts, as evaluate takes it."),
+    ] = None,
+    rank: Annotated[
+        str,
+        typer.Option(
+            "--rank",
+            "-k",
+            metavar="RULE,RULE",
+            help="Which ranks to try: rules as those of truncate.",
+            rich_help_panel=RANK,
+        ),
+    ] = DEFAULT_RANKS,
+    controls: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="bottom,random",
+            help="Try the same ranks of the last triplets, or of a random set, too.",
+            show_default=False,
+            rich_help_panel=RANK,
+        ),
+    ] = None,
+    rank_for: RankForOption = None,
+    scale: ScaleOption = 1.0,
+    only: OnlyOption = None,
+    skip: SkipOption = None,
+    rest: RestOption = Rest.FINETUNED,
+    rename: RenameOption = None,
+    dtype: DtypeOption = StoredDtype.AUTO,
+    tolerance: Annotated[
+        float,
+        typer.Option(
+            metavar="F",
+            help="How much accuracy a cut may cost: 0.02 is two points.",
+            rich_help_panel=_CHOICE,
+        ),
+    ] = DEFAULT_TOLERANCE,
+    write: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="OUT",
+            help="Truncate at the chosen rank right away, to this folder.",
+            rich_help_panel=_CHOICE,
+        ),
+    ] = None,
+    text: TextOption = "text",
+    text_pair: TextPairOption = None,
+    label: LabelOption = "label",
+    group: GroupOption = None,
+    group_columns: GroupColumnsOption = None,
+    aligned: AlignedOption = None,
+    prompt: PromptOption = None,
+    labels: LabelsOption = None,
+    normalize: NormalizeOption = False,
+    eval_command: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COMMAND",
+            help="Evaluate by this command instead of on DATA: {model} in it stands for the "
+            "folder of a checkpoint; it prints JSON as evaluate --json does, or "
+            '{"accuracy": 0.9}.',
+            show_default=False,
+            rich_help_panel="What the model is asked",
+        ),
+    ] = None,
+    limit: LimitOption = None,
+    seed: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            help="Seed of --controls random, of --limit, and of the intervals.",
+            rich_help_panel=COMPUTATION,
+        ),
+    ] = 0,
+    batch_size: BatchSizeOption = 32,
+    device: DeviceOption = "auto",
+    svd: SvdOption = Route.AUTO,
+    restart: Annotated[
+        bool,
+        typer.Option(
+            "--restart",
+            metavar="",
+            help="Drop the rows and the decomposition in DIR, instead of going on from them.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = False,
+    json: Annotated[bool, screen_flag("--json", help="Print sweep.json on stdout.")] = False,
+    quiet: Annotated[
+        bool, screen_flag("--quiet", "-q", help="Print nothing but warnings and errors.")
+    ] = False,
+    verbose: Annotated[
+        bool, screen_flag("--verbose", "-v", help="Print the traceback of an error.")
+    ] = False,
+) -> None:
+    """Try many ranks of the update FT - BASE on DATA, and name the one to use.
+
+    Each matrix is decomposed once, and the model is loaded once: its weights are
+    replaced in memory. Each rank is a row; base and the fine-tuned model are the
+    two ends. Base is measured with the head and the biases of FT, as truncate -k 0
+    writes it. The rank to use is the smallest whose accuracy is within --tolerance
+    of that of FT, for which no group label is looked at; beside it is the one with
+    the smallest gap between groups, which is a choice by group labels. Where none
+    is within the tolerance, the exit code is 4.
+
+    The same command goes on from where an interrupted one stopped, and with other
+    ranks measures only the new ones.
+    """
+    with guard(verbose=verbose, find_unfinished=lambda: _find_unfinished(out)):
+        shape: ShapeOptions = {
+            "rank_for": rank_for or [],
+            "scale": scale,
+            "only": only or [],
+            "skip": skip or [],
+            "rest": rest.value,
+            "map": dict(parse_rename(text) for text in rename or []),
+            "dtype": dtype.value,
+            "svd": svd.value,
+            "seed": seed,
+            "device": device,
+            "quiet": quiet,
+        }
+        asked = data_options(
+            text=text,
+            text_pair=text_pair,
+            label=label,
+            group=group,
+            group_columns=group_columns,
+            aligned=aligned,
+            prompt=prompt,
+            labels=labels,
+            normalize=normalize,
+            limit=limit,
+            seed=seed,
+            batch_size=batch_size,
+            device=device,
+            quiet=quiet,
+        )
+        options: SweepOptions = {**shape, **asked, "restart": restart}
+        if write is not None:
+            sides = [Path(side) for side in (base, finetuned) if Path(side).exists()]
+            check_output(write, [*sides, out], force=False)
+        request = api.prepare_sweep(
+            base,
+            finetuned,
+            data,
+            out,
+            ranks=rank,
+            controls=split_names(*(controls or [])),
+            tolerance=tolerance,
+            eval_command=eval_command,
+            **options,
+        )
+        warn_of_unmatched(request.plan.pairing, "left as FT has them")
+        with show_progress(quiet=quiet, verbose=False) as observe:
+            found = api.carry_out_sweep(request, observe=observe)
+        if json:
+            print_json(found.to_json())
+        elif not quiet:
+            print_sweep(request, found)
+        _refuse_none(found)
+        if write is not None:
+            _write(base, finetuned, found, write, shape, quiet=quiet or json)
+
+
+def _refuse_none(found: Sweep) -> None:
+    if found.chosen is None:
+        raise QualityError(
+            found.answer[0].rstrip("."),
+            hint="Try higher ranks, or allow for more: --tolerance.",
+        )
+
+
+def _write(
+    base: str,
+    finetuned: str,
+    found: Sweep,
+    out: Path,
+    options: ShapeOptions,
+    *,
+    quiet: bool,
+) -> None:
+    assert found.chosen is not None
+    rule = str(found.chosen.variant.rule)
+    request = api.prepare(base, finetuned, {rule: out}, **options)
+    with show_progress(quiet=quiet, verbose=False) as observe:
+        api.carry_out(request, command=["svdcut", *sys.argv[1:]], observe=observe)
+    if not quiet:
+        note(f"wrote {shlex.quote(str(out))} at -k {rule}")
+
+
+def _find_unfinished(out: Path) -> Sequence[Unfinished]:
+    rows = api.count_rows(out)
+    return [Unfinished(out, rows, "rows")] if rows else []

@@ -1,0 +1,216 @@
+"""How each cut of a sweep is evaluated: on data, by a function, or by a command."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from svdcut.errors import EvaluationError
+from svdcut.evaluation.dataset import Dataset
+from svdcut.evaluation.metrics import Evaluation, evaluate_predictions
+from svdcut.evaluation.model import load_model
+from svdcut.evaluation.scores import ScoringOptions
+from svdcut.evaluation.scoring import load_predictor
+from svdcut.options import Options
+from svdcut.plan import Output, Plan
+from svdcut.progress import Observer
+from svdcut.provenance import InputHashes
+from svdcut.sweeps.factors import Decomposed
+from svdcut.sweeps.facts import Cost, Row, Variant
+from svdcut.sweeps.outcome import read_outcome
+from svdcut.sweeps.swap import SwappedModel
+from svdcut.truncation import run_truncation
+
+_MAX_SAID = 300
+"""Characters of what a failed command said."""
+
+
+class Bench(Protocol):
+    """A place where cuts are evaluated; the fine-tuned side comes first."""
+
+    def finetuned(self) -> Evaluation:
+        """Evaluate the fine-tuned side as it is."""
+
+    def measure(self, variant: Variant) -> Row:
+        """Evaluate a cut."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What a bench is set up with."""
+
+    plan: Plan
+    options: Options
+    folder: Path
+    """Of the sweep."""
+
+    decompose: Callable[[], Decomposed]
+    quiet: bool
+    observe: Observer
+    """Told of each batch that is done."""
+
+
+class Evaluator(Protocol):
+    """How cuts are evaluated."""
+
+    def identity(self) -> dict[str, str]:
+        """Return what shapes an evaluation, in words."""
+
+    def open(self, setting: Setting) -> Bench:
+        """Set up a bench; the model is loaded now, if it is to be."""
+
+
+@dataclass(frozen=True, slots=True)
+class DataEvaluator:
+    """Evaluates on labelled texts."""
+
+    dataset: Dataset
+    options: ScoringOptions
+    seed: int
+
+    def identity(self) -> dict[str, str]:
+        """Return the data by its hash, and the options."""
+        options = {
+            f"--{name.replace('_', '-')}": str(value)
+            for name, value in asdict(self.options).items()
+            if name != "device"
+        }
+        return {"DATA": _digest(self.dataset), "evaluation --seed": str(self.seed), **options}
+
+    def open(self, setting: Setting) -> Bench:
+        """Load the model, and tokenise the data once."""
+        source = setting.plan.finetuned.source
+        predictor = load_predictor(source, self.dataset, self.options, quiet=setting.quiet)
+
+        def evaluate(_model: Any) -> Evaluation:  # noqa: ANN401
+            correct = predictor.predict(setting.observe).matches(self.dataset.labels)
+            return evaluate_predictions(correct, self.dataset, seed=self.seed)
+
+        return _InMemory(setting, predictor.model, evaluate)
+
+
+def _digest(dataset: Dataset) -> str:
+    columns = [
+        getattr(dataset, name) for name in ("texts", "pairs", "labels", "groups", "aligned", "rows")
+    ]
+    return "sha256 " + hashlib.sha256(json.dumps(columns).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionEvaluator:
+    """Evaluates by a function that takes the model."""
+
+    function: Callable[[Any], object]
+    options: ScoringOptions
+
+    def identity(self) -> dict[str, str]:
+        """Return the name of the function: what is in it cannot be known."""
+        name = getattr(self.function, "__qualname__", type(self.function).__qualname__)
+        return {"the evaluating function": name, "dtype": self.options.dtype}
+
+    def open(self, setting: Setting) -> Bench:
+        """Load the model."""
+        source = setting.plan.finetuned.source
+        model = load_model(source, self.options, quiet=setting.quiet).model
+        return _InMemory(
+            setting, model, lambda loaded: read_outcome(self.function(loaded), "evaluate")
+        )
+
+
+class _InMemory:
+    """Evaluates by swapping the weights of one model."""
+
+    def __init__(
+        self,
+        setting: Setting,
+        model: Any,  # noqa: ANN401
+        evaluate: Callable[[Any], Evaluation],
+    ) -> None:
+        self._decompose = setting.decompose
+        self._model = model
+        self._evaluate = evaluate
+        self._swapped = SwappedModel(model, setting.plan)
+        self._known: dict[object, Evaluation] = {}
+
+    def finetuned(self) -> Evaluation:
+        return self._evaluate(self._model)
+
+    def measure(self, variant: Variant) -> Row:
+        decomposed = self._decompose()
+        signature = decomposed.signature(variant)
+        if signature not in self._known:
+            self._swapped.put(decomposed, variant)
+            self._known[signature] = self._evaluate(self._model)
+        return Row(variant, decomposed.cost(variant), self._known[signature])
+
+
+@dataclass(frozen=True, slots=True)
+class CommandEvaluator:
+    """Evaluates by a command of the user's own, on checkpoints that are written for it."""
+
+    command: str
+    """With ``{model}`` where the folder of the checkpoint goes."""
+
+    def identity(self) -> dict[str, str]:
+        """Return the command."""
+        return {"--eval-command": self.command}
+
+    def open(self, setting: Setting) -> Bench:
+        """Set up; no model is loaded."""
+        return _OnDisk(setting, self.command)
+
+
+@dataclass(frozen=True, slots=True)
+class _OnDisk:
+    """Evaluates checkpoints that are written, one at a time, and removed."""
+
+    setting: Setting
+    command: str
+
+    def finetuned(self) -> Evaluation:
+        finetuned = self.setting.plan.finetuned
+        return self._run(finetuned.directory or finetuned.files[0].path)
+
+    def measure(self, variant: Variant) -> Row:
+        setting = self.setting
+        folder = setting.folder / "checkpoint"
+        shutil.rmtree(folder, ignore_errors=True)
+        options = replace(setting.options, keep=variant.keep)
+        with InputHashes(setting.plan) as hashes:
+            output = Output(folder, variant.rule, restart=True)
+            (manifest,) = run_truncation(setting.plan, [output], options, hashes)
+        totals = manifest.totals
+        try:
+            evaluation = self._run(folder)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        cost = Cost(totals.rank, totals.full_rank, totals.energy_retained)
+        return Row(variant, cost, evaluation)
+
+    def _run(self, model: Path) -> Evaluation:
+        words = [word.replace("{model}", str(model)) for word in shlex.split(self.command)]
+        try:
+            done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False)
+        except OSError as error:
+            raise EvaluationError(f"--eval-command: cannot run {words[0]!r}: {error}") from error
+        if done.returncode:
+            raise EvaluationError(
+                f"--eval-command on {model}: exit code {done.returncode}",
+                hint="What it said on stderr is above.",
+            )
+        try:
+            document = json.loads(done.stdout)
+        except ValueError as error:
+            raise EvaluationError(
+                f"--eval-command on {model}: expected one JSON document on stdout, found "
+                f"{done.stdout[:_MAX_SAID]!r}",
+                hint='As {"accuracy": 0.9}.',
+            ) from error
+        return read_outcome(document, f"--eval-command on {model}")

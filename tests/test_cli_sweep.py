@@ -1,0 +1,218 @@
+"""``svdcut sweep`` as a user meets it: screens, documents, the answer, signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+import svdcut
+import text_models
+from checkpoints import file_bytes
+from svdcut.cli.app import app
+
+
+@pytest.fixture
+def cli(monkeypatch):
+    def call(*arguments, columns=80):
+        words = ["sweep", *map(str, arguments)]
+        monkeypatch.setattr(sys, "argv", ["svdcut", *words])
+        environment = {"COLUMNS": str(columns), "TERM": "dumb", "HF_HUB_OFFLINE": "1"}
+        return CliRunner().invoke(app, words, env=environment)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def tail(tmp_path_factory):
+    """A pair with its task in the first triplet and its shortcut in the second; and data."""
+    folder = tmp_path_factory.mktemp("tail")
+    pair = text_models.planted(folder, task=1.0, shortcut=0.3)
+    return (*pair, text_models.planted_data(folder / "data.csv"))
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory):
+    """The same, the other way around."""
+    folder = tmp_path_factory.mktemp("head")
+    pair = text_models.planted(folder, task=0.3, shortcut=1.0)
+    return (*pair, text_models.planted_data(folder / "data.csv"))
+
+
+ASK = ("--group", "group", "--aligned", "aligned", "--device", "cpu")
+
+
+def test_a_shortcut_in_the_tail_is_cut(cli, tail, tmp_path):
+    result = cli(*tail, "-o", tmp_path / "out", "-k", "0,1,2,full", *ASK, "--json")
+    assert (result.exit_code, result.stderr) == (0, "")
+    found = json.loads(result.stdout)
+    assert found == json.loads((tmp_path / "out" / "sweep.json").read_text())
+    accuracies = {row["rule"]: row["accuracy"] for row in found["rows"]}
+    assert accuracies == {"0": 0.5, "1": 1.0, "2": 0.9, "full": 0.9}
+    assert (found["base"]["accuracy"], found["finetuned"]["accuracy"]) == (0.5, 0.9)
+    assert found["finetuned"]["gap"]["best_worst"] == 1.0
+    assert found["finetuned"]["gap"]["aligned_conflicting"] == 1.0
+    assert [found[name]["rule"] for name in ("chosen", "chosen_with_groups")] == ["1", "1"]
+    assert found["chosen"]["gap"]["best_worst"] == 0.0
+    assert "smallest gap" in found["answer"][1]
+
+
+def test_a_shortcut_in_the_head_is_not(cli, head, tmp_path):
+    controls = ("--controls", "bottom,random")
+    result = cli(*head, "-o", tmp_path, "-k", "1", "--only", "*word*", *ASK, *controls, "--json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert [row["keep"] for row in found["rows"]] == ["top", "bottom", "random"]
+    assert found["chosen"]["gap"]["best_worst"] == found["finetuned"]["gap"]["best_worst"] == 1.0
+    assert found["answer"][1].startswith("No cut of the tail within the tolerance shrinks the gap")
+
+
+def test_the_head_dropped(cli, head, tmp_path):
+    """The update has rank 2 of 16, so that keeping the last 15 triplets drops the first."""
+    controls = ("--controls", "bottom")
+    result = cli(*head, "-o", tmp_path, "-k", "1,15", *ASK, *controls)
+    assert result.exit_code == 0, result.stderr
+    said = " ".join(result.stdout.split())
+    assert "(bottom) does better: at rank 15 the gap is 0.0 points, with an accuracy of" in said
+    assert "random set instead was not tried: --controls random" in said
+
+
+@pytest.mark.parametrize("columns", [80, 100])
+def test_the_screen(cli, tail, tmp_path, columns):
+    words = ("-k", "0,1,2,full,energy=0.95", "--controls", "random")
+    result = cli(*tail, "-o", tmp_path / "out", *words, *ASK, columns=columns)
+    assert (result.exit_code, result.stderr) == (0, "")
+    lines = result.stdout.splitlines()
+    assert max(map(len, lines[:-1])) <= columns
+    starts = ["rank", "base", "0", "1", "2", "full", "energy=0.95", "random 1", "random 2"]
+    assert all(line.startswith(start) for line, start in zip(lines, starts, strict=False))
+    shown = "1 100.0% 98.1 to 100.0 100.0% 0.0 0.0 to 0.0 use"
+    assert " ".join(lines[3].split()) == shown
+    (last,) = (line for line in lines if line.startswith("fine-tuned  "))
+    assert last.split()[1] == "90.0%"
+    assert "Use -k 1: the smallest rank within 2 points" in result.stdout
+    assert lines[-1].endswith("sweep.json, sweep.csv, sweep.png")
+
+
+def test_quiet_prints_nothing(cli, tail, tmp_path):
+    result = cli(*tail, "-o", tmp_path / "out", "-k", "1", "-q", *ASK)
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_exit_4_where_no_rank_is_within(cli, tail, tmp_path):
+    result = cli(*tail, "-o", tmp_path / "out", "-k", "0,full", *ASK, "--write", tmp_path / "w")
+    assert result.exit_code == 4
+    assert "No rank is within 2 points of the fine-tuned accuracy, 90.0%" in result.stderr
+    assert "the closest is -k 0, with 50.0%" in result.stderr
+    found = json.loads((tmp_path / "out" / "sweep.json").read_text())
+    assert found["chosen"] is found["chosen_with_groups"] is None
+    assert len(found["rows"]) == 2
+    assert not (tmp_path / "w").exists()
+    more = cli(*tail, "-o", tmp_path / "out", "-k", "0,full", *ASK, "--tolerance", "0.5", "-q")
+    assert more.exit_code == 0
+
+
+def test_write_truncates_at_the_chosen_rank(cli, tail, tmp_path):
+    base, finetuned, _ = tail
+    words = ("-k", "0,1,full", *ASK, "--dtype", "float32", "--write", tmp_path / "written")
+    result = cli(*tail, "-o", tmp_path / "out", *words)
+    assert result.exit_code == 0, result.stderr
+    assert "at -k 1" in result.stderr
+    svdcut.truncate(base, finetuned, tmp_path / "own", rank=1, dtype="float32", device="cpu")
+    written, own = file_bytes(tmp_path / "written"), file_bytes(tmp_path / "own")
+    assert written["model.safetensors"] == own["model.safetensors"]
+    again = cli(*tail, "-o", tmp_path / "out", *words)
+    assert again.exit_code == 2
+    assert "written exists" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["data.csv", "-k", "one"], 2, "'one' is not a rank rule"),
+        (["data.csv", "--controls", "top"], 2, "--controls 'top'"),
+        (["data.csv", "--tolerance", "2"], 2, "--tolerance 2.0"),
+        (["data.csv", "--only", "nothing"], 2, "nothing"),
+        (["data.csv", "--write", "ft/x"], 2, "lies in the input"),
+        (["data.csv", "--write", "out"], 2, "out"),
+        ([], 2, "expected one way to evaluate a model"),
+        (["data.csv", "--eval-command", "x {model}"], 2, "expected one way"),
+        (["none.csv"], 3, "none.csv"),
+        (["data.csv", "--group", "nope"], 3, "nope"),
+        (["data.csv", "--label", "group"], 3, "the data's labels are"),
+    ],
+)
+def test_refusals(words, code, message, cli, tail, monkeypatch):
+    folder = tail[0].parent
+    monkeypatch.chdir(folder)
+    result = cli("base", "ft", *words, "-o", "out")
+    assert (result.exit_code, result.stdout) == (code, "")
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not any((folder / "out").glob("sweep.*"))
+
+
+def run_process(*words, code=None, **environment):
+    program = "import sys; sys.argv[0] = 'svdcut'; from svdcut.__main__ import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", code or program, *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "COLUMNS": "80"} | environment,
+    )
+
+
+def test_help_and_bad_options_import_no_torch(tail, tmp_path):
+    code = (
+        "import sys; sys.modules['torch'] = sys.modules['transformers'] = None\n"
+        "sys.argv[0] = 'svdcut'\n"
+        "from svdcut.__main__ import main; main()"
+    )
+    shown = run_process("sweep", "--help", code=code)
+    assert shown.returncode == 0, shown.stderr
+    assert "--controls" in shown.stdout
+    refused = run_process("sweep", *tail, "-o", tmp_path / "out", "-k", "x", code=code)
+    assert refused.returncode == 2
+    assert "not a rank rule" in refused.stderr
+
+
+EVALUATOR = """
+import os, pathlib, sys
+log = pathlib.Path(os.environ["LOG"])
+calls = int(log.read_text()) if log.exists() else 0
+log.write_text(str(calls + 1))
+if calls == 3:
+    os.kill(os.getppid(), int(os.environ["SIGNAL"]))
+    import time; time.sleep(5)
+print('{"accuracy": 0.5}')
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_stopped_by_a_signal_and_started_again(tail, tmp_path, number):
+    script = tmp_path / "evaluate.py"
+    script.write_text(EVALUATOR)
+    base, finetuned, _ = tail
+    command = f"{sys.executable} {script} {{model}}"
+    words = ("sweep", base, finetuned, "-o", tmp_path / "out", "-k", "0,1,2,full", "--tolerance")
+    words = (*words, "0.1", "--eval-command", command)
+    environment = {"LOG": str(tmp_path / "log"), "SIGNAL": str(int(number))}
+    stopped = run_process(*words, **environment)
+    if number is signal.SIGTERM:
+        assert stopped.returncode == 143
+        assert f"2 finished rows are kept in {tmp_path / 'out'}." in stopped.stderr
+        assert "To go on: svdcut sweep" in stopped.stderr
+    else:
+        assert stopped.returncode == -signal.SIGKILL
+    done = run_process(*words, **environment)
+    assert done.returncode == 0, done.stderr
+    # Fine-tuned, 0, 1; then 2, which is begun twice; then full.
+    assert (tmp_path / "log").read_text() == "6"
+    assert not (tmp_path / "out" / "checkpoint").exists()
+    assert not (tmp_path / "out" / "checkpoint.partial").exists()

@@ -1,0 +1,578 @@
+"""One decomposition, many ranks: rows are those of written checkpoints, and are never lost."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import sys
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+import svdcut
+import svdcut.sweeps.factors
+import svdcut.tensor_job
+import text_models
+from checkpoints import Pair, file_bytes
+from svdcut.evaluation.metrics import Evaluation, Gap, GroupResult, Interval, wilson_interval
+from svdcut.plan import make_plan
+from svdcut.ranks import Keep, parse_rule
+from svdcut.sweeps.choice import choose, explain
+from svdcut.sweeps.factors import decompose_update
+from svdcut.sweeps.facts import Cost, Row, Variant
+from svdcut.sweeps.outcome import read_outcome
+from svdcut.sweeps.swap import SwappedModel
+from test_resume import Stop
+from text_models import make_examples, write_csv
+
+RULES = "0,1,2,5,energy=0.9,ratio=0.2,noise,budget=0.3,full"
+
+
+def perturbed(model, size, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(size * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a classifier, what it was fine-tuned from, and data."""
+    folder = tmp_path_factory.mktemp("sweep")
+    text_models.bert(folder / "ft", names=["0", "1"])
+    model = AutoModelForSequenceClassification.from_pretrained(folder / "ft")
+    text_models.save(perturbed(model, 0.1), text_models.word_tokenizer(), folder / "base")
+    write_csv(folder / "data.csv", make_examples(60))
+    return folder
+
+
+@pytest.fixture
+def pair(place):
+    return Pair(place / "base", place / "ft")
+
+
+def sweep(place, out, **options):
+    defaults = {"group": ["group"], "device": "cpu", "ranks": "0,1,2,full"}
+    data = None if "evaluate" in options or "eval_command" in options else place / "data.csv"
+    return svdcut.sweep(place / "base", place / "ft", data, out, **(defaults | options))
+
+
+IDS = torch.tensor([[2, 5, 9, 14, 3], [2, 7, 8, 20, 3]])
+
+
+def logits_of(model):
+    with torch.inference_mode():
+        return torch.cat([model(input_ids=ids.unsqueeze(0)).logits for ids in IDS])
+
+
+# Weights
+
+
+def plan_of(place, options):
+    sides = (svdcut.checkpoint.open_checkpoint(place / name) for name in ("base", "ft"))
+    return make_plan(*sides, options)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"keep": "bottom"},
+        {"keep": "random", "seed": 3},
+        {"scale": 1.5},
+        {"rest": "base"},
+        {"skip": ["*embed*"], "rank_for": ["*query*=1"]},
+        {"dtype": "bfloat16"},
+        {"svd": "krylov"},
+        {"svd": "exact"},
+    ],
+)
+def test_swapped_weights_are_those_of_the_written_checkpoint(place, tmp_path, more):
+    """To the last bit: of every tensor, and so of the logits."""
+    written = {"dtype": "float32", "device": "cpu"} | more
+    rules = "1,2,5" if more.get("svd") == "krylov" else RULES
+    outs = {rule: tmp_path / rule for rule in rules.split(",")}
+    svdcut.truncate_many(place / "base", place / "ft", outs, **written)
+    keep = Keep(written.pop("keep", "top"))
+    options = svdcut.api.resolve_options(written)
+    plan = plan_of(place, options)
+    variants = [Variant(parse_rule(rule), keep) for rule in outs]
+    decomposed = decompose_update(plan, variants, options, tmp_path / "kept")
+    model = AutoModelForSequenceClassification.from_pretrained(place / "ft").eval()
+    swapped = SwappedModel(model, plan)
+    for variant, out in zip(variants, outs.values(), strict=True):
+        swapped.put(decomposed, variant)
+        for name, tensor in load_file(out / "model.safetensors").items():
+            assert torch.equal(model.state_dict()[name], tensor.float()), (variant, name)
+        fresh = AutoModelForSequenceClassification.from_pretrained(out, dtype=torch.float32)
+        assert torch.equal(logits_of(model), logits_of(fresh.eval())), variant
+        manifest = svdcut.Manifest.loads((out / "svdcut.json").read_text())
+        cost = decomposed.cost(variant)
+        assert cost.rank == manifest.totals.rank
+        assert cost.full_rank == manifest.totals.full_rank
+        assert cost.energy_retained == pytest.approx(manifest.totals.energy_retained)
+
+
+@pytest.mark.parametrize("build", ["roberta", "gpt2_classifier", "gpt2", "llama"])
+def test_swapped_weights_of_other_models(build, tmp_path):
+    """Tied embeddings, transposed matrices, heads of another name."""
+    finetuned = getattr(text_models, build)(tmp_path / "ft")
+    is_causal = build in ("gpt2", "llama")
+    loader = AutoModelForCausalLM if is_causal else AutoModelForSequenceClassification
+    shutil.copytree(finetuned, tmp_path / "base")
+    model = perturbed(loader.from_pretrained(finetuned), 0.1)
+    model.save_pretrained(tmp_path / "base")
+    options = svdcut.api.resolve_options({"device": "cpu"})
+    plan = plan_of(tmp_path, options)
+    variants = [Variant(parse_rule(rank)) for rank in (0, 1, 3, "full")]
+    outs = {str(variant): tmp_path / str(variant) for variant in variants}
+    svdcut.truncate_many(tmp_path / "base", finetuned, outs, device="cpu")
+    decomposed = decompose_update(plan, variants, options, tmp_path / "kept")
+    model = loader.from_pretrained(finetuned).eval()
+    swapped = SwappedModel(model, plan)
+    for variant in variants:
+        swapped.put(decomposed, variant)
+        fresh = loader.from_pretrained(outs[str(variant)]).eval()
+        assert torch.equal(logits_of(model), logits_of(fresh)), variant
+
+
+def test_rows_are_the_evaluations_of_written_checkpoints(place, tmp_path):
+    found = sweep(place, tmp_path / "out", controls=["bottom"])
+    data = {"group": ["group"], "device": "cpu"}
+    for row in found.rows:
+        out = tmp_path / str(row.variant)
+        keep = row.variant.keep.value
+        svdcut.truncate(place / "base", place / "ft", out, rank=str(row.variant.rule), keep=keep)
+        assert svdcut.evaluate(out, place / "data.csv", **data) == row.evaluation
+    assert found.finetuned == svdcut.evaluate(place / "ft", place / "data.csv", **data)
+    assert found.base == found.rows[0].evaluation
+
+
+def test_inputs_are_left_as_they_were(place, tmp_path, pair):
+    before = file_bytes(pair.finetuned) | file_bytes(pair.base)
+    sweep(place, tmp_path / "out")
+    assert file_bytes(pair.finetuned) | file_bytes(pair.base) == before
+
+
+def test_a_tensor_that_is_no_parameter_is_refused(place, tmp_path):
+    """As experts that transformers fuses: here a tensor that the model does not know."""
+    for name in ("base", "ft"):
+        shutil.copytree(place / name, tmp_path / name)
+        path = tmp_path / name / "model.safetensors"
+        tensors = load_file(path) | {"other.weight": torch.eye(4) * (1 + (name == "ft"))}
+        save_file(tensors, path, metadata={"format": "pt"})
+    shutil.copy(place / "data.csv", tmp_path)
+    with pytest.raises(svdcut.EvaluationError, match=r"(?s)other\.weight.*--eval-command") as error:
+        sweep(tmp_path, tmp_path / "out")
+    assert error.value.exit_code == 3
+    assert not (tmp_path / "out" / "decomposition").exists()
+    assert sweep(tmp_path, tmp_path / "out", skip=["other.weight"]).rows
+
+
+# Going on
+
+
+class Counted:
+    """A function of the model; it fails at one call."""
+
+    def __init__(self, fail_at=None):
+        self.calls, self.fail_at = [], fail_at
+
+    def __call__(self, model):
+        if len(self.calls) + 1 == self.fail_at:
+            raise KeyboardInterrupt
+        self.calls.append(logits_of(model))
+        return {"accuracy": float(torch.sigmoid(self.calls[-1][0, 0])), "size": 10}
+
+
+@pytest.fixture
+def decompositions(monkeypatch):
+    seen = []
+    real = svdcut.tensor_job.cut_matrix
+    monkeypatch.setattr(
+        svdcut.tensor_job, "cut_matrix", lambda *a, **k: seen.append(1) or real(*a, **k)
+    )
+    return seen
+
+
+def test_a_killed_sweep_repeats_no_finished_row(place, tmp_path, decompositions):
+    whole = Counted()
+    expected = sweep(place, tmp_path / "whole", evaluate=whole)
+    assert len(whole.calls) == 5  # both ends, and the rows 1, 2, full; base is row 0
+    num_matrices = len(decompositions)
+    first = Counted(fail_at=4)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(place, tmp_path / "out", evaluate=first)
+    second = Counted()
+    found = sweep(place, tmp_path / "out", evaluate=second)
+    assert (len(first.calls), len(second.calls)) == (3, 2)
+    assert found == expected
+    assert len(decompositions) == 2 * num_matrices  # of both folders, once each
+    third = Counted()
+    assert sweep(place, tmp_path / "out", evaluate=third) == expected
+    assert (third.calls, len(decompositions)) == ([], 2 * num_matrices)
+
+
+def test_a_later_sweep_measures_new_ranks_alone(place, tmp_path):
+    sweep(place, tmp_path / "out", evaluate=Counted(), ranks="0,1,2")
+    later = Counted()
+    found = sweep(place, tmp_path / "out", evaluate=later, ranks="1,3", tolerance=0.5)
+    assert len(later.calls) == 1
+    assert [str(row.variant) for row in found.rows] == ["1", "3"]
+
+
+def test_a_row_that_was_cut_off_is_measured_again(place, tmp_path):
+    out = tmp_path / "out"
+    expected = sweep(place, out, evaluate=Counted())
+    log = out / "rows.jsonl"
+    log.write_bytes(log.read_bytes()[:-20])
+    again = Counted()
+    assert sweep(place, out, evaluate=again) == expected
+    assert len(again.calls) == 1
+
+
+def test_an_interrupted_decomposition_goes_on(place, tmp_path, decompositions, monkeypatch):
+    monkeypatch.setattr(svdcut.sweeps.factors, "num_workers", lambda device: 1)
+    with pytest.raises(svdcut.Interrupted):
+        sweep(place, tmp_path / "out", observe=Stop(5, "decompose"))
+    begun = len(decompositions)
+    seen = Stop(-1)
+    found = sweep(place, tmp_path / "out", observe=seen)
+    assert sum(p.resumed for p in seen.seen) == begun == 5
+    expected = sweep(place, tmp_path / "whole")
+    assert found == expected
+    assert not (tmp_path / "out" / "decomposition.partial").exists()
+
+
+def test_a_damaged_decomposition_is_made_again(place, tmp_path, decompositions):
+    out = tmp_path / "out"
+    sweep(place, out)
+    count = len(decompositions)
+    (out / "decomposition" / "decomposition.json").write_text("{")
+    (out / "rows.jsonl").unlink()
+    sweep(place, out)
+    assert len(decompositions) == 2 * count
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"scale": 0.5}, "--scale"),
+        ({"limit": 30}, "DATA"),
+        ({"group": []}, "DATA"),
+        ({"labels": ["1=0", "0=1"]}, "--labels"),
+        ({"seed": 1}, "--seed"),
+    ],
+)
+def test_rows_of_other_options_are_refused(place, tmp_path, options, named):
+    out = tmp_path / "out"
+    sweep(place, out)
+    with pytest.raises(svdcut.OutputExistsError, match=f"{named}.*\n.*--restart"):
+        sweep(place, out, **options)
+    assert sweep(place, out, restart=True, **options).rows
+
+
+def test_rows_of_other_inputs_are_refused(place, tmp_path):
+    shutil.copytree(place, tmp_path / "place")
+    sweep(tmp_path / "place", tmp_path / "out")
+    (tmp_path / "place" / "ft" / "model.safetensors").touch()
+    with pytest.raises(svdcut.OutputExistsError, match=r"model\.safetensors of the fine-tuned"):
+        sweep(tmp_path / "place", tmp_path / "out")
+
+
+def test_a_file_of_somebody_else_is_left_alone(place, tmp_path):
+    (tmp_path / "rows.jsonl").write_text("mine\n")
+    for restart in (False, True):
+        with pytest.raises(svdcut.OutputExistsError, match="holds no rows of svdcut"):
+            sweep(place, tmp_path, restart=restart)
+    assert (tmp_path / "rows.jsonl").read_text() == "mine\n"
+
+
+# Files
+
+
+EVALUATION = {
+    "accuracy",
+    "size",
+    "groups",
+    "worst_group",
+    "worst_group_accuracy",
+    "gap",
+    "intervals",
+}
+
+
+def test_the_document(place, tmp_path):
+    found = sweep(place, tmp_path, controls=["bottom", "random"], ranks="0,1,full")
+    document = json.loads((tmp_path / "sweep.json").read_text())
+    assert document == json.loads(json.dumps(found.to_json()))
+    assert set(document) == {
+        "schema",
+        "base",
+        "finetuned",
+        "rows",
+        "tolerance",
+        "chosen",
+        "chosen_with_groups",
+        "answer",
+    }
+    assert document["schema"] == "svdcut/sweep/1"
+    row_keys = EVALUATION | {"rule", "keep", "rank", "full_rank", "energy_retained"}
+    assert set(document["base"]) == set(document["finetuned"]) == EVALUATION
+    assert all(set(row) == row_keys for row in document["rows"])
+    kept = [(row["rule"], row["keep"]) for row in document["rows"]]
+    tops = [("0", "top"), ("1", "top"), ("full", "top")]
+    assert kept == [*tops, ("1", "bottom"), ("1", "random")]
+    for name, needed in (("chosen", False), ("chosen_with_groups", True)):
+        choice = dict(document[name])
+        assert choice.pop("needs_group_labels") is needed
+        assert choice in document["rows"]
+    assert document["rows"][0]["rank"] == 0
+    assert document["rows"][2]["rank"] == document["rows"][2]["full_rank"]
+    assert all(Row.from_json(row).to_json() == row for row in document["rows"])
+
+
+def test_the_table_and_the_picture(place, tmp_path):
+    found = sweep(place, tmp_path)
+    with (tmp_path / "sweep.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["rule"] for row in rows] == ["base", "finetuned", "0", "1", "2", "full"]
+    for row, measured in zip(rows[2:], found.rows, strict=True):
+        assert float(row["accuracy"]) == measured.evaluation.accuracy
+        assert float(row["gap_best_worst"]) == measured.evaluation.gap.best_worst
+        assert float(row["accuracy:group=g0"]) == measured.evaluation.groups["group=g0"].accuracy
+    picture = (tmp_path / "sweep.png").read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    (tmp_path / "sweep.png").unlink()
+    sweep(place, tmp_path)
+    assert (tmp_path / "sweep.png").read_bytes() == picture
+
+
+def test_without_groups(place, tmp_path):
+    found = sweep(place, tmp_path, group=[])
+    assert found.chosen_with_groups is None
+    assert found.answer[-1] == "There are no groups, so nothing is known of the gap."
+    assert (tmp_path / "sweep.png").is_file()
+
+
+# Evaluators of the user's own
+
+
+def test_a_function_may_return_a_number_or_an_evaluation(place, tmp_path):
+    assert sweep(place, tmp_path / "a", evaluate=lambda model: 0.5).finetuned.accuracy == 0.5
+    known = evaluation(0.75, 0.5)
+    assert sweep(place, tmp_path / "b", evaluate=lambda model: known).finetuned == known
+    with pytest.raises(svdcut.EvaluationError, match="no evaluation"):
+        sweep(place, tmp_path / "c", evaluate=lambda model: "good")
+
+
+def test_outcomes():
+    groups = {"b": {"accuracy": 0.5, "size": 4}, "a": {"accuracy": 1}}
+    found = read_outcome({"accuracy": 0.75, "size": 8, "groups": groups}, "x")
+    assert (found.worst_group, found.gap.best_worst, found.gap.average_worst) == ("b", 0.5, 0.25)
+    assert found.interval == wilson_interval(6, 8)
+    assert found.groups["a"].interval == Interval(0.0, 1.0)
+    assert read_outcome(found.to_json(), "x") == found
+    for bad in (None, "x", {}, 2.0, float("nan"), {"accuracy": 0.5, "size": -1}, {"groups": 3}):
+        with pytest.raises(svdcut.EvaluationError, match="Expected an accuracy"):
+            read_outcome(bad, "x")
+
+
+SCRIPT = """
+import json, sys, pathlib
+from safetensors.torch import load_file, save_file
+total = sum(float(t.double().sum()) for t in load_file(sys.argv[1] + "/model.safetensors").values())
+pathlib.Path(sys.argv[2]).open("a").write(f"{total!r}\\n")
+print(json.dumps({"accuracy": 0.5}))
+"""
+
+
+def test_a_command_evaluates_written_checkpoints(place, tmp_path):
+    script, log = tmp_path / "my eval.py", tmp_path / "log"
+    script.write_text(SCRIPT)
+    command = f"{sys.executable} '{script}' {{model}} {log}"
+    found = sweep(place, tmp_path / "out", eval_command=command, ranks="1,2", controls=["bottom"])
+    assert [str(row.variant) for row in found.rows] == ["1", "2", "bottom 1", "bottom 2"]
+    seen = log.read_text().splitlines()
+    expected = [place / "ft"]
+    for rank, keep in (("0", "top"), ("1", "top"), ("2", "top"), ("1", "bottom"), ("2", "bottom")):
+        out = tmp_path / f"{rank}{keep}"
+        svdcut.truncate(place / "base", place / "ft", out, rank=rank, keep=keep)
+        expected.append(out)
+    sums = [
+        sum(float(t.double().sum()) for t in load_file(out / "model.safetensors").values())
+        for out in expected
+    ]
+    assert seen == [repr(total) for total in sums]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "rows.jsonl",
+        "sweep.json",
+        "sweep.csv",
+        "sweep.png",
+    }
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("print('hello')", "expected one JSON document"),
+        ("print('{}')", "no evaluation"),
+        ("raise SystemExit(7)", "exit code 7"),
+    ],
+)
+def test_a_command_that_fails(place, tmp_path, code, message):
+    command = f'{sys.executable} -c "{code}" {{model}}'
+    with pytest.raises(svdcut.EvaluationError, match=message):
+        sweep(place, tmp_path / "out", eval_command=command)
+
+
+# The choice
+
+
+def evaluation(accuracy, gap=None, size=100):
+    worst = None if gap is None else max(accuracy - gap / 2, 0.0)
+    groups = {} if gap is None else {"a": group(worst + gap), "b": group(worst)}
+    return Evaluation(
+        accuracy=accuracy,
+        size=size,
+        interval=Interval(0.0, 1.0),
+        groups=groups,
+        worst_group=None if gap is None else "b",
+        worst_group_accuracy=worst,
+        gap=Gap(gap, None, None),
+        intervals={},
+    )
+
+
+def group(accuracy):
+    return GroupResult(accuracy, 50, Interval(0.0, 1.0))
+
+
+def row(rank, accuracy, gap=None, *, keep="top", full_rank=100):
+    variant = Variant(parse_rule(rank), Keep(keep))
+    return Row(variant, Cost(rank, full_rank, None), evaluation(accuracy, gap))
+
+
+shares = st.integers(0, 100).map(lambda n: n / 100)
+rows_of = st.lists(
+    st.builds(
+        row,
+        st.integers(0, 100),
+        shares,
+        st.none() | shares,
+        keep=st.sampled_from(["top", "bottom", "random"]),
+    ),
+    max_size=12,
+)
+
+
+@given(rows_of, shares, shares, shares)
+def test_choice(rows, accuracy, gap, tolerance):
+    finetuned = evaluation(accuracy, gap)
+    choice = choose(rows, finetuned, tolerance)
+    within = [
+        r
+        for r in rows
+        if r.variant.keep is Keep.TOP
+        and r.cost.rank < 100
+        and round(100 * r.evaluation.accuracy) >= round(100 * (accuracy - tolerance))
+    ]
+    if choice.by_accuracy is None:
+        assert not within
+    else:
+        assert choice.by_accuracy in within
+        assert choice.by_accuracy.cost.rank == min(r.cost.rank for r in within)
+    gaps = [(r.evaluation.gap.best_worst, r.cost.rank) for r in within]
+    gaps = [item for item in gaps if item[0] is not None]
+    best = choice.by_gap
+    assert (best is None) == (not gaps)
+    if best is not None:
+        assert (best.evaluation.gap.best_worst, best.cost.rank) == min(gaps)
+    sentences = list(explain(rows, finetuned, tolerance, choice))
+    assert all(sentence.endswith((".", "random.", "bottom.")) for sentence in sentences)
+    assert sentences[0].startswith("Use -k " if within else "No rank is within")
+
+
+@given(rows_of, shares, shares)
+def test_no_group_label_is_looked_at_for_the_choice(rows, accuracy, tolerance):
+    without = [row(r.cost.rank, r.evaluation.accuracy, keep=r.variant.keep.value) for r in rows]
+    chosen, blind = (choose(some, evaluation(accuracy), tolerance) for some in (rows, without))
+    assert (chosen.by_accuracy is None) == (blind.by_accuracy is None)
+    if chosen.by_accuracy is not None:
+        assert chosen.by_accuracy.variant == blind.by_accuracy.variant
+
+
+def said(rows, finetuned, tolerance=0.02):
+    return list(explain(rows, finetuned, tolerance, choose(rows, finetuned, tolerance)))
+
+
+def test_a_shortcut_in_the_tail():
+    rows = [row(1, 0.7, 0.1), row(4, 0.9, 0.2), row(8, 0.91, 0.15), row(16, 0.9, 0.15)]
+    assert said(rows, evaluation(0.91, 0.4)) == [
+        "Use -k 4: the smallest rank within 2 points of the fine-tuned accuracy, 90.0% against "
+        "91.0%; no group label was needed for that.",
+        "-k 8 has the smallest gap between the best and the worst group, 15.0 points against "
+        "40.0; this choice uses group labels.",
+    ]
+
+
+def test_a_shortcut_in_the_head():
+    rows = [row(1, 0.9, 0.5), row(4, 0.9, 0.4)]
+    finetuned = evaluation(0.9, 0.4)
+    start = "No cut of the tail within the tolerance shrinks the gap of 40.0 points"
+    sentences = said(rows, finetuned)
+    assert sentences[1].startswith(start)
+    assert "not tried: --controls bottom" in sentences[2]
+    assert "not tried: --controls random" in sentences[3]
+    controls = [
+        row(4, 0.89, 0.1, keep="bottom"),
+        row(4, 0.9, 0.6, keep="random"),
+        row(1, 0.2, 0.0, keep="random"),
+    ]
+    assert said([*rows, *controls], finetuned)[2:] == [
+        "Dropping the head of the spectrum instead (bottom) does better: at rank 4 the gap is "
+        "10.0 points, with an accuracy of 89.0%.",
+        "Keeping a random set instead does not shrink it either.",
+    ]
+    lost = [row(4, 0.1, 0.0, keep="bottom"), row(4, 0.1, 0.0, keep="random")]
+    assert all("never keeps the accuracy" in text for text in said([*rows, *lost], finetuned)[2:])
+
+
+def test_nothing_within():
+    sentences = said([row(1, 0.5, 0.1), row(4, 0.7, 0.3), row(100, 0.9, 0.4)], evaluation(0.9, 0.4))
+    assert sentences[0] == (
+        "No rank is within 2 points of the fine-tuned accuracy, 90.0%: the closest is -k 4, "
+        "with 70.0%."
+    )
+    assert "none was tried" in said([row(100, 0.9)], evaluation(0.9))[0]
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tolerance": 1.0}, "--tolerance 1.0"),
+        ({"ranks": "1,1"}, "the same rule twice"),
+        ({"controls": ["top"]}, "--controls 'top'"),
+        ({"controls": "bottom"}, "expected a list"),
+        ({"eval_command": "python eval.py"}, r"expected \{model\}"),
+        ({"evaluate": len, "eval_command": "a {model}"}, "one way to evaluate"),
+    ],
+)
+def test_wrong_usage(place, tmp_path, options, message):
+    with pytest.raises(svdcut.UsageError, match=message):
+        sweep(place, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_folder_is_apart_from_the_inputs(place, pair):
+    with pytest.raises(svdcut.UsageError, match="lies in the input"):
+        sweep(place, place / "ft" / "sweep")
