@@ -32,6 +32,7 @@ from svdcut.api.sweeps import (
     sweep,
 )
 from svdcut.api.truncation import (
+    CutOptions,
     ExtractOptions,
     Request,
     ShapeOptions,
@@ -47,6 +48,7 @@ from svdcut.api.verification import verify
 
 __all__ = [
     "ComparisonRequest",
+    "CutOptions",
     "DataOptions",
     "EvaluateOptions",
     "EvaluationRequest",

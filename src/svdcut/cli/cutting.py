@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from svdcut.api import Request, carry_out
+from svdcut.api import CutOptions, Request, carry_out
 from svdcut.cli.guard import Unfinished, guard, warn
 from svdcut.cli.output import (
     print_json,
@@ -20,7 +20,7 @@ from svdcut.cli.output import (
     warn_of_unmatched,
 )
 from svdcut.cli.plan import print_plan
-from svdcut.cli.shared import COMPUTATION, TENSORS, screen_flag
+from svdcut.cli.shared import COMPUTATION, TENSORS, parse_rename, screen_flag
 from svdcut.destination import partial_path
 from svdcut.errors import UsageError
 from svdcut.journal import count_finished
@@ -193,6 +193,44 @@ VerboseOption = Annotated[
 def describe(command: Callable[..., None]) -> str:
     """Return the help of a command: what it does, and the rules."""
     return f"{inspect.getdoc(command)}\n\n{_RULES}"
+
+
+def cut_options(
+    *,
+    rank_for: list[str] | None,
+    keep: Keep,
+    seed: int,
+    scale: float,
+    only: list[str] | None,
+    skip: list[str] | None,
+    rest: Rest,
+    rename: list[str] | None,
+    dtype: StoredDtype,
+    force: bool,
+    restart: bool,
+    device: str,
+    svd: Route,
+    tolerance: float,
+    quiet: bool,
+) -> CutOptions:
+    """Return the options of both commands as the API takes them."""
+    return {
+        "rank_for": rank_for or [],
+        "keep": keep.value,
+        "seed": seed,
+        "scale": scale,
+        "only": only or [],
+        "skip": skip or [],
+        "rest": rest.value,
+        "map": dict(parse_rename(text) for text in rename or []),
+        "dtype": dtype.value,
+        "force": force,
+        "restart": restart,
+        "device": device,
+        "svd": svd.value,
+        "tolerance": tolerance,
+        "quiet": quiet,
+    }
 
 
 def outputs(rank: str, out: str) -> dict[str, Path]:

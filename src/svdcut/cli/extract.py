@@ -27,10 +27,11 @@ from svdcut.cli.cutting import (
     SvdOption,
     ToleranceOption,
     VerboseOption,
+    cut_options,
     outputs,
     run,
 )
-from svdcut.cli.shared import TENSORS, DeviceOption, RenameOption, parse_rename
+from svdcut.cli.shared import TENSORS, DeviceOption, RenameOption
 from svdcut.options import Rest, StoredDtype
 from svdcut.plan import Form
 from svdcut.ranks import Keep
@@ -99,24 +100,24 @@ def extract(
     """
 
     def request() -> Request:
-        options: ExtractOptions = {
-            "rank_for": rank_for or [],
-            "keep": keep.value,
-            "seed": seed,
-            "scale": scale,
-            "only": only or [],
-            "skip": skip or [],
-            "rest": rest.value,
-            "map": dict(parse_rename(text) for text in rename or []),
-            "dtype": dtype.value,
-            "drop": drop or [],
-            "force": force,
-            "restart": restart,
-            "device": device,
-            "svd": svd.value,
-            "tolerance": tolerance,
-            "quiet": quiet,
-        }
+        shared = cut_options(
+            rank_for=rank_for,
+            keep=keep,
+            seed=seed,
+            scale=scale,
+            only=only,
+            skip=skip,
+            rest=rest,
+            rename=rename,
+            dtype=dtype,
+            force=force,
+            restart=restart,
+            device=device,
+            svd=svd,
+            tolerance=tolerance,
+            quiet=quiet,
+        )
+        options: ExtractOptions = {**shared, "drop": drop or []}
         return prepare(base, finetuned, outputs(rank, out), form=Form.ADAPTER, **options)
 
     run(

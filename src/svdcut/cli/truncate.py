@@ -28,10 +28,11 @@ from svdcut.cli.cutting import (
     SvdOption,
     ToleranceOption,
     VerboseOption,
+    cut_options,
     outputs,
     run,
 )
-from svdcut.cli.shared import DeviceOption, RenameOption, parse_rename
+from svdcut.cli.shared import DeviceOption, RenameOption
 from svdcut.options import Rest, StoredDtype
 from svdcut.ranks import Keep
 from svdcut.svd.route import Route
@@ -96,24 +97,24 @@ def truncate(
     """
 
     def request() -> Request:
-        options: TruncateOptions = {
-            "rank_for": rank_for or [],
-            "keep": keep.value,
-            "seed": seed,
-            "scale": scale,
-            "only": only or [],
-            "skip": skip or [],
-            "rest": rest.value,
-            "map": dict(parse_rename(text) for text in rename or []),
-            "dtype": dtype.value,
-            "max_shard_size": max_shard_size,
-            "force": force,
-            "restart": restart,
-            "device": device,
-            "svd": svd.value,
-            "tolerance": tolerance,
-            "quiet": quiet,
-        }
+        shared = cut_options(
+            rank_for=rank_for,
+            keep=keep,
+            seed=seed,
+            scale=scale,
+            only=only,
+            skip=skip,
+            rest=rest,
+            rename=rename,
+            dtype=dtype,
+            force=force,
+            restart=restart,
+            device=device,
+            svd=svd,
+            tolerance=tolerance,
+            quiet=quiet,
+        )
+        options: TruncateOptions = {**shared, "max_shard_size": max_shard_size}
         also = None if also_adapter is None else outputs(rank, also_adapter)
         return prepare(base, finetuned, outputs(rank, out), also_adapters=also, **options)
 
