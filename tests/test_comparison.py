@@ -10,8 +10,8 @@ import svdcut
 from checkpoints import finetune_tensor, rewrite, write_folder
 from matrices import deficient, flat, noise, orthonormal, power_law, repeated, with_spectrum
 from svdcut.spectra.statistics import energy_distance
-from svdcut.svd.decomposition import Method
 from svdcut.svd.engine import decompose
+from svdcut.svd.measured import Method
 from svdcut.svd.route import Route
 from svdcut.svd.subspace import SPACE_TOLERANCE, leading_spaces, principal_cosines
 
@@ -337,5 +337,5 @@ def test_the_bound_is_above_the_truth(route):
     for k in range(1, 9):
         outside = right[:, :k] - vh[:k].T @ (vh[:k] @ right[:, :k])
         worst = max(worst, float(torch.linalg.matrix_norm(outside, 2)))
-        assert worst <= found.space_bound(k) + 1e-12
-    assert found.space_bound(8) <= 1e-2
+        assert worst <= found.measured().space_bound(k) + 1e-12
+    assert found.measured().space_bound(8) <= 1e-2

@@ -18,9 +18,10 @@ from svdcut.cut import Cut, CutRequest, cut_matrix, is_certified
 from svdcut.ranks import Keep, choose_indices, parse_rule
 from svdcut.svd import engine, factored
 from svdcut.svd.certificate import VALUE_FLOOR, VALUE_TOLERANCE
-from svdcut.svd.decomposition import Decomposition, Method, Proof, SolverError
+from svdcut.svd.decomposition import Decomposition, SolverError
 from svdcut.svd.engine import decompose
 from svdcut.svd.factored import reduce_product
+from svdcut.svd.measured import Method, Proof
 from svdcut.svd.product import Product
 from svdcut.svd.route import Route
 from svdcut.svd.subspace import leading_spaces
@@ -99,7 +100,7 @@ def run(product: Product, k: int, *, tolerance: float = TOLERANCE, **options) ->
     return decompose(
         product,
         k,
-        accept=lambda found: is_certified(found.bounds(k), tolerance),
+        accept=lambda found: is_certified(found.measured().bounds(k), tolerance),
         tolerance=tolerance,
         **options,
     )
@@ -130,10 +131,10 @@ def test_against_the_svd_of_the_dense_product(case):
             (),
         )
         assert (found.full_rank, found.num_triplets) == (rank, rank)
-        assert is_certified(found.bounds(min(k, rank)), TOLERANCE)
-        values = torch.tensor(found.singular_values(), dtype=torch.float64) / scale
+        assert is_certified(found.measured().bounds(min(k, rank)), TOLERANCE)
+        values = torch.tensor(found.measured().singular_values(), dtype=torch.float64) / scale
         assert float((values - s[:rank]).abs().max()) <= slack
-        assert found.norm / scale == pytest.approx(float(s.norm()), rel=SLACK)
+        assert found.measured().norm / scale == pytest.approx(float(s.norm()), rel=SLACK)
         left, right = found.factors(list(range(min(k, rank))))
         assert (left.shape[0], right.shape[1]) == (case.m, case.n)
         reached = float((a - (left * (found.scale / scale)) @ right).norm())
@@ -174,7 +175,7 @@ def test_cuts_choose_among_the_triplets_of_the_product(case, keep, k):
     a, scale = dense(product)
     u, s, vh = torch.linalg.svd(a, full_matrices=False)
     found, (one,) = cut(product, request(str(k), keep))
-    chosen = choose_indices(keep, k, product.rank, seed=3)
+    chosen = list(choose_indices(keep, k, product.rank, seed=3))
     assert list(one.indices) == chosen
     left, right = found.factors(chosen)
     unit = (left * (found.scale / scale)) @ right
@@ -195,7 +196,7 @@ def test_a_rank_above_that_of_the_product_means_all_of_it(rule):
     assert some.rank <= 5
     assert (all_.rank, all_.tail_norm, all_.sigma_next) == (5, 0.0, None)
     assert all_ == whole
-    left, right = found.factors(list(all_.indices))
+    left, right = found.factors(all_.indices)
     assert torch.allclose(left @ right * found.scale, product.dense(), atol=1e-12)
 
 
@@ -273,7 +274,7 @@ def test_the_matrix_is_never_formed(shape):
         values = singular_values(product)
         leading_spaces(product, 3, seed=0)
     assert largest.numbers <= 8 * max(shape)
-    assert values.singular_values == pytest.approx(found.singular_values(), rel=1e-13)
+    assert values.singular_values == pytest.approx(found.measured().singular_values(), rel=1e-13)
 
 
 class TestCertificate:
@@ -306,7 +307,8 @@ class TestCertificate:
         assert (found.method, found.rejected) == (Method.EXACT, ("factored/float64: bound missed",))
         assert (found.num_triplets, found.full_rank, called) == (8, 8, [1])
         s = torch.linalg.svdvals(product.dense())[:8]
-        assert found.singular_values() == pytest.approx(s.tolist(), abs=1e-9 * float(s[0]))
+        values = found.measured().singular_values()
+        assert values == pytest.approx(s.tolist(), abs=1e-9 * float(s[0]))
         left, right = found.factors([0, 1, 2])
         reached = float((product.dense() - left @ right * found.scale).norm())
         assert reached == pytest.approx(float(s[3:].norm()), rel=1e-6)
@@ -359,10 +361,10 @@ def products(draw) -> Product:
 @given(product=products(), k=st.integers(0, 12), keep=st.sampled_from(list(Keep)))
 def test_invariants(product, k, keep):
     found, (one,) = cut(product, request(str(max(k, 1)), keep))
-    values = found.singular_values()
+    values, norm = found.measured().singular_values(), found.measured().norm
     assert values == sorted(values, reverse=True)
-    assert found.norm == pytest.approx(math.hypot(*values), rel=1e-12)
-    assert math.hypot(one.kept_norm, one.tail_norm) == pytest.approx(found.norm, rel=1e-12)
+    assert norm == pytest.approx(math.hypot(*values), rel=1e-12)
+    assert math.hypot(one.kept_norm, one.tail_norm) == pytest.approx(norm, rel=1e-12)
     assert is_certified(one.bounds, TOLERANCE)
     assert one.rank == (min(max(k, 1), product.rank) if found.energy else 0)
     assert singular_values(product).singular_values[: len(values)] == pytest.approx(

@@ -15,8 +15,9 @@ from matrices import Case, flat, noise, power_law, with_spectrum
 from svdcut.cut import is_certified
 from svdcut.svd import krylov
 from svdcut.svd.certificate import ERROR_FLOOR, VALUE_FLOOR, VALUE_TOLERANCE
-from svdcut.svd.decomposition import Decomposition, Method, Proof
+from svdcut.svd.decomposition import Decomposition
 from svdcut.svd.engine import decompose
+from svdcut.svd.measured import Method, Proof
 from svdcut.svd.route import Route
 
 TOLERANCE = 1e-6
@@ -69,7 +70,7 @@ def run(a, k, route, *, tolerance=TOLERANCE, seed=1, **options) -> Decomposition
     return decompose(
         a.clone(),
         k,
-        accept=lambda found: is_certified(found.bounds(k), tolerance),
+        accept=lambda found: is_certified(found.measured().bounds(k), tolerance),
         route=route,
         tolerance=tolerance,
         seed=seed,
@@ -111,7 +112,7 @@ def measure(found: Decomposition, k: int, truth: Reference) -> Measured:
 
 def check(found: Decomposition, k: int, truth: Reference) -> None:
     """The promises, and that the certificate claims no more than is so."""
-    bounds, measured = found.bounds(k), measure(found, k, truth)
+    bounds, measured = found.measured().bounds(k), measure(found, k, truth)
     error_slack = NORM_SLACK + ERROR_SLACK / max(measured.best_share, ERROR_FLOOR)
     share = float(truth.s[min(k, len(truth.s) - 1)] / truth.s[0])
     value_slack = VALUE_SLACK / max(share, VALUE_FLOOR)
@@ -121,7 +122,8 @@ def check(found: Decomposition, k: int, truth: Reference) -> None:
     assert measured.values <= VALUE_TOLERANCE
     assert measured.values <= bounds.value + value_slack
     assert measured.tail <= 1e-5
-    assert found.norm == pytest.approx(math.ldexp(float(truth.s.norm()), truth.exponent), rel=1e-12)
+    expected = math.ldexp(float(truth.s.norm()), truth.exponent)
+    assert found.measured().norm == pytest.approx(expected, rel=1e-12)
 
 
 def ranks_for(full_rank: int) -> list[int]:
@@ -337,7 +339,7 @@ class TestLadder:
     def test_a_tolerance_that_no_route_reaches_ends_exact_and_uncertified(self):
         found = run(noise(40, 30), 3, Route.KRYLOV, tolerance=1e-40)
         assert found.method is Method.EXACT
-        assert not is_certified(found.bounds(3), 1e-40)
+        assert not is_certified(found.measured().bounds(3), 1e-40)
 
 
 class TestDamage:
@@ -347,7 +349,7 @@ class TestDamage:
     def found(self, request):
         a = with_spectrum(220, 200, power_law(200, 0.5), seed=6, dtype=torch.float64)
         found = run(a, 8, request.param)
-        assert is_certified(found.bounds(8), TOLERANCE)
+        assert is_certified(found.measured().bounds(8), TOLERANCE)
         return found
 
     @staticmethod
@@ -371,14 +373,14 @@ class TestDamage:
 
     def test_the_measure_used_here_accepts_what_is_right(self, found):
         same = self.measured(found, found.triplets.right)
-        assert is_certified(same.bounds(8), TOLERANCE)
+        assert is_certified(same.measured().bounds(8), TOLERANCE)
 
     @pytest.mark.parametrize("index", [0, 3, 7])
     def test_a_random_vector_in_place_of_a_triplet(self, found, index):
         right = found.triplets.right.clone()
         right[:, index] = noise(len(right), 1, seed=8, dtype=torch.float64)[:, 0]
         right = torch.linalg.qr(right[:, [index, *(i for i in range(9) if i != index)]].flip(1)).Q
-        assert not is_certified(self.measured(found, right).bounds(8), TOLERANCE)
+        assert not is_certified(self.measured(found, right).measured().bounds(8), TOLERANCE)
 
     @pytest.mark.parametrize("angle", [1e-1, 1e-2])
     def test_a_triplet_turned_out_of_the_span(self, found, angle):
@@ -386,13 +388,13 @@ class TestDamage:
         other = noise(len(right), 1, seed=9, dtype=torch.float64)[:, 0]
         other -= right @ (right.T @ other)
         right[:, 2] = math.cos(angle) * right[:, 2] + math.sin(angle) * other / other.norm()
-        assert not is_certified(self.measured(found, right).bounds(8), TOLERANCE)
+        assert not is_certified(self.measured(found, right).measured().bounds(8), TOLERANCE)
 
     def test_a_kept_triplet_turned_into_one_that_is_cut(self, found):
         right = found.triplets.right[:, :9].clone()
         right[:, 7] = math.cos(0.1) * right[:, 7] + math.sin(0.1) * right[:, 8]
         right = torch.linalg.qr(right).Q
-        assert not is_certified(self.measured(found, right).bounds(8), TOLERANCE)
+        assert not is_certified(self.measured(found, right).measured().bounds(8), TOLERANCE)
 
     @pytest.mark.parametrize("missing", [0, 4])
     def test_a_triplet_left_out_of_a_whole_spectrum(self, found, missing):
@@ -401,14 +403,14 @@ class TestDamage:
         kept = [i for i in range(found.num_triplets) if i != missing]
         part = self.measured(found, found.triplets.right[:, kept])
         part = replace(part, next_square=float(found.triplets.squares[missing]))
-        assert not is_certified(part.bounds(8), TOLERANCE)
+        assert not is_certified(part.measured().bounds(8), TOLERANCE)
 
     def test_no_certificate_sees_a_triplet_that_nothing_touched(self):
         """What protects from it is not arithmetic: a start from many random vectors."""
         a = with_spectrum(220, 200, power_law(200, 0.5), seed=6, dtype=torch.float64)
         found = run(a, 8, Route.KRYLOV)
         part = self.measured(found, found.triplets.right[:, 1:])
-        assert is_certified(part.bounds(8), TOLERANCE)
+        assert is_certified(part.measured().bounds(8), TOLERANCE)
 
 
 class TestHiddenCopies:
@@ -431,7 +433,7 @@ class TestHiddenCopies:
             patch.setattr(krylov._Ritz, "may_hide_copies", lambda *_: False)
             found = run(truth.a, 32, Route.KRYLOV)
         assert found.method is Method.KRYLOV
-        assert is_certified(found.bounds(32), TOLERANCE)
+        assert is_certified(found.measured().bounds(32), TOLERANCE)
         assert measure(found, 32, truth).excess > 0.1
         check(run(truth.a, 32, Route.KRYLOV), 32, truth)
 

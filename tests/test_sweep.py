@@ -15,15 +15,16 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import svdcut
-import svdcut.sweeps.factors
+import svdcut.sweeps.decompose
 import svdcut.tensor_job
 import text_models
 from checkpoints import Pair, file_bytes
 from svdcut.evaluation.metrics import Evaluation, Gap, GroupResult, Interval, wilson_interval
 from svdcut.plan import make_plan
 from svdcut.ranks import Keep, parse_rule
+from svdcut.svd.measured import Method
 from svdcut.sweeps.choice import choose, explain
-from svdcut.sweeps.factors import decompose_update
+from svdcut.sweeps.decompose import decompose_update
 from svdcut.sweeps.facts import Cost, Row, Variant
 from svdcut.sweeps.outcome import read_outcome
 from svdcut.sweeps.swap import SwappedModel
@@ -204,14 +205,14 @@ def decompositions(monkeypatch):
 def test_a_killed_sweep_repeats_no_finished_row(place, tmp_path, decompositions):
     whole = Counted()
     expected = sweep(place, tmp_path / "whole", evaluate=whole)
-    assert len(whole.calls) == 5  # both ends, and the rows 1, 2, full; base is row 0
+    assert len(whole.calls) == 4  # both ends, which are rows 0 and full, and rows 1 and 2
     num_matrices = len(decompositions)
-    first = Counted(fail_at=4)
+    first = Counted(fail_at=3)
     with pytest.raises(KeyboardInterrupt):
         sweep(place, tmp_path / "out", evaluate=first)
     second = Counted()
     found = sweep(place, tmp_path / "out", evaluate=second)
-    assert (len(first.calls), len(second.calls)) == (3, 2)
+    assert (len(first.calls), len(second.calls)) == (2, 2)
     assert found == expected
     assert len(decompositions) == 2 * num_matrices  # of both folders, once each
     third = Counted()
@@ -227,18 +228,71 @@ def test_a_later_sweep_measures_new_ranks_alone(place, tmp_path):
     assert [str(row.variant) for row in found.rows] == ["1", "3"]
 
 
+@pytest.mark.parametrize(
+    ("first", "later", "is_served"),
+    [
+        ("0,5", "1,2,3,4", True),
+        ("3", "4", False),
+        ("3,full", "full,2", True),
+        ("energy=0.9", "energy=0.5,ratio=0.9", True),
+        ("energy=0.5", "energy=0.9", False),
+        ("full", "energy=0.5", False),
+        ("noise,4,energy=0.99", "1,energy=0.3", True),
+        ("4,energy=0.99", "noise", False),
+        ("4,energy=0.99", "budget=0.2", False),
+    ],
+)
+def test_a_later_sweep_decomposes_only_what_is_not_stored(
+    place, tmp_path, decompositions, first, later, is_served
+):
+    out = tmp_path / "out"
+    sweep(place, out, evaluate=Counted(), ranks=first)
+    count = len(decompositions)
+    assert count
+    found = sweep(place, out, evaluate=Counted(), ranks=later)
+    assert len(decompositions) == (count if is_served else 2 * count)
+    alone = sweep(place, tmp_path / "alone", evaluate=Counted(), ranks=later)
+    for row, expected in zip(found.rows, alone.rows, strict=True):
+        assert (row.variant, row.cost.rank) == (expected.variant, expected.cost.rank)
+        assert row.cost.energy_retained == pytest.approx(expected.cost.energy_retained, rel=1e-5)
+        assert row.evaluation.accuracy == pytest.approx(expected.evaluation.accuracy, abs=1e-5)
+
+
+def test_controls_that_are_not_stored_are_decomposed(place, tmp_path, decompositions):
+    sweep(place, tmp_path, evaluate=Counted(), ranks="2", controls=["bottom"])
+    count = len(decompositions)
+    sweep(place, tmp_path, evaluate=Counted(), ranks="1", controls=["bottom"])
+    assert len(decompositions) == count  # the last one is among the last two
+    sweep(place, tmp_path, evaluate=Counted(), ranks="2", controls=["random"])
+    assert len(decompositions) == 2 * count
+
+
+def test_the_full_rank_needs_no_decomposition(place, tmp_path):
+    """But the leading triplets that others need: a full one costs a hundred times as much."""
+    options = svdcut.api.resolve_options({"device": "cpu", "svd": "krylov"})
+    plan = plan_of(place, options)
+    variants = [Variant(parse_rule(rule)) for rule in ("0", "2", "full")]
+    found = decompose_update(plan, variants, options, tmp_path / "kept")
+    wide = [m for group in found.tensors.values() for m in group if m.full_rank > 10]
+    assert wide
+    assert {matrix.method for matrix in wide} == {Method.KRYLOV}
+    assert all(len(matrix.stored) == 2 for matrix in wide)
+    assert found.cost(variants[2]).energy_retained == 1.0
+    assert not found.cost(variants[2]).is_cut
+
+
 def test_a_row_that_was_cut_off_is_measured_again(place, tmp_path):
     out = tmp_path / "out"
-    expected = sweep(place, out, evaluate=Counted())
+    expected = sweep(place, out, evaluate=Counted(), ranks="0,1,2")
     log = out / "rows.jsonl"
     log.write_bytes(log.read_bytes()[:-20])
     again = Counted()
-    assert sweep(place, out, evaluate=again) == expected
+    assert sweep(place, out, evaluate=again, ranks="0,1,2") == expected
     assert len(again.calls) == 1
 
 
 def test_an_interrupted_decomposition_goes_on(place, tmp_path, decompositions, monkeypatch):
-    monkeypatch.setattr(svdcut.sweeps.factors, "num_workers", lambda device: 1)
+    monkeypatch.setattr(svdcut.sweeps.decompose, "num_workers", lambda device: 1)
     with pytest.raises(svdcut.Interrupted):
         sweep(place, tmp_path / "out", observe=Stop(5, "decompose"))
     begun = len(decompositions)
@@ -415,7 +469,42 @@ def test_a_command_evaluates_written_checkpoints(place, tmp_path):
         "sweep.json",
         "sweep.csv",
         "sweep.png",
+        "decomposition",
     }
+
+
+def test_a_command_sees_manifests_of_the_one_decomposition(place, tmp_path, decompositions):
+    """With the numbers that a truncation has, to what float32 can tell."""
+    script = tmp_path / "keep.py"
+    script.write_text(
+        "import json, sys, pathlib, shutil\n"
+        "manifest = pathlib.Path(sys.argv[1], 'svdcut.json')\n"
+        "seen = len(list(pathlib.Path(sys.argv[2]).iterdir()))\n"
+        "manifest.is_file() and shutil.copy(manifest, f'{sys.argv[2]}/{seen}.json')\n"
+        "print(0.5)\n"
+    )
+    (tmp_path / "seen").mkdir()
+    command = f"{sys.executable} {script} {{model}} {tmp_path / 'seen'}"
+    sweep(place, tmp_path / "out", eval_command=command, ranks="1,energy=0.9,ratio=0.5,full")
+    pair = Pair(place / "base", place / "ft")
+    plan = plan_of(place, svdcut.api.resolve_options({}))
+    assert len(decompositions) == sum(
+        len(tensor.pair.matrices) for tensor in plan.tensors if tensor.pair.action == "truncate"
+    )
+    seen = [svdcut.Manifest.loads(p.read_text()) for p in sorted((tmp_path / "seen").iterdir())]
+    for manifest, rule in zip(seen, ("0", "1", "energy=0.9", "ratio=0.5"), strict=True):
+        expected = svdcut.truncate(pair.base, pair.finetuned, tmp_path / rule, rank=rule)
+        assert [fact.action for fact in manifest.tensors.values()] == [
+            fact.action for fact in expected.tensors.values()
+        ]
+        for name, fact in manifest.tensors.items():
+            ours, theirs = fact.truncation, expected.tensors[name].truncation
+            if theirs is None:
+                assert fact == expected.tensors[name]
+                continue
+            assert (ours.rank, ours.rule, ours.svd.certified) == (theirs.rank, theirs.rule, True)
+            for key in ("update_norm", "tail_norm", "sigma_first", "energy_retained"):
+                assert getattr(ours, key) == pytest.approx(getattr(theirs, key), rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,9 @@ import torch
 from matrices import SPECTRA, Case, noise, with_spectrum
 from svdcut.svd import values as module
 from svdcut.svd.certificate import VALUE_FLOOR, VALUE_TOLERANCE
-from svdcut.svd.decomposition import Method, SolverError
+from svdcut.svd.decomposition import SolverError
 from svdcut.svd.dense import gram
+from svdcut.svd.measured import Method
 from svdcut.svd.values import singular_values
 
 SHAPES = [(90, 90), (300, 40), (40, 300), (2, 500), (3, 2), (130, 120)]

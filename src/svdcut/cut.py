@@ -18,6 +18,7 @@ from svdcut.ranks import Keep, Rule, RuleKind, choose_indices, first_left_out, s
 from svdcut.svd.certificate import VALUE_TOLERANCE, Bounds
 from svdcut.svd.decomposition import Decomposition
 from svdcut.svd.engine import decompose
+from svdcut.svd.measured import MeasuredValues
 from svdcut.svd.product import Product, full_rank
 from svdcut.svd.route import Route
 
@@ -47,7 +48,9 @@ class CutRequest:
 class Cut:
     """What stays of a matrix; norms and values in the matrix's own units."""
 
-    indices: tuple[int, ...]
+    indices: Sequence[int]
+    """Ascending."""
+
     bounds: Bounds
     residual: float
     edge: float | None
@@ -112,11 +115,10 @@ def cut_matrix(
     noise = any(request.rule.kind is RuleKind.NOISE for request in requests)
 
     def cut(decomposition: Decomposition) -> list[Cut]:
-        edge = None
+        edge, measured = None, decomposition.measured()
         if noise and decomposition.energy:
-            s = decomposition.singular_values()
-            edge = update_edge(storage, matrix.shape, s)
-        return [_cut(decomposition, request, edge) for request in requests]
+            edge = update_edge(storage, matrix.shape, measured.singular_values())
+        return [choose_cut(measured, request, edge) for request in requests]
 
     cuts: list[Cut] = []
 
@@ -163,53 +165,56 @@ def _num_needed(requests: Sequence[CutRequest], full_rank: int) -> int | None:
     return most
 
 
-def _cut(decomposition: Decomposition, request: CutRequest, edge: float | None) -> Cut:
-    full_rank = decomposition.full_rank
-    if decomposition.energy == 0:
-        return Cut((), Bounds(0.0, 0.0), 0.0, None, 0.0, 0.0, 0.0, None, 0.0)
-    s = decomposition.singular_values()
+def choose_cut(measured: MeasuredValues, request: CutRequest, edge: float | None) -> Cut:
+    """Choose the triplets that a request keeps of a matrix, and bound the error.
+
+    Parameters
+    ----------
+    measured : MeasuredValues
+        Of the matrix: as many as the request needs.
+    request : CutRequest
+        What to keep.
+    edge : float or None
+        Noise edge, for the noise rule.
+    """
+    full_rank = measured.full_rank
+    if measured.energy == 0:
+        return Cut(range(0), Bounds(0.0, 0.0), 0.0, None, 0.0, 0.0, 0.0, None, 0.0)
+    s = measured.singular_values()
     rank = request.known_rank(full_rank)
     if rank is None:
         rank = select_rank(request.rule, s, full_rank, edge=edge or 0.0)
     indices = choose_indices(request.keep, rank, full_rank, seed=request.seed)
-    squares: list[float] = decomposition.triplets.squares.tolist()
-    residuals: list[float] = decomposition.triplets.residuals.tolist()
-    kept, tail = _energies(decomposition, squares, indices)
+    kept, tail = kept_energies(measured, indices)
+    residual = max((measured.residuals[i] for i in indices), default=0.0)
     return Cut(
-        indices=tuple(indices),
-        bounds=_bounds(decomposition, request.keep, indices, residuals),
-        residual=max((residuals[i] for i in indices), default=0.0) / squares[0],
+        indices=indices,
+        bounds=_bounds(measured, request.keep, indices),
+        residual=residual / measured.squares[0],
         edge=edge if request.rule.kind is RuleKind.NOISE else None,
-        kept_norm=math.sqrt(kept) * decomposition.scale,
-        tail_norm=math.sqrt(tail) * decomposition.scale,
+        kept_norm=math.sqrt(kept) * measured.scale,
+        tail_norm=math.sqrt(tail) * measured.scale,
         sigma_first=s[0],
         sigma_last_kept=s[indices[-1]] if indices else None,
         sigma_next=s[first_left_out(indices)] if rank < full_rank else None,
     )
 
 
-def _energies(
-    decomposition: Decomposition, squares: Sequence[float], indices: Sequence[int]
-) -> tuple[float, float]:
-    """Return the energy kept and the energy cut, in scaled units."""
-    kept = math.fsum(squares[i] for i in indices)
+def kept_energies(measured: MeasuredValues, indices: Sequence[int]) -> tuple[float, float]:
+    """Return the energy of the triplets that stay and of all others, in scaled units."""
+    kept = math.fsum(measured.squares[i] for i in indices)
     chosen = set(indices)
-    cut = math.fsum(value for i, value in enumerate(squares) if i not in chosen)
-    return kept, cut + decomposition.rest
+    cut = math.fsum(value for i, value in enumerate(measured.squares) if i not in chosen)
+    return kept, cut + measured.rest
 
 
-def _bounds(
-    decomposition: Decomposition,
-    keep: Keep,
-    indices: Sequence[int],
-    residuals: Sequence[float],
-) -> Bounds:
+def _bounds(measured: MeasuredValues, keep: Keep, indices: Sequence[int]) -> Bounds:
     if keep is Keep.TOP or not indices:
-        return decomposition.bounds(len(indices))
+        return measured.bounds(len(indices))
     if keep is Keep.BOTTOM:
         # The last triplets are the complement of the leading ones.
-        return decomposition.bounds(decomposition.full_rank - len(indices))
+        return measured.bounds(measured.full_rank - len(indices))
     # A chosen set minimises nothing: what can be wrong is the energy that it holds.
-    moved = math.fsum(residuals[i] for i in indices)
-    whole = decomposition.bounds(decomposition.full_rank)
-    return Bounds(excess=moved / (2 * decomposition.energy), value=whole.value)
+    moved = math.fsum(measured.residuals[i] for i in indices)
+    whole = measured.bounds(measured.full_rank)
+    return Bounds(excess=moved / (2 * measured.energy), value=whole.value)

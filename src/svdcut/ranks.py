@@ -260,7 +260,7 @@ def first_left_out(indices: Sequence[int]) -> int:
     return next((i for i, index in enumerate(indices) if index != i), len(indices))
 
 
-def choose_indices(keep: Keep, rank: int, full_rank: int, *, seed: int) -> list[int]:
+def choose_indices(keep: Keep, rank: int, full_rank: int, *, seed: int) -> Sequence[int]:
     """Return which triplets stay, ascending.
 
     Parameters
@@ -275,8 +275,8 @@ def choose_indices(keep: Keep, rank: int, full_rank: int, *, seed: int) -> list[
         Of the random set.
     """
     if keep is Keep.TOP:
-        return list(range(rank))
+        return range(rank)
     if keep is Keep.BOTTOM:
-        return list(range(full_rank - rank, full_rank))
+        return range(full_rank - rank, full_rank)
     # A control, not a secret: any reproducible generator will do.
     return sorted(random.Random(seed).sample(range(full_rank), rank))  # noqa: S311

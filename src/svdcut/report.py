@@ -15,6 +15,7 @@ from svdcut.options import Options
 from svdcut.pairing import Pair
 from svdcut.plan import Plan
 from svdcut.ranks import Rule
+from svdcut.svd.measured import MeasuredValues
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,9 +23,7 @@ class MatrixResult:
     """What was done to one matrix for one output."""
 
     cut: Cut
-    method: str
-    proof: str
-    rejected: tuple[str, ...]
+    measured: MeasuredValues
     rounding_square: float
     """Sum of squares of ``stored - intended``."""
 
@@ -44,6 +43,7 @@ def describe_truncation(
     norm = math.hypot(kept, tail)
     # The expert that needed the most care stands for the stack.
     hardest = max(results, key=lambda result: result.cut.bounds.excess)
+    rejected = {route for result in results for route in result.measured.rejected}
     single = not pair.stacked
     return Truncation(
         rank=cuts[0].rank if single else tuple(cut.rank for cut in cuts),
@@ -61,13 +61,13 @@ def describe_truncation(
         sigma_next=cuts[0].sigma_next if single else tuple(cut.sigma_next for cut in cuts),
         noise_edge=cuts[0].edge if single else tuple(cut.edge for cut in cuts),
         svd=SvdFact(
-            method=hardest.method,
-            proof=hardest.proof,
+            method=hardest.measured.method.value,
+            proof=hardest.measured.proof.value,
             residual=max(cut.residual for cut in cuts),
             excess_bound=max(cut.bounds.excess for cut in cuts),
             value_bound=max(cut.bounds.value for cut in cuts),
             certified=all(is_certified(cut.bounds, options.tolerance) for cut in cuts),
-            rejected=tuple(sorted({route for result in results for route in result.rejected})),
+            rejected=tuple(sorted(rejected)),
         ),
         rounding_error=math.sqrt(math.fsum(result.rounding_square for result in results)),
         zero_fraction=math.fsum(r.zero_fraction for r in results) / len(results),

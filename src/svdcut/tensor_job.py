@@ -6,7 +6,7 @@ It decides on no rank and on no action: `cut` and `pairing` do.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -26,9 +26,9 @@ from svdcut.ranks import Keep, Rule, RuleKind, rule_for
 from svdcut.report import MatrixResult, describe_truncation
 from svdcut.rows import merged_rows, shifted
 from svdcut.svd.decomposition import SolverError
-from svdcut.tensor_output import CutMatrix, Stored, TensorOutput, refuse_overflow
+from svdcut.tensor_output import CutMatrix, KeptMatrix, Stored, TensorOutput, refuse_overflow
 from svdcut.tensorfile import Dtype, TensorEntry, iterate_bytes
-from svdcut.update import matrix_sides, read_update
+from svdcut.update import MatrixSides, matrix_sides, read_update
 
 BudgetRanks = Mapping[tuple[Rule, str, int], int]
 """Rank of matrix `i` of a tensor under a budget rule."""
@@ -50,6 +50,9 @@ class Job:
     keeps: tuple[Keep, ...] = ()
     """Which triplets stay in each output; none where it is the same in all, as `options` say."""
 
+    cutter: Cutter | None = None
+    """Yields the cuts of a tensor that was decomposed before; None to decompose now."""
+
     def rules_for(self, pair: Pair) -> list[Rule]:
         """Return the rule of a tensor in each output."""
         return [rule_for(pair.name, rule, self.options.rank_for) for rule in self.rules]
@@ -62,6 +65,10 @@ class Job:
             CutRequest(rule, keep, seed, self.budgets.get((rule, pair.name, number)))
             for rule, keep in zip(self.rules_for(pair), keeps, strict=True)
         ]
+
+
+Cutter = Callable[[Job, Pair], Iterator[list[CutMatrix]]]
+"""Yields the cuts of each matrix of a tensor, one for each output."""
 
 
 class Destination(Protocol):
@@ -189,20 +196,61 @@ def _refuse_nonfinite_bytes(entry: TensorEntry, data: bytearray, side: Side) -> 
 
 def cut_tensor(job: Job, pair: Pair) -> Iterator[list[CutMatrix]]:
     """Decompose each matrix of a tensor once, and yield its cuts, one for each output."""
-    noise = any(rule.kind is RuleKind.NOISE for rule in job.rules_for(pair))
     for number, sides in enumerate(matrix_sides(pair)):
-        update = read_update(sides, job.device, measure_rounding=noise)
-        with ExitStack() as stack:
-            decomposition, cuts = cut_matrix(
-                update.matrix,
-                job.requests(pair, number),
-                storage=update.storage,
-                route=job.options.svd,
-                tolerance=job.options.tolerance,
-                seed=stable_seed(pair.seed_name, number),
-                escalate=lambda: stack.enter_context(job.careful),
-            )
-        yield [CutMatrix(sides, update, decomposition, cut) for cut in cuts]
+        yield decompose_matrix(job, pair, sides, job.requests(pair, number))
+
+
+def decompose_matrix(
+    job: Job, pair: Pair, sides: MatrixSides, requests: Sequence[CutRequest]
+) -> list[CutMatrix]:
+    """Decompose one matrix of a tensor, and cut it as often as asked.
+
+    Parameters
+    ----------
+    job : Job
+        Of the run.
+    pair : Pair
+        The tensor.
+    sides : MatrixSides
+        The matrix.
+    requests : sequence of CutRequest
+        What to keep of it.
+
+    Raises
+    ------
+    NonFiniteError, QualityError, SolverError
+        As `process_tensor` does.
+    """
+    noise = any(request.rule.kind is RuleKind.NOISE for request in requests)
+    update = read_update(sides, job.device, measure_rounding=noise)
+    with ExitStack() as stack:
+        decomposition, cuts = cut_matrix(
+            update.matrix,
+            requests,
+            storage=update.storage,
+            route=job.options.svd,
+            tolerance=job.options.tolerance,
+            seed=stable_seed(pair.seed_name, sides.number),
+            escalate=lambda: stack.enter_context(job.careful),
+        )
+    measured = decomposition.measured()
+    return [
+        CutMatrix(
+            kept=KeptMatrix(
+                sides=sides,
+                indices=cut.indices,
+                full_rank=measured.full_rank,
+                scale=measured.scale,
+                factors=decomposition.factors,
+                is_wide=update.is_wide,
+            ),
+            cut=cut,
+            measured=measured,
+            zero_fraction=update.zero_fraction,
+            equal_bytes=update.equal_bytes,
+        )
+        for cut in cuts
+    ]
 
 
 def _truncate(job: Job, planned: PlannedTensor, takers: Sequence[TensorOutput]) -> list[TensorFact]:
@@ -210,21 +258,11 @@ def _truncate(job: Job, planned: PlannedTensor, takers: Sequence[TensorOutput]) 
     assert pair.base is not None
     results: list[list[MatrixResult]] = [[] for _ in takers]
     equal = pair.base.shape == pair.finetuned.shape
-    for cut_matrices in cut_tensor(job, pair):
-        equal = equal and cut_matrices[0].update.equal_bytes
+    for cut_matrices in (job.cutter or cut_tensor)(job, pair):
+        equal = equal and cut_matrices[0].equal_bytes
         for found, matrix, taker in zip(results, cut_matrices, takers, strict=True):
             square = taker.add(matrix)
-            cut, decomposition, update = matrix.cut, matrix.decomposition, matrix.update
-            found.append(
-                MatrixResult(
-                    cut=cut,
-                    method=decomposition.method.value,
-                    proof=decomposition.proof.value,
-                    rejected=decomposition.rejected,
-                    rounding_square=square,
-                    zero_fraction=update.zero_fraction,
-                )
-            )
+            found.append(MatrixResult(matrix.cut, matrix.measured, square, matrix.zero_fraction))
     records = []
     for rule, found, taker in zip(job.rules_for(pair), results, takers, strict=True):
         for data in _new_rows(planned, job.device):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -24,19 +24,61 @@ from svdcut.plan import PlannedTensor
 from svdcut.rows import Rows, compose, copy_rows
 from svdcut.sink import TensorSink
 from svdcut.spool import Range
-from svdcut.svd.decomposition import Decomposition
+from svdcut.svd.measured import MeasuredValues
 from svdcut.tensorfile import Dtype, TensorEntry, read_bytes
-from svdcut.update import MatrixSides, Update
+from svdcut.update import MatrixSides
+
+
+@dataclass(frozen=True, slots=True)
+class KeptMatrix:
+    """What stays of the update of one matrix."""
+
+    sides: MatrixSides
+    indices: Sequence[int]
+    """Of the triplets that stay, ascending."""
+
+    full_rank: int
+    scale: float
+    """The factor on the product of the factors."""
+
+    factors: Callable[[Sequence[int]], tuple[Tensor, Tensor]]
+    """Makes them of chosen triplets, as `svdcut.svd.decomposition.Decomposition.factors`."""
+
+    is_wide: bool
+    """Whether a side is stored in float64."""
+
+    def rows(self, dtype: torch.dtype, scale: float) -> Iterator[Rows]:
+        """Return the rows of the result.
+
+        Parameters
+        ----------
+        dtype : torch.dtype
+            Of the stored rows.
+        scale : float
+            Of the kept update.
+        """
+        if stays_whole(self.sides, len(self.indices), self.full_rank, scale):
+            return copy_rows(self.sides.finetuned, dtype)
+        assert self.sides.base is not None
+        factors = self.factors(self.indices)
+        return compose(self.sides.base, factors, self.scale * scale, dtype, is_wide=self.is_wide)
+
+
+def stays_whole(sides: MatrixSides, rank: int, full_rank: int, scale: float) -> bool:
+    """Whether all triplets make the fine-tuned matrix, as it is stored."""
+    return rank == full_rank and scale == 1 and sides.update is None
 
 
 @dataclass(frozen=True, slots=True)
 class CutMatrix:
-    """One matrix on its way to an output."""
+    """One matrix on its way to an output, with all that is known of it."""
 
-    sides: MatrixSides
-    update: Update
-    decomposition: Decomposition
+    kept: KeptMatrix
     cut: Cut
+    measured: MeasuredValues
+    zero_fraction: float
+    equal_bytes: bool
+    """Both of the update; see `svdcut.update.Update`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,36 +144,21 @@ class CheckpointTensor:
     def add(self, matrix: CutMatrix) -> float:
         """Write a matrix."""
         total = 0.0
-        for block in self._rows(matrix):
+        dtype = TORCH_DTYPES[self._planned.target.dtype]
+        for block in matrix.kept.rows(dtype, self._scale):
             # Exact, in the dtype that holds both: the numbers are next to each other.
             error = torch.sub(block.stored, block.intended)
             square = float(torch.linalg.vector_norm(error, dtype=torch.float64)) ** 2
             if not math.isfinite(square):
-                refuse_overflow(self._planned, matrix.sides, block.stored)
+                refuse_overflow(self._planned, matrix.kept.sides, block.stored)
             total += square
             self._sink.write(to_bytes(block.stored))
         return total
-
-    def _rows(self, matrix: CutMatrix) -> Iterator[Rows]:
-        dtype = TORCH_DTYPES[self._planned.target.dtype]
-        decomposition, cut = matrix.decomposition, matrix.cut
-        if is_whole(matrix.sides, cut.rank, decomposition.full_rank, self._scale):
-            return copy_rows(matrix.sides.finetuned, dtype)
-        update = matrix.update
-        assert update.base is not None
-        factors = decomposition.factors(list(cut.indices))
-        factor = decomposition.scale * self._scale
-        return compose(update.base, factors, factor, dtype, is_wide=update.is_wide)
 
     def finish(self) -> Stored:
         """Return where it is."""
         target = self._planned.target
         return Stored(target.dtype, target.path.name, self._sink.finish())
-
-
-def is_whole(sides: MatrixSides, rank: int, full_rank: int, scale: float) -> bool:
-    """Whether all triplets stay: they make the fine-tuned matrix, whose own numbers are exact."""
-    return rank == full_rank and scale == 1 and sides.update is None
 
 
 class PartKeeper(Protocol):
@@ -192,11 +219,11 @@ class AdapterTensor:
 
     def add(self, matrix: CutMatrix) -> float:
         """Keep the factors of a matrix."""
-        decomposition, cut = matrix.decomposition, matrix.cut
+        cut = matrix.cut
         if not cut.rank:
             return 0.0
-        left, right = decomposition.factors(list(cut.indices))
-        intended = balance(left, right, decomposition.scale * self._scale)
+        left, right = matrix.kept.factors(cut.indices)
+        intended = balance(left, right, matrix.kept.scale * self._scale)
         stored = [factor.to(TORCH_DTYPES[self._dtype]) for factor in intended]
         for factor in stored:
             if not is_finite(factor):

@@ -31,7 +31,7 @@ from svdcut.progress import Observer, Progress
 from svdcut.provenance import InputHashes, identify_run, refuse_changed
 from svdcut.publication import publish
 from svdcut.report import sum_totals
-from svdcut.tensor_job import Job, process_tensor
+from svdcut.tensor_job import Cutter, Job, process_tensor
 from svdcut.tensor_output import AdapterTensor, CheckpointTensor, TensorOutput
 from svdcut.writer import TENSOR, CheckpointWriter
 
@@ -44,6 +44,7 @@ def run_truncation(
     *,
     command: Sequence[str] = (),
     observe: Observer = lambda progress: None,
+    cutter: Cutter | None = None,
 ) -> list[Manifest]:
     """Carry out a plan.
 
@@ -61,6 +62,8 @@ def run_truncation(
         For the manifest.
     observe : callable
         Told of each tensor that is done, by the thread that did it.
+    cutter : callable, optional
+        Yields the cuts of a tensor, where it was decomposed before.
 
     Returns
     -------
@@ -112,10 +115,10 @@ def run_truncation(
         recorder = stack.enter_context(ThreadPoolExecutor(1))
         stack.callback(hashes.cancel)
         recording = recorder.submit(hashes.sources, writers[0])
-        job = Job(rules, options, device, {})
-        job = replace(
-            job, budgets=allocate_budgets(job, plan, pool, needs.sizes, writers[0], observe)
-        )
+        job = Job(rules, options, device, {}, cutter=cutter)
+        if cutter is None:
+            budgets = allocate_budgets(job, plan, pool, needs.sizes, writers[0], observe)
+            job = replace(job, budgets=budgets)
         total = sum(tensor.target.size_bytes for tensor in plan.tensors)
 
         def task(number: int) -> list[TensorFact]:

@@ -14,8 +14,9 @@ from svdcut.ranks import Rule, RuleKind, rank_for_energy, select_rank
 from svdcut.spectra.facts import Spectrum
 from svdcut.spectra.statistics import effective_rank, head_rank, stable_rank
 from svdcut.svd.certificate import VALUE_TOLERANCE
-from svdcut.svd.decomposition import Decomposition, Method
+from svdcut.svd.decomposition import Decomposition
 from svdcut.svd.engine import decompose
+from svdcut.svd.measured import MeasuredValues, Method
 from svdcut.svd.route import Route, choose_route
 from svdcut.svd.values import singular_values
 from svdcut.update import Update
@@ -65,20 +66,17 @@ def measure_spectrum(
         values, method, bound = found.singular_values, found.method, found.bound
         return _describe(update, values, values[:top], math.hypot(*values), method, bound)
     head = _leading(update, top, seed, escalate)
-    values = head.singular_values()
-    if head.num_triplets == full_rank or not head.energy:
-        values = values or [0.0] * full_rank
-        return _describe(
-            update, values, values[:top], head.norm, head.method, head.value_bound(top)
-        )
-    return _describe(update, None, values[:top], head.norm, head.method, head.value_bound(top))
+    values = head.singular_values() or [0.0] * full_rank
+    known = values if head.is_complete or not head.energy else None
+    return _describe(update, known, values[:top], head.norm, head.method, head.value_bound(top))
 
 
-def _leading(update: Update, top: int, seed: int, escalate: Callable[[], object]) -> Decomposition:
+def _leading(update: Update, top: int, seed: int, escalate: Callable[[], object]) -> MeasuredValues:
     def accept(found: Decomposition) -> bool:
-        return found.value_bound(top) <= VALUE_TOLERANCE
+        return found.measured().value_bound(top) <= VALUE_TOLERANCE
 
-    return decompose(update.matrix, top, accept=accept, seed=seed, escalate=escalate)
+    found = decompose(update.matrix, top, accept=accept, seed=seed, escalate=escalate)
+    return found.measured()
 
 
 def _describe(

@@ -6,15 +6,14 @@ It does not compute a decomposition; `dense`, `krylov` and `factored` do.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import Enum
 
 import torch
 from torch import Tensor
 
-from svdcut.svd.certificate import Bounds, bound_cut, bound_spaces, bound_values
+from svdcut.svd.measured import MeasuredValues, Method, Proof
 from svdcut.svd.product import Product, full_rank
 
 _LIBRARIES = ("lapack", "cusolver", "cublas", "magma")
@@ -45,26 +44,6 @@ def solver_errors() -> Iterator[None]:
         if is_solver_failure(failure):
             raise SolverError(str(failure)) from failure
         raise
-
-
-class Method(str, Enum):
-    """How the triplets were computed."""
-
-    EXACT = "exact"
-    GRAM = "gram"
-    KRYLOV = "krylov"
-    FACTORED = "factored"
-    NONE = "none"
-
-
-class Proof(str, Enum):
-    """Why the triplets are known to be the leading ones."""
-
-    SPECTRUM = "spectrum"
-    """All singular values were computed that are not zero by the shape."""
-
-    RANDOM_START = "random_start"
-    """A Krylov space of many random vectors holds no larger triplet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,16 +115,8 @@ class Decomposition:
 
     @property
     def full_rank(self) -> int:
-        """The most that the rank can be: min(m, n), or less by the shape of a product.
-
-        A rank above it means all of it.
-        """
+        """The most that the rank can be: min(m, n), or less by the shape of a product."""
         return full_rank(self.matrix)
-
-    @property
-    def num_triplets(self) -> int:
-        """How many triplets are at hand."""
-        return len(self.triplets.squares)
 
     @property
     def scale(self) -> float:
@@ -153,53 +124,34 @@ class Decomposition:
         return math.ldexp(1.0, self.exponent)
 
     @property
-    def norm(self) -> float:
-        """Frobenius norm of the caller's matrix."""
-        return math.sqrt(self.energy) * self.scale
+    def num_triplets(self) -> int:
+        """How many triplets are at hand."""
+        return len(self.triplets.squares)
 
-    def singular_values(self) -> list[float]:
-        """Return the singular values at hand, descending, in the caller's units."""
-        values: list[float] = self.triplets.squares.clamp_min(0).sqrt().tolist()
-        return [value * self.scale for value in values]
-
-    def bounds(self, k: int) -> Bounds:
-        """Bound the error of keeping the first `k` triplets."""
-        return bound_cut(
-            self.triplets.squares.tolist(),
-            self.triplets.residuals.tolist(),
-            self.triplets.couplings.tolist(),
-            k,
+    def measured(self) -> MeasuredValues:
+        """Return the values of the triplets, which bounds follow from, without the vectors."""
+        triplets = self.triplets
+        return MeasuredValues(
+            full_rank=self.full_rank,
+            scale=self.scale,
+            squares=tuple(triplets.squares.tolist()),
+            residuals=tuple(triplets.residuals.tolist()),
+            couplings=tuple(triplets.couplings.tolist()),
+            energy=self.energy,
             rest=self.rest,
-            beyond=self.next_square,
-            epsilon=torch.finfo(self.triplets.right.dtype).eps,
+            next_square=self.next_square,
+            epsilon=torch.finfo(triplets.right.dtype).eps,
+            method=self.method,
+            proof=self.proof,
+            rejected=self.rejected,
         )
 
-    def value_bound(self, count: int) -> float:
-        """Bound the relative error of each of the first `count` singular values."""
-        return bound_values(
-            self.triplets.squares.tolist(),
-            self.triplets.residuals.tolist(),
-            self.triplets.couplings.tolist(),
-            count,
-            beyond=self.next_square,
-        )
-
-    def space_bound(self, count: int) -> float:
-        """Bound the sine of the angle of each space of the first 1 .. `count` right vectors."""
-        return bound_spaces(
-            self.triplets.squares.tolist(),
-            self.triplets.residuals.tolist(),
-            self.triplets.couplings.tolist(),
-            min(count, self.matrix.shape[1] - 1),  # all n of them span everything
-            beyond=self.next_square,
-        )
-
-    def factors(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+    def factors(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Return the chosen triplets as a product of two thin factors.
 
         Parameters
         ----------
-        indices : list of int
+        indices : sequence of int
             Which triplets.
 
         Returns
@@ -209,7 +161,7 @@ class Decomposition:
             ``left @ right * scale`` is its projection onto the triplets, of
             rank at most k.
         """
-        picked = torch.tensor(indices, dtype=torch.long, device=self.matrix.device)
+        picked = torch.tensor(list(indices), dtype=torch.long, device=self.matrix.device)
         right = self.triplets.right.index_select(1, picked)
         if self.triplets.left is not None:
             left = self.triplets.left.index_select(1, picked)

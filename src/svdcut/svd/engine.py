@@ -16,8 +16,6 @@ from torch import Tensor
 
 from svdcut.svd.decomposition import (
     Decomposition,
-    Method,
-    Proof,
     SolverError,
     Triplets,
     is_solver_failure,
@@ -27,6 +25,7 @@ from svdcut.svd.decomposition import (
 from svdcut.svd.dense import exact_triplets, gram_triplets
 from svdcut.svd.factored import factored_triplets
 from svdcut.svd.krylov import krylov_triplets
+from svdcut.svd.measured import Method, Proof
 from svdcut.svd.product import Product
 from svdcut.svd.route import Route, choose_route
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from svdcut.svd.certificate import VALUE_FLOOR
 from svdcut.svd.decomposition import Decomposition, multiply
 from svdcut.svd.engine import decompose
+from svdcut.svd.measured import MeasuredValues
 from svdcut.svd.product import Product
 
 SPACE_TOLERANCE = 1e-2
@@ -85,17 +86,20 @@ def leading_spaces(
     """
 
     def accept(found: Decomposition) -> bool:
-        return found.space_bound(_num_nonzero(found, rank)) <= SPACE_TOLERANCE
+        values = found.measured()
+        count = min(_num_nonzero(values, rank), found.matrix.shape[1] - 1)
+        return values.space_bound(count) <= SPACE_TOLERANCE
 
     found = decompose(a, rank, accept=accept, tolerance=_EXCESS, seed=seed, escalate=escalate)
-    short = found.triplets.right[:, : _num_nonzero(found, rank)].double()
+    values = found.measured()
+    short = found.triplets.right[:, : _num_nonzero(values, rank)].double()
     long = multiply(found.matrix, short)
     left, right = (short, long) if found.transposed else (long, short)
-    return LeadingSpaces(_orthonormal(left), _orthonormal(right), tuple(found.singular_values()))
+    return LeadingSpaces(_orthonormal(left), _orthonormal(right), tuple(values.singular_values()))
 
 
-def _num_nonzero(found: Decomposition, rank: int) -> int:
-    values = found.singular_values()[:rank]
+def _num_nonzero(measured: MeasuredValues, rank: int) -> int:
+    values = measured.singular_values()[:rank]
     return sum(value > VALUE_FLOOR * values[0] for value in values)
 
 

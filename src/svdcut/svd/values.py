@@ -14,7 +14,6 @@ from torch import Tensor
 
 from svdcut.svd.certificate import VALUE_FLOOR, VALUE_TOLERANCE
 from svdcut.svd.decomposition import (
-    Method,
     SolverError,
     Triplets,
     is_solver_failure,
@@ -25,6 +24,7 @@ from svdcut.svd.decomposition import (
 from svdcut.svd.dense import gram, is_tall
 from svdcut.svd.factored import reduce_product
 from svdcut.svd.krylov import krylov_triplets
+from svdcut.svd.measured import Method
 from svdcut.svd.product import Product
 from svdcut.svd.route import Route, choose_route
 

@@ -22,9 +22,9 @@ from svdcut.options import Options
 from svdcut.plan import Output, Plan
 from svdcut.progress import Observer
 from svdcut.provenance import InputHashes
-from svdcut.sweeps.factors import Decomposed
-from svdcut.sweeps.facts import Cost, Row, Variant
+from svdcut.sweeps.facts import Variant
 from svdcut.sweeps.outcome import read_outcome
+from svdcut.sweeps.stored import Decomposed
 from svdcut.sweeps.swap import SwappedModel
 from svdcut.truncation import run_truncation
 
@@ -38,7 +38,7 @@ class Bench(Protocol):
     def finetuned(self) -> Evaluation:
         """Evaluate the fine-tuned side as it is."""
 
-    def measure(self, variant: Variant) -> Row:
+    def evaluate(self, decomposed: Decomposed, variant: Variant) -> Evaluation:
         """Evaluate a cut."""
 
 
@@ -51,7 +51,6 @@ class Setting:
     folder: Path
     """Of the sweep."""
 
-    decompose: Callable[[], Decomposed]
     quiet: bool
     observe: Observer
     """Told of each batch that is done."""
@@ -133,22 +132,16 @@ class _InMemory:
         model: Any,  # noqa: ANN401
         evaluate: Callable[[Any], Evaluation],
     ) -> None:
-        self._decompose = setting.decompose
         self._model = model
         self._evaluate = evaluate
         self._swapped = SwappedModel(model, setting.plan)
-        self._known: dict[object, Evaluation] = {}
 
     def finetuned(self) -> Evaluation:
         return self._evaluate(self._model)
 
-    def measure(self, variant: Variant) -> Row:
-        decomposed = self._decompose()
-        signature = decomposed.signature(variant)
-        if signature not in self._known:
-            self._swapped.put(decomposed, variant)
-            self._known[signature] = self._evaluate(self._model)
-        return Row(variant, decomposed.cost(variant), self._known[signature])
+    def evaluate(self, decomposed: Decomposed, variant: Variant) -> Evaluation:
+        self._swapped.put(decomposed, variant)
+        return self._evaluate(self._model)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,21 +171,19 @@ class _OnDisk:
         finetuned = self.setting.plan.finetuned
         return self._run(finetuned.directory or finetuned.files[0].path)
 
-    def measure(self, variant: Variant) -> Row:
+    def evaluate(self, decomposed: Decomposed, variant: Variant) -> Evaluation:
         setting = self.setting
         folder = setting.folder / "checkpoint"
         shutil.rmtree(folder, ignore_errors=True)
         options = replace(setting.options, keep=variant.keep)
         with InputHashes(setting.plan) as hashes:
             output = Output(folder, variant.rule, restart=True)
-            (manifest,) = run_truncation(setting.plan, [output], options, hashes)
-        totals = manifest.totals
+            cutter = decomposed.cut_tensor if decomposed.describes(variant) else None
+            run_truncation(setting.plan, [output], options, hashes, cutter=cutter)
         try:
-            evaluation = self._run(folder)
+            return self._run(folder)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-        cost = Cost(totals.rank, totals.full_rank, totals.energy_retained)
-        return Row(variant, cost, evaluation)
 
     def _run(self, model: Path) -> Evaluation:
         words = [word.replace("{model}", str(model)) for word in shlex.split(self.command)]

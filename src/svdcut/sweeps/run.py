@@ -13,10 +13,11 @@ from svdcut.plan import Plan
 from svdcut.progress import Observer, Progress
 from svdcut.provenance import refuse_changed
 from svdcut.sweeps.choice import choose, explain
+from svdcut.sweeps.decompose import decompose_update, identify_work
 from svdcut.sweeps.evaluators import Bench, Evaluator, Setting
-from svdcut.sweeps.factors import Decomposed, decompose_update, identify_work
 from svdcut.sweeps.facts import BASE, Row, Sweep, Variant
 from svdcut.sweeps.rowlog import RowLog
+from svdcut.sweeps.stored import Decomposed
 
 DECOMPOSITION_NAME = "decomposition"
 
@@ -101,6 +102,7 @@ class _Run:
         self._missing += log.finetuned() is None
         self._decompose = cache(self._decompose_once)
         self._bench = cache(self._open_bench)
+        self._known: dict[object, Evaluation] = {}
 
     def measure(self) -> tuple[Evaluation, Evaluation, list[Row]]:
         """Return the fine-tuned end, base, and the rows that were asked for."""
@@ -108,13 +110,19 @@ class _Run:
         if finetuned is None:
             finetuned = self._bench().finetuned()
             self._log.add_finetuned(finetuned)
-        rows = {variant: self._row(variant) for variant in self._wanted}
+        rows = {variant: self._row(variant, finetuned) for variant in self._wanted}
         return finetuned, rows[BASE].evaluation, [rows[v] for v in self._task.variants]
 
-    def _row(self, variant: Variant) -> Row:
+    def _row(self, variant: Variant, finetuned: Evaluation) -> Row:
         found = self._log.find(variant)
         if found is None:
-            found = self._bench().measure(variant)
+            bench, decomposed = self._bench(), self._decompose()
+            signature = decomposed.signature(variant)
+            if decomposed.is_finetuned(variant):
+                self._known[signature] = finetuned
+            elif signature not in self._known:
+                self._known[signature] = bench.evaluate(decomposed, variant)
+            found = Row(variant, decomposed.cost(variant), self._known[signature])
             self._log.add(found)
         return found
 
@@ -136,7 +144,6 @@ class _Run:
                 plan=task.plan,
                 options=task.options,
                 folder=task.folder,
-                decompose=self._decompose,
                 quiet=task.quiet,
                 observe=self._observe_batch,
             )

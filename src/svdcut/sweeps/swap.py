@@ -5,7 +5,6 @@ It knows no data and evaluates nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,12 +15,9 @@ from svdcut.errors import EvaluationError
 from svdcut.matrix_entry import TORCH_DTYPES
 from svdcut.pairing import Action
 from svdcut.plan import Plan, PlannedTensor
-from svdcut.rows import Rows, compose, copy_rows
-from svdcut.sweeps.factors import Decomposed
 from svdcut.sweeps.facts import Variant
-from svdcut.tensor_output import is_whole
+from svdcut.sweeps.stored import Decomposed
 from svdcut.tensorfile import TensorEntry, read_bytes
-from svdcut.update import MatrixSides, matrix_sides
 
 
 class SwappedModel:
@@ -79,27 +75,15 @@ class SwappedModel:
 
     def _put_tensor(self, decomposed: Decomposed, planned: PlannedTensor, variant: Variant) -> None:
         target = self._parameters[planned.pair.name].view(-1)
-        for sides in matrix_sides(planned.pair):
-            start = sides.finetuned.first
-            for rows in _rows(decomposed, planned, sides, variant):
+        dtype = TORCH_DTYPES[planned.target.dtype]
+        scale = decomposed.options.scale
+        device = resolve_device(decomposed.options.device)
+        for matrix in decomposed.kept_matrices(planned.pair, variant, device):
+            start = matrix.sides.finetuned.first
+            for rows in matrix.rows(dtype, scale):
                 stop = start + rows.stored.numel()
                 target[start:stop].copy_(rows.stored.reshape(-1))
                 start = stop
-
-
-def _rows(
-    decomposed: Decomposed, planned: PlannedTensor, sides: MatrixSides, variant: Variant
-) -> Iterator[Rows]:
-    pair, scale = planned.pair, decomposed.options.scale
-    dtype = TORCH_DTYPES[planned.target.dtype]
-    fact = decomposed.tensors[pair.name][sides.number]
-    rank = decomposed.rank(pair.name, sides.number, variant)
-    if is_whole(sides, rank, fact.full_rank, scale):
-        return copy_rows(sides.finetuned, dtype)
-    assert sides.base is not None
-    device = resolve_device(decomposed.options.device)
-    factors = decomposed.factors(pair, sides.number, variant, device)
-    return compose(sides.base, factors, fact.scale * scale, dtype, is_wide=fact.is_wide)
 
 
 def _match(model: Any, plan: Plan) -> dict[str, Tensor]:  # noqa: ANN401

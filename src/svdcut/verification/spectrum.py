@@ -110,10 +110,12 @@ def measure(update: Update, claim: Claim) -> tuple[Decomposition, Spectrum]:
     edges = {rank, first_left_out(indices), *(index + 1 for index in indices[-1:])}
 
     def accept(found: Decomposition) -> bool:
-        return all(found.bounds(k).value <= OWN_VALUE_TOLERANCE for k in edges)
+        measured = found.measured()
+        return all(measured.bounds(k).value <= OWN_VALUE_TOLERANCE for k in edges)
 
     found = decompose(update.matrix, None, accept=accept, route=Route.GRAM)
-    values = found.singular_values() if found.energy else [0.0] * full_rank
+    measured = found.measured()
+    values = measured.singular_values() or [0.0] * full_rank
     edge = None
     if claim.rule.kind is RuleKind.NOISE and found.energy:
         edge = update_edge(update.storage, update.matrix.shape, values)
@@ -121,8 +123,8 @@ def measure(update: Update, claim: Claim) -> tuple[Decomposition, Spectrum]:
     return found, Spectrum(
         values=tuple(values),
         indices=tuple(indices) if found.energy else (),
-        norm=found.norm,
-        excess=found.bounds(boundary).excess if found.energy else 0.0,
+        norm=measured.norm,
+        excess=measured.bounds(boundary).excess if found.energy else 0.0,
         zero_fraction=update.zero_fraction,
         edge=edge,
         ranks=rank_range(claim.rule, values, full_rank, edge or 0.0),

@@ -104,7 +104,7 @@ def measure_stored(
         As the options say.
     """
     k = spectrum.rank
-    left, right = (factor.double() for factor in found.factors(list(spectrum.indices)))
+    left, right = (factor.double() for factor in found.factors(spectrum.indices))
     assert update.base is not None
     theirs = update.base.read(stored.device)
     scaled = found.matrix.T if found.transposed else found.matrix
