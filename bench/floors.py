@@ -25,12 +25,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from svdcut.api import prepare
 from svdcut.checkpoint import open_checkpoint
-from svdcut.cut import cut_matrix
 from svdcut.machine import num_cores
 from svdcut.pairing import Action
-from svdcut.ranks import RuleKind
-from svdcut.tensor_job import Job
-from svdcut.update import matrix_sides, read_update
+from svdcut.tensor_job import Job, decompose_matrix
+from svdcut.update import matrix_sides
 
 SQUARE = 2048
 BUFFER_BYTES = 16 << 20
@@ -107,17 +105,8 @@ def count_products(pair: Path, rank: str, **options: Any) -> Counter[torch.dtype
         for number, sides in enumerate(matrix_sides(tensor.pair)):
             shape = sides.finetuned.shape
             if shape not in by_shape:
-                noise = request.outputs[0].rule.kind is RuleKind.NOISE
-                update = read_update(sides, job.device, measure_rounding=noise)
                 with Products() as products:
-                    cut_matrix(
-                        update.matrix,
-                        job.requests(tensor.pair, number),
-                        storage=update.storage,
-                        route=request.options.svd,
-                        tolerance=request.options.tolerance,
-                        seed=0,
-                    )
+                    decompose_matrix(job, tensor.pair, sides, job.requests(tensor.pair, number))
                 by_shape[shape] = products.operations
             total += by_shape[shape]
     return total
