@@ -93,6 +93,24 @@ def gram_triplets(a: Tensor, *, energy: float) -> Triplets:
     return Triplets(right, None, squares, residuals, residuals)
 
 
+def triangle(a: Tensor) -> Tensor:
+    """Return the triangle of a QR of `a` (m, n), m >= n, as (n, n) float64.
+
+    Notes
+    -----
+    2 m n^2. Two float64 copies of `a`, or of a tall one three of a part of 2 n rows. What
+    is below the diagonal is of no meaning.
+    """
+    n = a.shape[1]
+    if not is_tall(a):
+        return torch.geqrf(a.double())[0][:n]
+    found = a[:0].double()
+    for start in range(0, a.shape[0], n):
+        rows = torch.cat((found, a[start : start + n].double()))
+        found = torch.linalg.qr(rows, mode="r").R
+    return found
+
+
 def gram(a: Tensor, *, without: Tensor | None = None) -> Tensor:
     """Return ``a.T @ a``, (n, n) float64, of which only one triangle is computed.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -21,12 +22,13 @@ from svdcut.svd.decomposition import (
     solver_errors,
     sum_of_squares,
 )
-from svdcut.svd.dense import gram, is_tall
+from svdcut.svd.dense import gram, is_tall, triangle
 from svdcut.svd.factored import reduce_product
 from svdcut.svd.krylov import krylov_triplets
 from svdcut.svd.measured import Method
 from svdcut.svd.product import Product
 from svdcut.svd.route import Route, choose_route
+from svdcut.svd.smallest import smallest_values
 
 _ROUNDING = 4.0
 """Backward error of a route in units of epsilon, by the Frobenius norm of what it reduces.
@@ -42,6 +44,9 @@ so many, or this part of the short side."""
 
 _HEAD_EXCESS = 1e-14
 """What their iteration aims for: their own rounding."""
+
+_TAIL_SHARE = 32
+"""Up to this part of the values may be found anew, the smallest ones."""
 
 _SQUARE = 1.5
 """Up to this aspect ratio the smallest values of noise are as small as they can be."""
@@ -84,7 +89,7 @@ def singular_values(
     tolerance : float
         Relative error that is allowed; without a bound the first route is the last.
     escalate : callable
-        Called once before the exact route is taken: it needs more memory.
+        Called once before a step that needs more memory.
 
     Returns
     -------
@@ -110,8 +115,10 @@ def singular_values(
     ``r^2 / gap`` with the gap to the other part's [1]_. Both are nothing once the iteration
     is at its rounding.
 
-    Where that is not enough the exact route follows, a float64 SVD without vectors: 8/3 n^3,
-    slower than its operations, in the memory of `exact_triplets`.
+    Where no more than a 32nd of the values are not known well enough, the smallest, they come
+    from inverse iteration on a QR: see `smallest_values`. Where that is not enough the exact
+    route follows, a float64 SVD without vectors: 8/3 n^3, slower than its operations, in the
+    memory of `exact_triplets`.
 
     Those of a product are those of its core, O((m + n) r^2), with the rounding of
     `reduce_product`. Where its terms cancel so far that this is not enough, the exact route
@@ -122,6 +129,7 @@ def singular_values(
     .. [1] C.-K. Li, R.-C. Li, "A note on eigenvalues of perturbed Hermitian matrices",
        Linear Algebra Appl. 395, 2005.
     """
+    escalate = cache(escalate)
     tall = a if a.shape[0] >= a.shape[1] else a.T
     found: Values | None
     if isinstance(tall, Product):
@@ -129,7 +137,8 @@ def singular_values(
         found = _by_factors(tall)
     else:
         tall, exponent = normalise(tall)
-        found = _by_gram(tall, _leading(tall, seed) if steep else None)
+        head = _leading(tall, seed) if steep else None
+        found = _by_gram(tall, head, tolerance, seed, escalate)
     if found is None or found.bound > tolerance:
         escalate()
         found = _by_exact(tall)
@@ -161,7 +170,38 @@ def _leading(a: Tensor, seed: int) -> Triplets | None:
     return None if found is None else found.triplets
 
 
-def _by_gram(a: Tensor, head: Triplets | None = None) -> Values | None:
+@dataclass(frozen=True, slots=True)
+class _Rough:
+    """Singular values from a Gram matrix, not all of them known well."""
+
+    s: Tensor
+    """(n,) float64, descending."""
+
+    errors: Tensor
+    """(n,): of each, at most, relative to itself or to the floor."""
+
+    def values(self) -> Values:
+        """Return them as they are."""
+        method = Method.GRAM if float(self.s[0]) else Method.NONE
+        return Values(self.s.tolist(), method, float(self.errors.max()))
+
+
+def _by_gram(
+    a: Tensor,
+    head: Triplets | None,
+    tolerance: float,
+    seed: int,
+    escalate: Callable[[], object],
+) -> Values | None:
+    rough = _rough_values(a, head)
+    if rough is None or float(rough.errors.max()) <= tolerance:
+        return None if rough is None else rough.values()
+    if a.shape[0] > a.shape[1]:  # else the triangle takes no more than the Gram matrix
+        escalate()
+    return _refine(a, rough, tolerance, seed)
+
+
+def _rough_values(a: Tensor, head: Triplets | None = None) -> _Rough | None:
     k = 0 if head is None else _sharpest(head, a.shape[1])
     without = None if head is None else head.right[:, :k]
     try:
@@ -185,12 +225,37 @@ def _by_gram(a: Tensor, head: Triplets | None = None) -> Values | None:
     s, below = squares.clamp_min(0).sqrt(), (squares - moved).clamp_min(0).sqrt()
     first = float(s[0])
     if first == 0:
-        return _zeros(len(s))
+        return _Rough(s, torch.zeros_like(s))
     # From below: the value itself may be rounding.
     errors = moved / (s + below).clamp_min(VALUE_FLOOR * first)
     # Of the entries, where the head was taken out.
     errors += _ROUNDING * epsilon * float(s.norm()) * (head is not None)
-    return Values(s.tolist(), Method.GRAM, float((errors / s.clamp_min(VALUE_FLOOR * first)).max()))
+    return _Rough(s, errors / s.clamp_min(VALUE_FLOOR * first))
+
+
+def _refine(a: Tensor, rough: _Rough, tolerance: float, seed: int) -> Values | None:
+    """Return the values with better ones in place of the last, if these alone are not good."""
+    n = len(rough.s)
+    count = n - int((rough.errors > tolerance).nonzero()[0])
+    if count > n // _TAIL_SHARE:
+        return None
+    first = float(rough.s[0])
+    known = rough.s - rough.errors * rough.s.clamp_min(VALUE_FLOOR * first)
+    below = known.clamp_min(0).tolist()
+    try:
+        with solver_errors():
+            found = smallest_values(a, count, below, tolerance=tolerance / 10, seed=seed)
+    except SolverError:
+        return None
+    if found is None:
+        return None
+    last, error = found
+    rounding = 2 * _ROUNDING * torch.finfo(torch.float64).eps * float(rough.s.norm())
+    error += rounding / max(last[-1], VALUE_FLOOR * first)
+    others = n - len(last)
+    bound = max(error, float(rough.errors[:others].max()) if others else 0.0)
+    values = sorted([*rough.s[:others].tolist(), *last], reverse=True)
+    return Values(values, Method.GRAM, bound)
 
 
 def _sharpest(head: Triplets, n: int) -> int:
@@ -220,7 +285,7 @@ def _by_exact(a: Tensor | Product) -> Values:
 def _by_svd(a: Tensor, method: Method, *, rank: int | None = None, rounding: float = 0.0) -> Values:
     """Return the first `rank` values of `a` (m, n), m >= n, which is off by `rounding`."""
     with solver_errors():
-        s = torch.linalg.svdvals(_triangle(a) if is_tall(a) else a.double())
+        s = torch.linalg.svdvals(triangle(a) if is_tall(a) else a.double())
     values: list[float] = s[:rank].tolist()
     first = values[0] if values else 0.0
     if first == 0:
@@ -231,13 +296,3 @@ def _by_svd(a: Tensor, method: Method, *, rank: int | None = None, rounding: flo
 
 def _zeros(count: int) -> Values:
     return Values([0.0] * count, Method.NONE, 0.0)
-
-
-def _triangle(a: Tensor) -> Tensor:
-    """Return the triangle of a QR of `a` (m, n), (n, n) float64, made a few rows at a time."""
-    n = a.shape[1]
-    triangle = a[:0].double()
-    for start in range(0, a.shape[0], n):
-        rows = torch.cat((triangle, a[start : start + n].double()))
-        triangle = torch.linalg.qr(rows, mode="r").R
-    return triangle
