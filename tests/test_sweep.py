@@ -275,7 +275,7 @@ def test_the_full_rank_needs_no_decomposition(place, tmp_path):
     found = decompose_update(plan, variants, options, tmp_path / "kept")
     wide = [m for group in found.tensors.values() for m in group if m.full_rank > 10]
     assert wide
-    assert {matrix.method for matrix in wide} == {Method.KRYLOV}
+    assert {matrix.measured.method for matrix in wide} == {Method.KRYLOV}
     assert all(len(matrix.stored) == 2 for matrix in wide)
     assert found.cost(variants[2]).energy_retained == 1.0
     assert not found.cost(variants[2]).is_cut

@@ -221,8 +221,8 @@ class _Work:
 def _shapes(sides: tuple[int, int], matrix: _Record) -> dict[str, tuple[Dtype, tuple[int, ...]]]:
     """Return the tensors that are stored of a matrix, in the order in which they are kept."""
     shapes: dict[str, tuple[Dtype, tuple[int, ...]]] = {}
-    if matrix["num_values"]:
-        shapes[VALUES] = (Dtype.F64, (3, matrix["num_values"]))
+    if matrix["num_triplets"]:
+        shapes[VALUES] = (Dtype.F64, (3, matrix["num_triplets"]))
     if matrix["stored"]:
         for side, rows in zip(SIDES, sides, strict=True):
             shapes[side] = (Dtype(matrix["dtype"]), (rows, len(matrix["stored"])))
@@ -269,23 +269,15 @@ def _keep(cuts: Sequence[CutMatrix], ranks: Sequence[int]) -> tuple[StoredMatrix
     left, right = kept.factors(needed)
     dtype = torch.promote_types(left.dtype, right.dtype)
     matrix = StoredMatrix(
-        full_rank=measured.full_rank,
-        scale=measured.scale,
-        energy=measured.energy,
-        rest=measured.rest,
-        next_square=measured.next_square,
-        epsilon=measured.epsilon,
-        method=measured.method,
-        proof=measured.proof,
-        rejected=measured.rejected,
+        measured=replace(measured, squares=(), residuals=(), couplings=()),
+        num_triplets=len(measured.squares),
+        stored=tuple(needed),
+        dtype=_DTYPES[dtype],
+        ranks=tuple(ranks),
         edge=next((cut.cut.edge for cut in cuts if cut.cut.edge is not None), None),
         is_wide=kept.is_wide,
         zero_fraction=first.zero_fraction,
         equal_bytes=first.equal_bytes,
-        dtype=_DTYPES[dtype],
-        num_values=len(measured.squares),
-        stored=tuple(needed),
-        ranks=tuple(ranks),
     )
     values = [measured.squares, measured.residuals, measured.couplings]
     tensors = [torch.tensor(values, dtype=torch.float64)] if measured.squares else []

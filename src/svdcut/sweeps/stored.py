@@ -24,7 +24,7 @@ from svdcut.options import Options
 from svdcut.pairing import Action, Pair
 from svdcut.plan import Plan
 from svdcut.ranks import Keep, RuleKind, choose_indices, parse_rule, select_rank
-from svdcut.svd.measured import MeasuredValues, Method, Proof
+from svdcut.svd.measured import MeasuredValues
 from svdcut.sweeps.facts import Cost, Variant
 from svdcut.tensor_job import Job
 from svdcut.tensor_output import CutMatrix, KeptMatrix, stays_whole
@@ -42,16 +42,20 @@ VALUES = "values"
 class StoredMatrix:
     """What is known of one matrix, beside what fills tensors."""
 
-    full_rank: int
-    scale: float
-    energy: float
-    rest: float
-    next_square: float
-    epsilon: float
-    method: Method
-    proof: Proof
-    rejected: tuple[str, ...]
-    """All these as in `MeasuredValues`."""
+    measured: MeasuredValues
+    """Without the numbers of each triplet."""
+
+    num_triplets: int
+    """How many have their numbers in the file."""
+
+    stored: tuple[int, ...]
+    """Of which of them the vectors are there, too; ascending."""
+
+    dtype: Dtype
+    """Of the factors."""
+
+    ranks: tuple[int, ...]
+    """That the cuts have which the decomposition was made for."""
 
     edge: float | None
     """The noise edge, if it was asked for."""
@@ -61,35 +65,15 @@ class StoredMatrix:
     equal_bytes: bool
     """These as in `svdcut.update.Update`."""
 
-    dtype: Dtype
-    """Of the factors."""
+    @property
+    def full_rank(self) -> int:
+        """The most that the rank can be."""
+        return self.measured.full_rank
 
-    num_values: int
-    """How many triplets' values are at hand."""
-
-    stored: tuple[int, ...]
-    """Of which of them the vectors are, too; ascending."""
-
-    ranks: tuple[int, ...]
-    """That the cuts have which the decomposition was made for."""
-
-    def measured(self, values: Tensor) -> MeasuredValues:
-        """Return the values with what bounds their errors."""
-        squares, residuals, couplings = (tuple(row) for row in values.tolist())
-        return MeasuredValues(
-            full_rank=self.full_rank,
-            scale=self.scale,
-            squares=squares,
-            residuals=residuals,
-            couplings=couplings,
-            energy=self.energy,
-            rest=self.rest,
-            next_square=self.next_square,
-            epsilon=self.epsilon,
-            method=self.method,
-            proof=self.proof,
-            rejected=self.rejected,
-        )
+    @property
+    def is_zero(self) -> bool:
+        """Whether the two sides do not differ."""
+        return self.measured.energy == 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +121,7 @@ class Decomposed:
         norm = math.hypot(kept, *(cut.tail_norm for cut in cuts))
         return Cost(
             rank=sum(cut.rank for cut in cuts),
-            full_rank=sum(matrix.full_rank for matrix in self._matrices() if matrix.energy),
+            full_rank=sum(matrix.full_rank for matrix in self._matrices() if not matrix.is_zero),
             energy_retained=(kept / norm) ** 2 if norm else None,
         )
 
@@ -168,7 +152,7 @@ class Decomposed:
         Of a matrix that stays as it is, the last singular values may not be.
         """
         return all(
-            cut.rank <= matrix.num_values
+            cut.rank <= matrix.num_triplets
             for cut, matrix in zip(self.kept[variant], self._matrices(), strict=True)
         )
 
@@ -202,15 +186,18 @@ class _Reader:
     @cached_property
     def measured(self) -> MeasuredValues:
         """The values."""
-        shape = (3, self.facts.num_values)
-        return self.facts.measured(self._read(VALUES, Dtype.F64, shape))
+        stored = self._read(VALUES, Dtype.F64, (3, self.facts.num_triplets))
+        squares, residuals, couplings = (tuple(row) for row in stored.tolist())
+        return replace(
+            self.facts.measured, squares=squares, residuals=residuals, couplings=couplings
+        )
 
     def request(self, variant: Variant) -> CutRequest | None:
         """Return what a cut asks for, with its rank; None where that is not to be known."""
         facts, options = self.facts, self._decomposed.options
         job = Job((variant.rule,), options, torch.device("cpu"), {}, keeps=(variant.keep,))
         (request,) = job.requests(self._pair, self._sides.number)
-        if facts.energy == 0:
+        if facts.is_zero:
             return replace(request, rank=0)
         if variant in self._decomposed.made_for:
             rank = facts.ranks[self._decomposed.made_for.index(variant)]
@@ -219,7 +206,7 @@ class _Reader:
             return request
         kind = request.rule.kind
         unknown = kind is RuleKind.BUDGET or (kind is RuleKind.NOISE and facts.edge is None)
-        if unknown or facts.num_values < facts.full_rank:
+        if unknown or facts.num_triplets < facts.full_rank:
             return None
         values = self.measured.singular_values()
         rank = select_rank(request.rule, values, facts.full_rank, edge=facts.edge or 0.0)
@@ -264,7 +251,7 @@ class _Reader:
             sides=self._sides,
             indices=self.indices(request),
             full_rank=facts.full_rank,
-            scale=facts.scale,
+            scale=facts.measured.scale,
             factors=lambda indices: self._factors(indices, device),
             is_wide=facts.is_wide,
         )
@@ -345,7 +332,7 @@ def _read(
         return None
     known = tuple(Variant(parse_rule(rule), Keep(keep)) for rule, keep in document["variants"])
     facts = TypeAdapter(dict[str, tuple[StoredMatrix, ...]]).validate_python(document["tensors"])
-    has_tensors = any(matrix.num_values for matrices in facts.values() for matrix in matrices)
+    has_tensors = any(matrix.num_triplets for matrices in facts.values() for matrix in matrices)
     entries = open_checkpoint(folder / FACTORS_NAME).tensors if has_tensors else {}
     return Decomposed(plan, options, known, facts, entries, kept={})
 
