@@ -19,6 +19,7 @@ from svdcut.pairing import Pairing
 from svdcut.spectra.cuts import CutPoint, cut_points
 from svdcut.spectra.facts import Spectra, Spectrum, Subject
 from svdcut.spectra.summary import Summary, by_depth, by_module, by_tensor
+from svdcut.svd.measured import Method
 
 _BARS, _PLAIN_BARS = "▁▂▃▄▅▆▇█", "_.-=+*#@"
 _SPARK_WIDTH = 8
@@ -38,7 +39,7 @@ _MANY_ZEROS = 0.25
 _LEGEND = (
     "first, last: singular values; stable, effective: ranks; 90 %, 99 %: ranks that hold this "
     "share of the energy",
-    "; >noise: values above the edge of storage rounding",
+    "; >noise: values above the edge of rounding",
 )
 
 
@@ -260,8 +261,11 @@ def _verdict(spectra: Spectra) -> Iterator[str]:
     above = sum(matrix.above_noise_edge or 0 for matrix in known)
     if known and spectra.subject is Subject.UPDATE:
         total = sum(matrix.full_rank for matrix in known)
+        factored = all(matrix.method == Method.FACTORED.value for matrix in known)
+        # The factors of an adapter are taken as they are stored.
+        where = "float64" if factored else "storage"
         yield (
-            f"{above} of {total} singular values are above what rounding in storage explains "
+            f"{above} of {total} singular values are above what rounding in {where} explains "
             f"({share_text(above / total)})."
         )
     zeros = spectra.zero_fraction or 0.0
