@@ -18,6 +18,7 @@ import svdcut
 import svdcut.sweeps.decompose
 import svdcut.tensor_job
 import text_models
+from architectures import ARCHITECTURES
 from checkpoints import Pair, file_bytes
 from svdcut.evaluation.metrics import Evaluation, Gap, GroupResult, Interval, wilson_interval
 from svdcut.plan import make_plan
@@ -75,8 +76,8 @@ def logits_of(model):
 # Weights
 
 
-def plan_of(place, options):
-    sides = (svdcut.checkpoint.open_checkpoint(place / name) for name in ("base", "ft"))
+def plan_of(pair, options):
+    sides = map(svdcut.checkpoint.open_checkpoint, (pair.base, pair.finetuned))
     return make_plan(*sides, options)
 
 
@@ -102,7 +103,7 @@ def test_swapped_weights_are_those_of_the_written_checkpoint(place, tmp_path, mo
     svdcut.truncate_many(place / "base", place / "ft", outs, **written)
     keep = Keep(written.pop("keep", "top"))
     options = svdcut.api.resolve_options(written)
-    plan = plan_of(place, options)
+    plan = plan_of(Pair(place / "base", place / "ft"), options)
     variants = [Variant(parse_rule(rule), keep) for rule in outs]
     decomposed = decompose_update(plan, variants, options, tmp_path / "kept")
     model = AutoModelForSequenceClassification.from_pretrained(place / "ft").eval()
@@ -130,7 +131,7 @@ def test_swapped_weights_of_other_models(build, tmp_path):
     model = perturbed(loader.from_pretrained(finetuned), 0.1)
     model.save_pretrained(tmp_path / "base")
     options = svdcut.api.resolve_options({"device": "cpu"})
-    plan = plan_of(tmp_path, options)
+    plan = plan_of(Pair(tmp_path / "base", finetuned), options)
     variants = [Variant(parse_rule(rank)) for rank in (0, 1, 3, "full")]
     outs = {str(variant): tmp_path / str(variant) for variant in variants}
     svdcut.truncate_many(tmp_path / "base", finetuned, outs, device="cpu")
@@ -141,6 +142,61 @@ def test_swapped_weights_of_other_models(build, tmp_path):
         swapped.put(decomposed, variant)
         fresh = loader.from_pretrained(outs[str(variant)]).eval()
         assert torch.equal(logits_of(model), logits_of(fresh)), variant
+
+
+def with_experts_apart(folder):
+    """Write each expert's matrices by themselves, as the files of Qwen and DeepSeek have them."""
+    path, apart = folder / "model.safetensors", {}
+    for name, tensor in load_file(path).items():
+        experts, _, stack = name.rpartition(".")
+        parts = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}.get(stack)
+        for number, expert in enumerate(tensor if parts else ()):
+            for part, matrix in zip(parts, expert.chunk(len(parts)), strict=True):
+                apart[f"{experts}.{number}.{part}.weight"] = matrix.clone()
+        if parts is None:
+            apart[name] = tensor
+    save_file(apart, path, metadata={"format": "pt"})
+
+
+MIXTURES = [(name, "default") for name, known in ARCHITECTURES.items() if known.stacks]
+
+
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [*MIXTURES, ("mixtral", "internal"), ("deepseek_v3", "apart"), ("gpt_neox", "default")],
+)
+def test_swapped_weights_of_mixtures(name, layout, tmp_path):
+    """Experts in a stack of the file, or one by one; joined in memory, by other names."""
+    is_apart = layout == "apart"
+    pair = ARCHITECTURES[name].pair(tmp_path, layout="default" if is_apart else layout)
+    for side in (pair.base, pair.finetuned) if is_apart else ():
+        with_experts_apart(side)
+    options = svdcut.api.resolve_options({"device": "cpu", "dtype": "float32"})
+    plan = plan_of(pair, options)
+    variants = [Variant(parse_rule(rule)) for rule in RULES.split(",")]
+    outs = {str(variant): tmp_path / str(variant) for variant in variants}
+    svdcut.truncate_many(pair.base, pair.finetuned, outs, device="cpu", dtype="float32")
+    decomposed = decompose_update(plan, variants, options, tmp_path / "kept")
+    model = AutoModelForCausalLM.from_pretrained(pair.finetuned).eval()
+    swapped = SwappedModel(model, plan)
+    for variant in variants:
+        swapped.put(decomposed, variant)
+        fresh = AutoModelForCausalLM.from_pretrained(outs[str(variant)]).eval()
+        ours, theirs = model.state_dict(), fresh.state_dict()
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs), variant
+        assert torch.equal(logits_of(model), logits_of(fresh)), variant
+
+
+def test_experts_in_another_order_have_no_place(tmp_path):
+    """Names and shapes fit, values do not: nothing is put where another expert is."""
+    pair = ARCHITECTURES["mixtral"].pair(tmp_path)
+    plan = plan_of(pair, svdcut.api.resolve_options({}))
+    model = AutoModelForCausalLM.from_pretrained(pair.finetuned)
+    with torch.no_grad():
+        stack = model.model.layers[1].mlp.experts.gate_up_proj
+        stack.copy_(stack.flip(0))
+    with pytest.raises(svdcut.EvaluationError, match=r"layers\.1\..*experts\.0\.w1\.weight"):
+        SwappedModel(model, plan)
 
 
 def test_rows_are_the_evaluations_of_written_checkpoints(place, tmp_path):
@@ -162,7 +218,6 @@ def test_inputs_are_left_as_they_were(place, tmp_path, pair):
 
 
 def test_a_tensor_that_is_no_parameter_is_refused(place, tmp_path):
-    """As experts that transformers fuses: here a tensor that the model does not know."""
     for name in ("base", "ft"):
         shutil.copytree(place / name, tmp_path / name)
         path = tmp_path / name / "model.safetensors"
@@ -270,7 +325,7 @@ def test_controls_that_are_not_stored_are_decomposed(place, tmp_path, decomposit
 def test_the_full_rank_needs_no_decomposition(place, tmp_path):
     """But the leading triplets that others need: a full one costs a hundred times as much."""
     options = svdcut.api.resolve_options({"device": "cpu", "svd": "krylov"})
-    plan = plan_of(place, options)
+    plan = plan_of(Pair(place / "base", place / "ft"), options)
     variants = [Variant(parse_rule(rule)) for rule in ("0", "2", "full")]
     found = decompose_update(plan, variants, options, tmp_path / "kept")
     wide = [m for group in found.tensors.values() for m in group if m.full_rank > 10]
@@ -487,7 +542,7 @@ def test_a_command_sees_manifests_of_the_one_decomposition(place, tmp_path, deco
     command = f"{sys.executable} {script} {{model}} {tmp_path / 'seen'}"
     sweep(place, tmp_path / "out", eval_command=command, ranks="1,energy=0.9,ratio=0.5,full")
     pair = Pair(place / "base", place / "ft")
-    plan = plan_of(place, svdcut.api.resolve_options({}))
+    plan = plan_of(pair, svdcut.api.resolve_options({}))
     assert len(decompositions) == sum(
         len(tensor.pair.matrices) for tensor in plan.tensors if tensor.pair.action == "truncate"
     )

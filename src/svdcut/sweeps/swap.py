@@ -5,11 +5,16 @@ It knows no data and evaluates nothing.
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from svdcut.adapter.in_memory import Piece, parameters_in_memory
+from svdcut.adapter.renames import in_memory
 from svdcut.device import resolve_device
 from svdcut.errors import EvaluationError
 from svdcut.matrix_entry import TORCH_DTYPES
@@ -86,10 +91,31 @@ class SwappedModel:
                 start = stop
 
 
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a tensor of the file may be in memory."""
+
+    parameter: str
+    shape: tuple[int, ...]
+    """Of the parameter."""
+
+    piece: Piece
+    """Which part of it the tensor is."""
+
+    def within(self, parameter: Tensor) -> Tensor | None:
+        """Return the tensor's part of a parameter, as a view, if the shapes allow for it."""
+        if parameter.shape != self.shape:
+            return None
+        if self.shape == self.piece.tensor.shape:
+            return parameter
+        expert = parameter[self.piece.expert]
+        return expert if self.piece.rows is None else expert[slice(*self.piece.rows)]
+
+
 def _match(model: Any, plan: Plan) -> dict[str, Tensor]:  # noqa: ANN401
-    """Return the parameter that each tensor to be replaced became, known by its values."""
+    """Return what each tensor to be replaced became in memory, known by its values."""
     state: dict[str, Tensor] = model.state_dict()
-    prefix = f"{model.base_model_prefix}."
+    places = _places(model, plan)
     found = {}
     for pair in (planned.pair for planned in plan.tensors):
         replaced = pair.action is Action.TRUNCATE or (
@@ -98,8 +124,23 @@ def _match(model: Any, plan: Plan) -> dict[str, Tensor]:  # noqa: ANN401
             and _differ(pair.base, pair.finetuned)
         )
         if replaced:
-            names = (pair.name, prefix + pair.name, pair.name.removeprefix(prefix))
-            found[pair.name] = _find(state, names, pair.finetuned)
+            found[pair.name] = _find(state, places[pair.name], pair.finetuned)
+    return found
+
+
+def _places(model: Any, plan: Plan) -> Mapping[str, list[_Place]]:  # noqa: ANN401
+    """Return where each tensor may be: as it is, renamed, or as a part of a stack of experts."""
+    prefix = f"{model.base_model_prefix}."
+    types = (model.config.model_type, model.config.get_text_config().model_type)
+    pairs = [planned.pair for planned in plan.tensors]
+    tensors = {pair.name: replace(pair.finetuned, name=pair.name) for pair in pairs}
+    found: dict[str, list[_Place]] = defaultdict(list)
+    for name, parameter in parameters_in_memory(tensors).items():
+        renamed = (name, in_memory(name, types))
+        names = [form for n in renamed for form in (n, prefix + n, n.removeprefix(prefix))]
+        for piece in parameter.pieces:
+            places = (_Place(known, parameter.shape, piece) for known in dict.fromkeys(names))
+            found[piece.tensor.name].extend(places)
     return found
 
 
@@ -108,21 +149,20 @@ def _differ(ours: TensorEntry | None, theirs: TensorEntry) -> bool:
     return not (same and ours is not None and read_bytes(ours) == read_bytes(theirs))
 
 
-def _find(state: dict[str, Tensor], names: tuple[str, ...], entry: TensorEntry) -> Tensor:
+def _find(state: Mapping[str, Tensor], places: Iterable[_Place], entry: TensorEntry) -> Tensor:
     expected = _read(entry)
-    for name in dict.fromkeys(names):
-        parameter = state.get(name)
-        if parameter is None or parameter.shape != expected.shape:
+    for place in places:
+        parameter = state.get(place.parameter)
+        part = None if parameter is None else place.within(parameter)
+        if part is None or not part.is_contiguous():
             continue
-        same = torch.equal(parameter, expected.to(parameter.device, parameter.dtype))
-        if same and parameter.is_contiguous():
-            return parameter
+        if torch.equal(part, expected.to(part.device, part.dtype)):
+            return part
     raise EvaluationError(
         f"tensor {entry.name!r} of the fine-tuned side, {list(entry.shape)}: transformers loads "
-        "it into no parameter of that name, shape and values, so that it cannot be replaced in "
-        "memory",
-        hint="As with experts that it fuses. Leave the tensor out with --skip, or evaluate "
-        "written checkpoints: --eval-command.",
+        "it into no parameter of that name, shape and values, nor into a part of one, so that it "
+        "cannot be replaced in memory",
+        hint="Leave the tensor out with --skip, or evaluate written checkpoints: --eval-command.",
     )
 
 
