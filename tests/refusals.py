@@ -8,12 +8,15 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import struct
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch
@@ -43,6 +46,9 @@ class Case:
     make: Callable[[Path], list[str]]
     """Builds the input in a folder; returns the arguments of a call in that folder."""
 
+    leaves: str | None = None
+    """The folder that the call makes, where it has worked before it refused."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -66,7 +72,8 @@ def refuse(case: Case, folder: Path) -> Outcome:
 
 def call(words: list[str], folder: Path) -> Outcome:
     """Run a command line in a folder; that folder's name is left out of what it says."""
-    with _inside(folder), _own_signals(), _offline(folder / "cache"):
+    argv = mock.patch.object(sys, "argv", ["svdcut", *words])
+    with _inside(folder), _own_signals(), _offline(folder / "cache"), argv:
         result = CliRunner().invoke(app, words, env=ENVIRONMENT)
     stderr = result.stderr.replace(f"{folder.resolve()}/", "").replace(str(folder.resolve()), ".")
     return Outcome(result.exit_code, result.stdout, stderr)
@@ -359,6 +366,109 @@ def _transposed(values: dict[str, Tensor]) -> dict[str, Tensor]:
     return {n: v.T.contiguous() if "layers" in n and v.dim() == 2 else v for n, v in values.items()}
 
 
+# Models and data
+
+DATA = """text,label,source,easy
+the film was great,1,a,1
+the film was bad,0,b,1
+the story was great,1,b,0
+"a story, and bad",0,a,0
+"""
+
+
+def model(folder: Path, *, head: str = "ForSequenceClassification", **config: object) -> Path:
+    """Write a classifier of two classes with its tokenizer; its config may name another head."""
+    import text_models  # which imports transformers: most cases need none
+
+    text_models.bert(folder, **config)
+    path = folder / "config.json"
+    path.write_text(path.read_text().replace("ForSequenceClassification", head))
+    return folder
+
+
+def evaluating(*words: str, change: Callable[[Path], object] | None = None, data: str = "data.csv"):
+    """Return a builder of a model and data, one damaged, and a call that evaluates."""
+
+    def make(folder: Path) -> list[str]:
+        model(folder / "ft")
+        (folder / "data.csv").write_text(DATA)
+        if change is not None:
+            change(folder)
+        return ["evaluate", "ft", data, *words]
+
+    return make
+
+
+def with_data(content: str | bytes, *words: str) -> Callable[[Path], list[str]]:
+    """Return a builder of a sound model, and other data."""
+    return evaluating(*words, change=_files(data__csv=content))
+
+
+def with_model(**options: Any) -> Callable[[Path], list[str]]:
+    """Return a builder of another model, and sound data."""
+    return evaluating(change=lambda folder: model(folder / "ft", **options))
+
+
+def sweeping(
+    *words: str, change: Callable[[Path], object] | None = None, data: str | None = None
+) -> Callable[[Path], list[str]]:
+    """Return a builder of a pair and a call that sweeps; on data where there are any."""
+
+    def make(folder: Path) -> list[str]:
+        pair(folder)
+        if data is not None:
+            (folder / "data.csv").write_text(data)
+        if change is not None:
+            change(folder)
+        rank = [] if "-k" in words else ["-k", "0,4,full"]
+        out = [] if "-o" in words else ["-o", "out"]
+        on = [] if data is None else ["data.csv"]
+        return ["sweep", "base", "ft", *on, *rank, *out, "-q", *words]
+
+    return make
+
+
+def by_command(script: str, *words: str, change: Callable[[Path], object] | None = None):
+    """Return a builder of a sweep that a script of the shell evaluates; $0 is the model."""
+    command = shlex.join(["sh", "-c", script, "{model}"])
+    return sweeping("--eval-command", command, *words, change=change)
+
+
+ONE_IN_TWO = "case $0 in *ft) echo 0.9;; *) echo 0.5;; esac"
+"""A script that finds nine in ten right for the fine-tuned side, and half for all others."""
+
+
+GOOD_TWICE = "[ $(grep -c energy out/rows.jsonl) -lt 3 ] && echo 0.9"
+"""A script that fails once there are two rows; the first line of the file has the script."""
+
+
+def _swept_otherwise(folder: Path) -> None:
+    words = by_command(ONE_IN_TWO, "-k", "full", "--scale", "0.5")(folder)
+    call(words, folder)
+
+
+def _without_tokenizer(folder: Path) -> None:
+    for path in (folder / "ft").glob("tokenizer*"):
+        path.unlink()
+
+
+def _without_head(folder: Path) -> None:
+    path = folder / "ft" / WEIGHTS
+    values = load_file(path)
+    kept = {name: value for name, value in values.items() if "classifier" not in name}
+    save_file(kept, path, metadata={"format": "pt"})
+
+
+def _pickled(folder: Path) -> None:
+    (folder / "ft" / WEIGHTS).rename(folder / "ft" / "pytorch_model.bin")
+
+
+def _adapter_alone(folder: Path) -> None:
+    for path in (folder / "ft").iterdir():
+        path.unlink()
+    _adapter(folder / "ft")
+
+
 def _cut(folder: Path) -> None:
     path = folder / "ft" / WEIGHTS
     path.write_bytes(path.read_bytes()[:-1000])
@@ -402,6 +512,43 @@ CASES = (
     Case("an output within an input", 2, options("-o", "base/out")),
     Case("an output without a name", 2, options("-o", ".")),
     Case("an output of a user that is not there", 2, options("-o", "~nobody-of-that-name/out")),
+    # Evaluating, sweeping
+    Case("a column for two things", 2, evaluating("--text", "label")),
+    Case("a `--prompt` without `{text}`", 2, evaluating("--prompt", "Is it good?")),
+    Case("a `--prompt` for a classifier", 2, evaluating("--prompt", "{text} It was")),
+    Case("`--labels`, some of them named", 2, evaluating("--labels", "0=bad,good")),
+    Case("one word for two labels", 2, evaluating("--labels", "bad,bad")),
+    Case("a device to evaluate on that is unknown", 2, evaluating("--device", "tpu")),
+    Case("`--predictions` of another format", 2, evaluating("--predictions", "rows.txt")),
+    Case("`--predictions` in place of the data", 2, evaluating("--predictions", "data.csv")),
+    Case(
+        "`--predictions` in place of a file of the model",
+        2,
+        evaluating("--predictions", "ft/notes.csv", change=_files(ft_in_notes__csv="mine")),
+    ),
+    Case("a sweep that nothing evaluates", 2, sweeping()),
+    Case(
+        "a sweep that two things evaluate",
+        2,
+        sweeping("--eval-command", "./mine {model}", data=DATA),
+    ),
+    Case("an `--eval-command` without `{model}`", 2, sweeping("--eval-command", "./mine")),
+    Case("a sweep's tolerance of more than all", 2, by_command(ONE_IN_TWO, "--tolerance", "2")),
+    Case("`--controls` that are none", 2, by_command(ONE_IN_TWO, "--controls", "top")),
+    Case("a sweep's folder within an input", 2, by_command(ONE_IN_TWO, "-o", "ft/sweep")),
+    Case("`--write` into a sweep's folder", 2, by_command(ONE_IN_TWO, "--write", "out/best")),
+    Case("`--write` into an input", 2, by_command(ONE_IN_TWO, "--write", "base/best")),
+    Case(
+        "a file in the place of a sweep's folder",
+        2,
+        by_command(ONE_IN_TWO, change=_files(out="mine")),
+    ),
+    Case("rows of another sweep", 2, by_command(ONE_IN_TWO, change=_swept_otherwise)),
+    Case(
+        "something else in the place of a sweep's rows",
+        2,
+        by_command(ONE_IN_TWO, change=_files(out_in_rows__jsonl="mine")),
+    ),
     # Paths
     Case("a path that does not exist", 3, with_source(lambda folder: None, "./finetuned")),
     Case("a folder that is empty", 3, with_folder(lambda folder: None)),
@@ -598,11 +745,70 @@ CASES = (
         poisoned("ft", "layers.0.norm.weight", float("inf")),
     ),
     Case("a result too large for its dtype", 3, options("--dtype", "float16", "--scale", "1e8")),
+    # Data
+    Case("data that are not there", 3, evaluating(data="none.csv")),
+    Case("data of another format", 3, evaluating(change=_files(data__xlsx="PK"), data="data.xlsx")),
+    Case("data without rows", 3, with_data("text,label\n")),
+    Case("a column that is not there", 3, evaluating("--text", "Text")),
+    Case("a row with a field too many", 3, with_data("text,label\nso, so,1\nbad,0\n")),
+    Case("a quote that is not closed", 3, with_data('text,label\n"great,1\nbad,0\n')),
+    Case(
+        "data in another encoding than UTF-8",
+        3,
+        with_data("text,label\ncafé,1\n".encode("latin-1")),
+    ),
+    Case("a row without a label", 3, with_data("text,label\ngreat,1\nbad,\n")),
+    Case(
+        "a row without a group",
+        3,
+        with_data("text,label,source\ngreat,1,\nbad,0,b\n", "--group", "source"),
+    ),
+    Case(
+        "a group that all rows have",
+        3,
+        with_data("text,label,source\ngreat,1,a\nbad,0,a\n", "--group", "source"),
+    ),
+    Case("an `--aligned` column of words", 3, evaluating("--aligned", "source")),
+    Case(
+        "a column of group members that are no numbers", 3, evaluating("--group-columns", "source")
+    ),
+    Case("one label in all rows", 3, with_data("text,label\ngreat,1\nbad,1\n")),
+    Case("a label that the head has no class for", 3, with_data(f"{DATA}well,2,a,0\n")),
+    Case("`--labels` that the head has no classes for", 3, evaluating("--labels", "bad,good")),
+    Case("`--labels` for some labels alone", 3, evaluating("--labels", "0=LABEL_0")),
+    Case("more `--labels` than labels", 3, evaluating("--labels", "bad,fair,good")),
+    # Models to evaluate
+    Case("a model without a tokenizer", 3, evaluating(change=_without_tokenizer)),
+    Case("a model that is no classifier", 3, with_model(head="ForMaskedLM")),
+    Case("a classifier without a trained head", 3, evaluating(change=_without_head)),
+    Case("a head of one class", 3, with_model(num_labels=1)),
+    Case(
+        "a head that may choose several classes",
+        3,
+        with_model(problem_type="multi_label_classification"),
+    ),
+    Case("a model of pickled weights to evaluate", 3, evaluating(change=_pickled)),
+    Case("an adapter to evaluate", 3, evaluating(change=_adapter_alone)),
+    Case("a sweep on data, of no classifier", 3, sweeping(data=DATA), "out"),
+    Case(
+        "an `--eval-command` that cannot be run",
+        3,
+        sweeping("--eval-command", "./none {model}"),
+        "out",
+    ),
+    Case("an `--eval-command` that fails", 3, by_command("exit 7"), "out"),
+    Case("an `--eval-command` that fails later", 3, by_command(GOOD_TWICE), "out"),
+    Case("an `--eval-command` that prints no JSON", 3, by_command("echo good"), "out"),
+    Case("an `--eval-command` that prints no accuracy", 3, by_command("echo 90"), "out"),
     # Quality, output
     Case("a tolerance that no route meets", 4, options("--tolerance", "1e-40")),
+    Case("no rank within the tolerance", 4, by_command(ONE_IN_TWO), "out"),
     Case(
         "an output in a folder that is a file",
         1,
         with_pair(_files(runs="a file"), "-o", "runs/out"),
+    ),
+    Case(
+        "`--predictions` in a folder that is not there", 1, evaluating("--predictions", "to/a.csv")
     ),
 )

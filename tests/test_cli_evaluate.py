@@ -164,42 +164,7 @@ def test_predictions_as_json_lines(model, tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-# What is refused
-
-
-@pytest.mark.parametrize(
-    ("words", "code", "message"),
-    [
-        (["two.csv", "--predictions", "rows.txt"], 2, "ends in .csv or .jsonl"),
-        (["two.csv", "--predictions", "two.csv"], 2, "a file of the input two.csv"),
-        (["two.csv", "--predictions", "nowhere/rows.csv"], 1, "there is no folder"),
-        (["two.csv", "--prompt", "Is it good?"], 2, "has no {text} in it"),
-        (["two.csv", "--prompt", "{text}"], 2, "--prompt is of language models"),
-        (["two.csv", "--labels", "a=b,c"], 2, "some words have a label before them"),
-        (["two.csv", "--labels", "a,b"], 3, "and not all are classes of the model's head"),
-        (["three.csv"], 3, "the data's labels are '0', '1', '2'"),
-        (["none.csv"], 3, "none.csv"),
-        (["two.csv", "--text", "review"], 3, "review"),
-        (["two.csv", "--device", "tpu"], 2, "--device 'tpu'"),
-    ],
-)
-def test_refusals(words, code, message, place, cli, monkeypatch):
-    monkeypatch.chdir(place)
-    before = sorted(place.iterdir())
-    result = cli("bert", *words)
-    assert (result.exit_code, result.stdout) == (code, "")
-    assert message in result.stderr
-    assert "Traceback" not in result.stderr
-    assert sorted(place.iterdir()) == before
-
-
-def test_predictions_never_replace_a_file_of_the_model(place, cli, monkeypatch):
-    monkeypatch.chdir(place)
-    (place / "bert" / "notes.csv").write_text("mine")
-    result = cli("bert", "two.csv", "--predictions", "bert/notes.csv")
-    assert result.exit_code == 2
-    assert "a file of the input bert" in result.stderr
-    assert (place / "bert" / "notes.csv").read_text() == "mine"
+# What is refused: see tests/refusals.py too
 
 
 @pytest.mark.parametrize("name", ["labels", "group", "group_columns"])

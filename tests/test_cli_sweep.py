@@ -131,32 +131,6 @@ def test_write_truncates_at_the_chosen_rank(cli, tail, tmp_path):
     assert "written exists" in again.stderr
 
 
-@pytest.mark.parametrize(
-    ("words", "code", "message"),
-    [
-        (["data.csv", "-k", "one"], 2, "'one' is not a rank rule"),
-        (["data.csv", "--controls", "top"], 2, "--controls 'top'"),
-        (["data.csv", "--tolerance", "2"], 2, "--tolerance 2.0"),
-        (["data.csv", "--only", "nothing"], 2, "nothing"),
-        (["data.csv", "--write", "ft/x"], 2, "lies in the input"),
-        (["data.csv", "--write", "out"], 2, "out"),
-        ([], 2, "expected one way to evaluate a model"),
-        (["data.csv", "--eval-command", "x {model}"], 2, "expected one way"),
-        (["none.csv"], 3, "none.csv"),
-        (["data.csv", "--group", "nope"], 3, "nope"),
-        (["data.csv", "--label", "group"], 3, "the data's labels are"),
-    ],
-)
-def test_refusals(words, code, message, cli, tail, monkeypatch):
-    folder = tail[0].parent
-    monkeypatch.chdir(folder)
-    result = cli("base", "ft", *words, "-o", "out")
-    assert (result.exit_code, result.stdout) == (code, "")
-    assert message in result.stderr
-    assert "Traceback" not in result.stderr
-    assert not any((folder / "out").glob("sweep.*"))
-
-
 def run_process(*words, code=None, **environment):
     program = "import sys; sys.argv[0] = 'svdcut'; from svdcut.__main__ import main; main()"
     return subprocess.run(

@@ -562,20 +562,6 @@ def test_a_command_sees_manifests_of_the_one_decomposition(place, tmp_path, deco
                 assert getattr(ours, key) == pytest.approx(getattr(theirs, key), rel=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("code", "message"),
-    [
-        ("print('hello')", "expected one JSON document"),
-        ("print('{}')", "no evaluation"),
-        ("raise SystemExit(7)", "exit code 7"),
-    ],
-)
-def test_a_command_that_fails(place, tmp_path, code, message):
-    command = f'{sys.executable} -c "{code}" {{model}}'
-    with pytest.raises(svdcut.EvaluationError, match=message):
-        sweep(place, tmp_path / "out", eval_command=command)
-
-
 # The choice
 
 
@@ -697,17 +683,14 @@ def test_nothing_within():
     assert "none was tried" in said([row(100, 0.9)], evaluation(0.9))[0]
 
 
-# What is refused
+# What is refused: see tests/refusals.py too
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"tolerance": 1.0}, "--tolerance 1.0"),
         ({"ranks": "1,1"}, "the same rule twice"),
-        ({"controls": ["top"]}, "--controls 'top'"),
         ({"controls": "bottom"}, "expected a list"),
-        ({"eval_command": "python eval.py"}, r"expected \{model\}"),
         ({"evaluate": len, "eval_command": "a {model}"}, "one way to evaluate"),
     ],
 )
@@ -715,8 +698,3 @@ def test_wrong_usage(place, tmp_path, options, message):
     with pytest.raises(svdcut.UsageError, match=message):
         sweep(place, tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
-
-
-def test_the_folder_is_apart_from_the_inputs(place, pair):
-    with pytest.raises(svdcut.UsageError, match="lies in the input"):
-        sweep(place, place / "ft" / "sweep")

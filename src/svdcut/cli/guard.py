@@ -55,7 +55,7 @@ def guard(
         raise typer.Exit(128 + error.signal_number) from error
     except SvdcutError as error:
         _explain(str(error), verbose=verbose)
-        if not isinstance(error, UsageError):
+        if error.keeps_work and not isinstance(error, UsageError):
             _tell_how_to_resume(find_unfinished())
         raise typer.Exit(error.exit_code) from error
     except BrokenPipeError:
