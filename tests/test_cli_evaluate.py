@@ -105,6 +105,16 @@ def test_group_columns_may_be_repeated_or_separated_by_commas(cli, model):
     assert len(json.loads(first.stdout)["groups"]) >= 2
 
 
+def test_texts_that_were_cut_are_counted(cli, place, tmp_path):
+    data = tmp_path / "data.csv"
+    rows = ["film " * 100 + f",{label}" for label in ("negative", "positive")]
+    data.write_text("\n".join(["text,label", *rows, "good,positive"]))
+    result = cli(place / "bert", data, "--json")
+    assert (result.exit_code, json.loads(result.stdout)["num_truncated"]) == (0, 2)
+    assert result.stderr == "svdcut: 2 texts too long for the model: cut\n"
+    assert cli(place / "bert", data, "-q").stderr == ""
+
+
 def test_a_language_model_answers_with_words(cli, place):
     result = cli(
         place / "gpt2",

@@ -99,6 +99,23 @@ def test_the_screen(cli, tail, tmp_path, columns):
     assert lines[-1].endswith("sweep.json, sweep.csv, sweep.png")
 
 
+def test_texts_that_were_cut_are_counted_as_by_evaluate(cli, tail, tmp_path):
+    base, finetuned, data = tail
+    long = tmp_path / "data.csv"
+    long.write_text(f"{data.read_text()}{'film ' * 100},,positive,easy=1,1\n")
+    words = (base, finetuned, long, "-o", tmp_path / "out", "-k", "0,1", "--device", "cpu")
+    first = cli(*words)
+    again = cli(*words, "--json")  # of rows that are on disk
+    said = "svdcut: 1 text too long for the model: cut\n"
+    assert [(r.exit_code, r.stderr) for r in (first, again)] == [(0, said)] * 2
+    found = json.loads(again.stdout)
+    alone = svdcut.evaluate(finetuned, long, device="cpu")
+    assert found["finetuned"] == json.loads(json.dumps(alone.to_json()))
+    rows = (found["base"], found["finetuned"], *found["rows"])
+    assert [row["num_truncated"] for row in rows] == [1] * 4
+    assert cli(*words, "-q").stderr == ""
+
+
 def test_quiet_prints_nothing(cli, tail, tmp_path):
     result = cli(*tail, "-o", tmp_path / "out", "-k", "1", "-q", *ASK)
     assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")

@@ -173,13 +173,22 @@ def test_json_and_back(rows):
     text = json.dumps(result.to_json(), allow_nan=False)
     assert Evaluation.from_json(json.loads(text)) == result
     assert Evaluation.from_json({**json.loads(text), "rule": "64"}) == result
+    assert result.num_truncated is None
+
+
+def test_json_that_does_not_say_how_many_texts_were_cut():
+    known = some([True, False], num_truncated=1)
+    document = known.to_json()
+    assert Evaluation.from_json(document) == known
+    assert document.pop("num_truncated") == 1
+    assert Evaluation.from_json(document).num_truncated is None
 
 
 def test_json_is_as_documented():
     document = some([True, False, True], "aab", aligned=[True, True, False]).to_json()
     assert list(document) == [
-        *("accuracy", "size", "groups", "worst_group", "worst_group_accuracy", "gap"),
-        "intervals",
+        *("accuracy", "size", "num_truncated", "groups", "worst_group"),
+        *("worst_group_accuracy", "gap", "intervals"),
     ]
     assert document["groups"] == {
         "a": {"accuracy": 0.5, "size": 2},

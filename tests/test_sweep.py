@@ -395,6 +395,16 @@ def test_rows_of_other_inputs_are_refused(place, tmp_path):
         sweep(tmp_path / "place", tmp_path / "out")
 
 
+def test_rows_that_do_not_say_how_many_texts_were_cut_are_refused(place, tmp_path):
+    """As they were before the format of the rows had a number."""
+    sweep(place, tmp_path)
+    log = tmp_path / "rows.jsonl"
+    text = log.read_text().replace(', "the format of the rows": "2"', "")
+    log.write_text(text.replace('"num_truncated": 0, ', ""))
+    with pytest.raises(svdcut.OutputExistsError, match=r"format of the rows was absent, is 2"):
+        sweep(place, tmp_path)
+
+
 def test_a_file_of_somebody_else_is_left_alone(place, tmp_path):
     (tmp_path / "rows.jsonl").write_text("mine\n")
     for restart in (False, True):
@@ -409,6 +419,7 @@ def test_a_file_of_somebody_else_is_left_alone(place, tmp_path):
 EVALUATION = {
     "accuracy",
     "size",
+    "num_truncated",
     "groups",
     "worst_group",
     "worst_group_accuracy",

@@ -22,9 +22,10 @@ from svdcut.cli.evaluating import (
     TextOption,
     TextPairOption,
     data_options,
+    note_cut_texts,
 )
 from svdcut.cli.evaluation_screen import print_evaluation
-from svdcut.cli.guard import guard, note
+from svdcut.cli.guard import guard
 from svdcut.cli.output import print_json, show_progress
 from svdcut.cli.shared import DeviceOption, screen_flag
 
@@ -111,6 +112,5 @@ def evaluate(
             print_json(evaluation.to_json())
         elif not quiet:
             print_evaluation(checkpoint, request.dataset, evaluation, found)
-        if found.num_truncated and not quiet:
-            count, noun = found.num_truncated, "text" if found.num_truncated == 1 else "texts"
-            note(f"{count} {noun} too long for the model: cut")
+        if not quiet:
+            note_cut_texts(evaluation)

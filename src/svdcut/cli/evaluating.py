@@ -7,7 +7,9 @@ from typing import Annotated
 import typer
 
 from svdcut.api import DataOptions
+from svdcut.cli.guard import note
 from svdcut.cli.shared import COMPUTATION
+from svdcut.evaluation.metrics import Evaluation
 
 _COLUMNS = "Columns of DATA"
 _MODEL = "What the model is asked"
@@ -139,6 +141,12 @@ def data_options(
         "device": device,
         "quiet": quiet,
     }
+
+
+def note_cut_texts(evaluation: Evaluation) -> None:
+    """Say how many texts were too long for the model, if any were."""
+    if count := evaluation.num_truncated:
+        note(f"{count} {'text' if count == 1 else 'texts'} too long for the model: cut")
 
 
 def split_names(*lists: str) -> list[str]:

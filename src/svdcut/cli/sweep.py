@@ -38,6 +38,7 @@ from svdcut.cli.evaluating import (
     TextOption,
     TextPairOption,
     data_options,
+    note_cut_texts,
     split_names,
 )
 from svdcut.cli.guard import Unfinished, guard, note
@@ -240,6 +241,8 @@ def sweep(
             print_json(found.to_json())
         elif not quiet:
             print_sweep(request, found)
+        if not quiet:
+            note_cut_texts(found.finetuned)
         _refuse_none(found)
         if write is not None:
             _write(base, finetuned, found, write, shape, quiet=quiet or json)

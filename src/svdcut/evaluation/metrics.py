@@ -87,11 +87,15 @@ class Evaluation:
     intervals: Mapping[str, Interval]
     """Of each gap that there is, by the name of its field: see `gap_intervals`."""
 
+    num_truncated: int | None = None
+    """Rows that were too long for the model, and were cut; None where that is not known."""
+
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object; all intervals are together in it, as pairs."""
         return {
             "accuracy": self.accuracy,
             "size": self.size,
+            "num_truncated": self.num_truncated,
             "groups": {
                 name: {"accuracy": group.accuracy, "size": group.size}
                 for name, group in self.groups.items()
@@ -122,7 +126,9 @@ class Evaluation:
         return parsed
 
 
-def evaluate_predictions(correct: Sequence[bool], dataset: Dataset, *, seed: int = 0) -> Evaluation:
+def evaluate_predictions(
+    correct: Sequence[bool], dataset: Dataset, *, seed: int = 0, num_truncated: int | None = None
+) -> Evaluation:
     """Return the accuracies of all rows and of each group, and their gaps.
 
     Parameters
@@ -133,6 +139,8 @@ def evaluate_predictions(correct: Sequence[bool], dataset: Dataset, *, seed: int
         The rows, in the same order; which order does not matter.
     seed : int
         Of the resampling behind the intervals of gaps.
+    num_truncated : int, optional
+        How many rows were too long for the model, and were cut.
 
     Raises
     ------
@@ -162,6 +170,7 @@ def evaluate_predictions(correct: Sequence[bool], dataset: Dataset, *, seed: int
         worst_group_accuracy=worst_accuracy,
         gap=gap,
         intervals=gap_intervals(cells, gap, seed=seed),
+        num_truncated=num_truncated,
     )
 
 
@@ -315,7 +324,7 @@ def _nested(document: Mapping[str, Any]) -> dict[str, Any]:
         own = {
             item.name: document[item.name]
             for item in fields(Evaluation)
-            if item.name not in ("interval", "intervals")
+            if item.name not in ("interval", "intervals", "num_truncated")
         }
         groups = {
             name: {**group, "interval": _interval(intervals["groups"][name])}
@@ -326,6 +335,7 @@ def _nested(document: Mapping[str, Any]) -> dict[str, Any]:
             "interval": _interval(intervals["accuracy"]),
             "groups": groups,
             "intervals": gaps,
+            "num_truncated": document.get("num_truncated"),
         }
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"not an evaluation: {error!r}") from error

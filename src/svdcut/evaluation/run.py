@@ -54,4 +54,7 @@ def run_evaluation(
     predictor = load_predictor(checkpoint, dataset, options, quiet=quiet)
     predictions = predictor.predict(observe)
     correct = predictions.matches(dataset.labels)
-    return evaluate_predictions(correct, dataset, seed=seed), predictions
+    evaluation = evaluate_predictions(
+        correct, dataset, seed=seed, num_truncated=predictions.num_truncated
+    )
+    return evaluation, predictions

@@ -89,8 +89,11 @@ class DataEvaluator:
         predictor = load_predictor(source, self.dataset, self.options, quiet=setting.quiet)
 
         def evaluate(_model: Any) -> Evaluation:  # noqa: ANN401
-            correct = predictor.predict(setting.observe).matches(self.dataset.labels)
-            return evaluate_predictions(correct, self.dataset, seed=self.seed)
+            found = predictor.predict(setting.observe)
+            correct = found.matches(self.dataset.labels)
+            return evaluate_predictions(
+                correct, self.dataset, seed=self.seed, num_truncated=found.num_truncated
+            )
 
         return _InMemory(setting, predictor.model, evaluate)
 

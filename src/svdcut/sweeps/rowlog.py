@@ -20,6 +20,8 @@ ROW = "row"
 """Kind of a record of a row."""
 
 _FINETUNED = "finetuned"
+_FORMAT = "2"
+"""Another for each change of what a record holds; since 2, how many texts were cut."""
 
 
 class RowLog:
@@ -44,6 +46,7 @@ class RowLog:
 
     def __init__(self, folder: Path, identity: Mapping[str, str], *, restart: bool) -> None:
         path = folder / ROWS_NAME
+        identity = {**identity, "the format of the rows": _FORMAT}
         if path.is_file() and path.stat().st_size and not _is_log(path):
             raise OutputExistsError(
                 f"{path} exists and holds no rows of svdcut",
