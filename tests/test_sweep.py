@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
+import os
 import shutil
 import sys
 
@@ -20,6 +22,7 @@ import svdcut.tensor_job
 import text_models
 from architectures import ARCHITECTURES
 from checkpoints import Pair, file_bytes
+from svdcut import preflight
 from svdcut.evaluation.metrics import Evaluation, Gap, GroupResult, Interval, wilson_interval
 from svdcut.plan import make_plan
 from svdcut.ranks import Keep, parse_rule
@@ -479,6 +482,89 @@ def test_without_groups(place, tmp_path):
     assert found.chosen_with_groups is None
     assert found.answer[-1] == "There are no groups, so nothing is known of the gap."
     assert (tmp_path / "sweep.png").is_file()
+
+
+# Room on the disk
+
+
+@pytest.mark.parametrize(
+    ("rules", "keeps", "more"),
+    [
+        ("0,1,2,full", "top", {}),
+        ("1,3", "top,bottom", {}),
+        ("4", "top,random", {}),
+        ("9", "bottom,top", {}),
+        ("2,full", "top", {"scale": 0.5}),
+        ("2", "top", {"svd": "krylov"}),
+        ("1", "top", {"rank_for": ["*query*=5"], "skip": ["*embed*"]}),
+    ],
+)
+def test_room_that_factors_are_said_to_need(pair, tmp_path, monkeypatch, rules, keeps, more):
+    """As much as they take, and as much again while they are put aside.
+
+    But for three numbers a triplet, whose vectors take as many as their sides are long.
+    """
+    monkeypatch.setattr(preflight, "_small_bytes", lambda plan: 0)
+    options = svdcut.api.resolve_options({"device": "cpu"} | more)
+    plan = plan_of(pair, options)
+    cuts = [
+        (parse_rule(rule), Keep(keep)) for keep in keeps.split(",") for rule in rules.split(",")
+    ]
+    needed = preflight.check_factors(plan, cuts, options, tmp_path / "kept").needed_bytes
+    made = decompose_update(plan, [Variant(*cut) for cut in cuts], options, tmp_path / "kept")
+    factors = [entry for name, entry in made.entries.items() if not name.endswith(".values")]
+    written = 2 * sum(entry.size_bytes for entry in factors)
+    if "random" in keeps:  # which is a set of its own, as far as is known
+        assert written / 2 <= needed <= written
+    else:
+        assert needed == written
+
+
+def test_no_room_for_factors_is_refused_before_any_work(place, pair, tmp_path, monkeypatch):
+    options, out = svdcut.api.resolve_options({}), tmp_path / "out"
+    cuts = [(parse_rule(rule), Keep.TOP) for rule in ("0", "2")]
+    plan = plan_of(pair, options)
+    needed = preflight.check_factors(plan, cuts, options, out / "decomposition").needed_bytes
+    monkeypatch.setattr(preflight, "free_space", lambda path: (1, needed - 1))
+    counted = Counted()
+    message = r"out/decomposition: [\d.]+ MB to write, but only [\d.]+ MB free there"
+    with pytest.raises(svdcut.OutputError, match=message) as caught:
+        sweep(place, out, evaluate=counted, ranks="2")
+    assert (caught.value.exit_code, counted.calls) == (1, [])
+    assert [path.name for path in out.iterdir()] == ["rows.jsonl"]
+    # What a rule of the spectrum will take is not known.
+    small = preflight.check_factors(plan, cuts[:1], options, out / "decomposition").needed_bytes
+    monkeypatch.setattr(preflight, "free_space", lambda path: (1, small))
+    assert sweep(place, tmp_path / "energy", evaluate=counted, ranks="energy=0.9").rows
+    monkeypatch.setattr(preflight, "free_space", lambda path: (1, needed))
+    expected = sweep(place, out, evaluate=counted, ranks="2")
+    monkeypatch.setattr(preflight, "free_space", lambda path: (1, 0))
+    assert sweep(place, out, evaluate=counted, ranks="2") == expected
+
+
+def test_no_room_for_a_checkpoint_is_refused_before_any_work(place, pair, tmp_path, monkeypatch):
+    out, log = tmp_path / "out", tmp_path / "log"
+    command = f"sh -c 'touch {log}; echo 0.5' {{model}}"
+    plan = plan_of(pair, svdcut.api.resolve_options({}))
+    needed = preflight.check_checkpoint(plan, out / "checkpoint").needed_bytes
+    monkeypatch.setattr(preflight, "free_space", lambda path: (1, needed - 1))
+    with pytest.raises(svdcut.OutputError, match=r"out/checkpoint: .* to write, but only"):
+        sweep(place, out, eval_command=command, ranks="1")
+    assert not log.exists()
+    # What a run that was killed left there is replaced.
+    (out / "checkpoint").mkdir()
+    (out / "checkpoint" / "model.safetensors").write_bytes(bytes(100_000))
+    assert sweep(place, out, eval_command=command, ranks="1").rows
+    assert log.exists()
+
+
+def test_a_disk_that_is_full_at_once(place, tmp_path, monkeypatch):
+    def full(self, identity):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(svdcut.journal.Journal, "begin", full)
+    with pytest.raises(svdcut.OutputError, match="No space left on device"):
+        sweep(place, tmp_path)
 
 
 # Evaluators of the user's own

@@ -14,9 +14,9 @@ from svdcut.errors import OutputError
 from svdcut.machine import available_memory, free_device_memory, free_space, num_cores
 from svdcut.memory import expected_top, memory_needs
 from svdcut.options import Options
-from svdcut.pairing import Action
+from svdcut.pairing import Action, Pair
 from svdcut.plan import Form, Output, Plan
-from svdcut.ranks import Rule, RuleKind, rule_for
+from svdcut.ranks import Keep, Rule, RuleKind, rule_for
 from svdcut.svd.route import Route, choose_route
 
 _PROCESS_BYTES = 400 << 20
@@ -43,6 +43,21 @@ class DiskNeed:
 
     needed_bytes: int
     free_bytes: int
+
+    def refuse(self) -> None:
+        """Raise if there is no room.
+
+        Raises
+        ------
+        OutputError
+            If more is needed than is free.
+        """
+        if self.needed_bytes > self.free_bytes:
+            raise OutputError(
+                f"{self.folder}: {_gigabytes(self.needed_bytes)} to write, but only "
+                f"{_gigabytes(self.free_bytes)} free there",
+                hint="Make room, or choose a place on another disk.",
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +86,7 @@ class Preflight:
             If a disk has no room for the result.
         """
         for disk in self.disks:
-            if disk.needed_bytes > disk.free_bytes:
-                raise OutputError(
-                    f"{disk.folder}: {_gigabytes(disk.needed_bytes)} to write, but only "
-                    f"{_gigabytes(disk.free_bytes)} free there",
-                    hint="Make room, or choose a place on another disk.",
-                )
+            disk.refuse()
 
     def warnings(self) -> Iterator[str]:
         """Yield what may go wrong."""
@@ -117,15 +127,90 @@ def check_run(plan: Plan, outputs: Sequence[Output], options: Options) -> Prefli
     )
 
 
-def _disk_needs(plan: Plan, outputs: Sequence[Output], options: Options) -> Iterator[DiskNeed]:
+def check_checkpoint(plan: Plan, folder: Path) -> DiskNeed:
+    """Find the room that one checkpoint takes, in place of what an earlier run left there.
+
+    Parameters
+    ----------
+    plan : Plan
+        Of its tensors.
+    folder : Path
+        Where it is to be written.
+    """
+    _, free = free_space(folder)
+    needed = _checkpoint_bytes(plan) - _allocated(folder) - _allocated(partial_path(folder))
+    return DiskNeed(folder, max(needed, 0), free)
+
+
+def check_factors(
+    plan: Plan, cuts: Sequence[tuple[Rule, Keep]], options: Options, folder: Path
+) -> DiskNeed:
+    """Find the room that the factors of some cuts take, put aside and in place.
+
+    Parameters
+    ----------
+    plan : Plan
+        Of the tensors.
+    cuts : sequence of tuple
+        Which triplets each keeps.
+    options : Options
+        As the plan was made with.
+    folder : Path
+        Where they are to be kept.
+
+    Notes
+    -----
+    Ranks that depend on the spectrum count as none. A matrix that is the same on both sides
+    takes nothing in the end, but is counted: no weights are read.
+    """
+    pairs = [tensor.pair for tensor in plan.tensors if tensor.pair.action is Action.TRUNCATE]
+    size = 2 * sum(_factor_bytes(pair, cuts, options) for pair in pairs)
+    _, free = free_space(folder)
+    needed = size + _small_bytes(plan) - _allocated(partial_path(folder))
+    return DiskNeed(folder, max(needed, 0), free)
+
+
+def _factor_bytes(pair: Pair, cuts: Sequence[tuple[Rule, Keep]], options: Options) -> int:
+    """Return the bytes of the triplets of a tensor that some cuts need at least."""
+    chosen = [(rule_for(pair.name, rule, options.rank_for), keep) for rule, keep in cuts]
+    if options.scale == 1 and pair.update is None:  # then all of it is copied
+        chosen = [(rule, keep) for rule, keep in chosen if rule.kind is not RuleKind.FULL]
+    is_top = all(keep is Keep.TOP for _, keep in chosen)
+    top = expected_top(pair, [rule for rule, _ in chosen], options) if is_top and chosen else None
+    total = 0
+    for (m, n), most in zip(pair.matrices, pair.full_ranks, strict=True):
+        itemsize = 4 if _is_krylov(min(m, n), top, options.svd) else 8
+        total += itemsize * _kept_rank(most, chosen) * (m + n)
+    return total
+
+
+def _kept_rank(most: int, cuts: Sequence[tuple[Rule, Keep]]) -> int:
+    """Return how many triplets of a matrix serve the cuts whose rank is known beforehand."""
+    ranks = dict.fromkeys(Keep, 0)
+    for rule, keep in cuts:
+        known = {RuleKind.FULL: most, RuleKind.FIXED: min(int(rule.value), most)}
+        ranks[keep] = max(ranks[keep], known.get(rule.kind, 0))
+    return min(max(ranks[Keep.TOP] + ranks[Keep.BOTTOM], ranks[Keep.RANDOM]), most)
+
+
+def _checkpoint_bytes(plan: Plan) -> int:
     beside = sum(path.stat().st_size for path in plan.finetuned.sidecars().values())
-    small = _SMALL_FILES_BYTES + _BYTES_PER_FACT * len(plan.tensors)
+    return _small_bytes(plan) + plan.size_bytes + beside
+
+
+def _small_bytes(plan: Plan) -> int:
+    return _SMALL_FILES_BYTES + _BYTES_PER_FACT * len(plan.tensors)
+
+
+def _disk_needs(plan: Plan, outputs: Sequence[Output], options: Options) -> Iterator[DiskNeed]:
     needs: dict[int, DiskNeed] = {}
     for output in outputs:
         system, free = free_space(output.path)
-        is_adapter = output.form is Form.ADAPTER
-        weights = _adapter_bytes(plan, output.rule, options) if is_adapter else plan.size_bytes
-        size = small + (weights if is_adapter else weights + beside)
+        size = (
+            _small_bytes(plan) + _adapter_bytes(plan, output.rule, options)
+            if output.form is Form.ADAPTER
+            else _checkpoint_bytes(plan)
+        )
         needed = max(size - _allocated(partial_path(output.path)), 0)
         before = needs.get(system)
         needs[system] = DiskNeed(
@@ -171,9 +256,15 @@ def _seconds(plan: Plan, rules: Sequence[Rule], options: Options) -> float:
 
 def _svd_seconds(m: int, n: int, top: int | None, route: Route) -> float:
     n, m = sorted((m, n))
-    if (choose_route(n, top) if route is Route.AUTO else route) is Route.KRYLOV and top is not None:
+    if top is not None and _is_krylov(n, top, route):
         return _KRYLOV_SECONDS * m * n * max(top, 16)
     return _GRAM_SECONDS * m * n**2 + _EIGH_SECONDS * n**3
+
+
+def _is_krylov(short: int, top: int | None, route: Route) -> bool:
+    """Whether a matrix is decomposed by leading triplets alone, at first."""
+    chosen = choose_route(short, top) if route is Route.AUTO else route
+    return chosen is Route.KRYLOV and top is not None
 
 
 def _gigabytes(size: int) -> str:

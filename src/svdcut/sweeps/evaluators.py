@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from svdcut.errors import EvaluationError
 from svdcut.evaluation.dataset import Dataset
@@ -27,6 +27,9 @@ from svdcut.sweeps.outcome import read_outcome
 from svdcut.sweeps.stored import Decomposed
 from svdcut.sweeps.swap import SwappedModel
 from svdcut.truncation import run_truncation
+
+CHECKPOINT_NAME = "checkpoint"
+"""Of the folder, within that of a sweep, that a command evaluates."""
 
 _MAX_SAID = 300
 """Characters of what a failed command said."""
@@ -59,6 +62,9 @@ class Setting:
 class Evaluator(Protocol):
     """How cuts are evaluated."""
 
+    writes_checkpoints: ClassVar[bool]
+    """Whether each cut is written as a checkpoint, so that no factors are kept."""
+
     def identity(self) -> dict[str, str]:
         """Return what shapes an evaluation, in words."""
 
@@ -69,6 +75,8 @@ class Evaluator(Protocol):
 @dataclass(frozen=True, slots=True)
 class DataEvaluator:
     """Evaluates on labelled texts."""
+
+    writes_checkpoints: ClassVar[bool] = False
 
     dataset: Dataset
     options: ScoringOptions
@@ -108,6 +116,8 @@ def _digest(dataset: Dataset) -> str:
 @dataclass(frozen=True, slots=True)
 class FunctionEvaluator:
     """Evaluates by a function that takes the model."""
+
+    writes_checkpoints: ClassVar[bool] = False
 
     function: Callable[[Any], object]
     options: ScoringOptions
@@ -151,6 +161,8 @@ class _InMemory:
 class CommandEvaluator:
     """Evaluates by a command of the user's own, on checkpoints that are written for it."""
 
+    writes_checkpoints: ClassVar[bool] = True
+
     command: str
     """With ``{model}`` where the folder of the checkpoint goes."""
 
@@ -176,7 +188,7 @@ class _OnDisk:
 
     def evaluate(self, decomposed: Decomposed, variant: Variant) -> Evaluation:
         setting = self.setting
-        folder = setting.folder / "checkpoint"
+        folder = setting.folder / CHECKPOINT_NAME
         shutil.rmtree(folder, ignore_errors=True)
         options = replace(setting.options, keep=variant.keep)
         with InputHashes(setting.plan) as hashes:

@@ -62,8 +62,10 @@ class RowLog:
                 self._journal.begin(identity)
             else:
                 self._journal.refuse_other(identity, f"{path} holds rows")
-        except BaseException:
+        except BaseException as error:
             self._journal.close()
+            if isinstance(error, OSError):
+                raise output_error(path, error) from error
             raise
 
     def __enter__(self) -> RowLog:

@@ -10,11 +10,12 @@ from pathlib import Path
 from svdcut.evaluation.metrics import Evaluation
 from svdcut.options import Options
 from svdcut.plan import Plan
+from svdcut.preflight import check_checkpoint, check_factors
 from svdcut.progress import Observer, Progress
 from svdcut.provenance import refuse_changed
 from svdcut.sweeps.choice import choose, explain
 from svdcut.sweeps.decompose import decompose_update, identify_work
-from svdcut.sweeps.evaluators import Bench, Evaluator, Setting
+from svdcut.sweeps.evaluators import CHECKPOINT_NAME, Bench, Evaluator, Setting
 from svdcut.sweeps.facts import BASE, Row, Sweep, Variant
 from svdcut.sweeps.rowlog import RowLog
 from svdcut.sweeps.stored import Decomposed
@@ -55,6 +56,8 @@ def run_sweep(task: Task, observe: Observer = lambda progress: None) -> Sweep:
     ------
     OutputExistsError
         If the folder holds rows of other inputs, options or data.
+    OutputError
+        If the disk has no room for the factors, or for a checkpoint where one is written.
     SvdcutError
         As the decomposition and the evaluator do; rows that are done stay.
 
@@ -106,12 +109,24 @@ class _Run:
 
     def measure(self) -> tuple[Evaluation, Evaluation, list[Row]]:
         """Return the fine-tuned end, base, and the rows that were asked for."""
+        if any(self._log.find(variant) is None for variant in self._wanted):
+            self._check_room()
         finetuned = self._log.finetuned()
         if finetuned is None:
             finetuned = self._bench().finetuned()
             self._log.add_finetuned(finetuned)
         rows = {variant: self._row(variant, finetuned) for variant in self._wanted}
         return finetuned, rows[BASE].evaluation, [rows[v] for v in self._task.variants]
+
+    def _check_room(self) -> None:
+        """Refuse a disk that has no room for what is to be written, before any work."""
+        task = self._task
+        factors = task.folder / DECOMPOSITION_NAME
+        if task.restart or not factors.exists():  # else it may serve
+            cuts = [(variant.rule, variant.keep) for variant in self._wanted]
+            check_factors(task.plan, cuts, task.options, factors).refuse()
+        if task.evaluator.writes_checkpoints:
+            check_checkpoint(task.plan, task.folder / CHECKPOINT_NAME).refuse()
 
     def _row(self, variant: Variant, finetuned: Evaluation) -> Row:
         found = self._log.find(variant)
