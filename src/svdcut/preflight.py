@@ -264,7 +264,7 @@ def _svd_seconds(m: int, n: int, top: int | None, route: Route) -> float:
 def _is_krylov(short: int, top: int | None, route: Route) -> bool:
     """Whether a matrix is decomposed by leading triplets alone, at first."""
     chosen = choose_route(short, top) if route is Route.AUTO else route
-    return chosen is Route.KRYLOV and top is not None
+    return chosen is Route.KRYLOV and top is not None and top < short
 
 
 def _gigabytes(size: int) -> str:
