@@ -118,7 +118,7 @@ def test_a_head_that_base_lacks(tmp_path):
     made = make(tmp_path, model, config, base=pretrained)
     found = made.open()
     head = ["classifier.bias", "classifier.weight"]
-    assert sorted(found.tensors)[-2:] != head
+    assert not any(name.startswith("cls.") for name in found.tensors)  # what guesses words
     assert sorted(name for name in found.tensors if name.startswith("classifier")) == head
     assert sorted(list(found.shards.values())[-1][-2:]) == head
     assert found.tensors[head[1]].name == head[1]

@@ -50,7 +50,7 @@ _REFUSED = {
 
 _IGNORED = frozenset(
     {
-        *("task_type", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode"),
+        *("auto_mapping", "inference_mode"),
         *("target_modules", "exclude_modules", "lora_dropout", "bias"),
         *("layers_to_transform", "layers_pattern", "megatron_core", "loftq_config", "eva_config"),
         *("corda_config", "lora_ga_config", "velora_config", "monteclora_config"),
@@ -66,7 +66,8 @@ _READ = frozenset(
     {
         *("peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora"),
         *("use_dora", "fan_in_fan_out", "modules_to_save", "target_parameters", "lora_bias"),
-        *("init_lora_weights", "ensure_weight_tying", "peft_version"),
+        *("init_lora_weights", "ensure_weight_tying", "peft_version", "task_type"),
+        *("base_model_name_or_path", "revision"),
     }
 )
 
@@ -129,6 +130,15 @@ class PeftConfig:
     ties: bool
     """`ensure_weight_tying`."""
 
+    task: str | None
+    """`task_type`, as ``SEQ_CLS``."""
+
+    base: str | None
+    """`base_model_name_or_path`: a folder or a Hub id."""
+
+    base_revision: str | None
+    """`revision`, of a Hub id."""
+
     def rank_of(self, parameter: str) -> int:
         """Return the rank of a parameter's update, of each expert; by its name in memory."""
         return int(self.rank_pattern.find(self._key(parameter), self.rank))
@@ -170,6 +180,9 @@ def read_peft_config(path: Path) -> PeftConfig:
         saved_modules=fields.texts("modules_to_save"),
         version=_version(fields),
         ties=fields.flag("ensure_weight_tying"),
+        task=fields.text("task_type"),
+        base=fields.text("base_model_name_or_path"),
+        base_revision=fields.text("revision"),
     )
 
 
@@ -189,6 +202,11 @@ class _Fields:
         if not isinstance(found, bool):
             raise self.wrong(key, found, "true or false")
         return found
+
+    def text(self, key: str) -> str | None:
+        """Return a text; None where there is none, or something else that decides on nothing."""
+        found = self.values.get(key)
+        return found if isinstance(found, str) and found else None
 
     def texts(self, key: str) -> tuple[str, ...]:
         found = self.get(key, [])

@@ -11,7 +11,8 @@ from typing import Any
 
 from svdcut.adapter.application import Application, apply_adapter
 from svdcut.adapter.collection import collect_tensors
-from svdcut.adapter.peft_config import CONFIG_NAME, read_peft_config
+from svdcut.adapter.peft_config import CONFIG_NAME, PeftConfig, read_peft_config
+from svdcut.adapter.task import language_heads, task_changes
 from svdcut.adapter.tying import drop_copies, unties
 from svdcut.checkpoint import (
     ADAPTER_NAME,
@@ -96,15 +97,20 @@ def _open_adapter(location: Location, base: Checkpoint, renames: Mapping[str, st
     weights = read_header(folder / ADAPTER_NAME)
     applied = apply_adapter(collect_tensors(weights), config, base, renames)
     applied = drop_copies(applied, config, base)
-    changed = _config(base, applied)
-    tensors = {name: applied.replaced.get(name, entry) for name, entry in base.tensors.items()}
+    changed = _config(base, config, applied)
+    left_out = frozenset(language_heads(base, config, applied))
+    tensors = {
+        name: applied.replaced.get(name, entry)
+        for name, entry in base.tensors.items()
+        if name not in left_out
+    }
     return Checkpoint(
         source=location.source,
         revision=location.revision,
         directory=folder,
         files=(weights, _without_entries(folder / CONFIG_NAME)),
         tensors={**tensors, **applied.added},
-        shards=_with_names(base.shards, list(applied.added)),
+        shards=_shards(base.shards, list(applied.added), left_out),
         metadata=base.metadata,
         index=base.index,
         config=changed,
@@ -122,15 +128,21 @@ def _without_entries(path: Path) -> TensorFile:
     return TensorFile(path, status.st_size, (), {}, status.st_mtime_ns)
 
 
-def _with_names(
-    shards: Mapping[str, tuple[str, ...]], names: list[str]
+def _shards(
+    shards: Mapping[str, tuple[str, ...]], added: list[str], left_out: frozenset[str]
 ) -> Mapping[str, tuple[str, ...]]:
-    *_, last = shards
-    return {**shards, last: (*shards[last], *names)}
+    """Return the names in each file, of which none is empty; new ones are in the last."""
+    found = {
+        file: tuple(name for name in names if name not in left_out)
+        for file, names in shards.items()
+    }
+    *_, last = found
+    found[last] += tuple(added)
+    return {file: names for file, names in found.items() if names}
 
 
-def _config(base: Checkpoint, applied: Application) -> Mapping[str, Any]:
-    """Return base's config, with what the adapter makes another of its embeddings."""
+def _config(base: Checkpoint, peft: PeftConfig, applied: Application) -> Mapping[str, Any]:
+    """Return base's config, with what the adapter makes another of its embeddings and task."""
     resized = [
         entry.shape[0]
         for name, entry in applied.replaced.items()
@@ -139,7 +151,7 @@ def _config(base: Checkpoint, applied: Application) -> Mapping[str, Any]:
     changes: dict[str, object] = {"vocab_size": resized[0]} if resized else {}
     if base.ties_embeddings and unties(applied):
         changes["tie_word_embeddings"] = False
-    config = dict(base.config)
+    config = dict(base.config) | task_changes(base, peft, applied)
     text = config.get("text_config")
     if isinstance(text, dict):
         config["text_config"] = text | {key: changes[key] for key in changes if key in text}

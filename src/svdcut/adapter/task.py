@@ -1,0 +1,117 @@
+"""What an adapter of a classifier makes of its base: another class, other labels, one head.
+
+PEFT wraps a classifier, of which the adapter holds the head; base's config often names the
+language model or the encoder that it was made of. Names and shapes alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from svdcut.adapter.application import Application
+from svdcut.adapter.peft_config import PeftConfig
+from svdcut.checkpoint import Checkpoint
+from svdcut.names import is_task_head
+
+_CLASSES = {"SEQ_CLS": "ForSequenceClassification", "TOKEN_CLS": "ForTokenClassification"}
+"""Ends of the classes that PEFT's tasks are of."""
+
+_END = re.compile(
+    r"(For[A-Z]\w*|(With)?LMHeadModel|DoubleHeadsModel|ModelWithLMHead|EncoderModel|Model)$"
+)
+"""What follows the name of a family of models in the name of a class."""
+
+_LABELS = re.compile(r"(^|\.)(score|classifier|out_proj|linear_out|logits_proj|summary)\.weight$")
+"""The last matrix of a head: it has a row for each label."""
+
+_LANGUAGE_HEAD = re.compile(
+    r"(lm_head|embed_out|proj_out|cls|predictions|lm_predictions|mask_predictions|pred_layer|"
+    r"lm_loss|generator_(predictions|lm_head)|discriminator_predictions|sop_classifier|"
+    r"vocab_(transform|layer_norm|projector))(\.|$)"
+)
+"""Parts beside the encoder or decoder that give tokens; a classifier has none of them."""
+
+_DEFAULT_LABELS = 2
+
+
+def task_changes(base: Checkpoint, config: PeftConfig, applied: Application) -> dict[str, object]:
+    """Return what base's config must say instead, for a classifier whose head is the adapter's.
+
+    Parameters
+    ----------
+    base : Checkpoint
+        Whose config names a class and labels.
+    config : PeftConfig
+        Of the adapter.
+    applied : Application
+        What the adapter has for base.
+
+    Returns
+    -------
+    dict
+        ``architectures``, and ``id2label`` with ``label2id`` where the number of labels is
+        another, as transformers makes them; empty for other tasks.
+    """
+    rows = _num_labels(config, applied)
+    if rows is None:
+        return {}
+    changes: dict[str, object] = {}
+    named = base.config.get("architectures")
+    wanted = _architecture(named, _CLASSES[str(config.task)])
+    if wanted is not None and named != [wanted]:
+        changes["architectures"] = [wanted]
+    if rows != _named_labels(base.config):
+        names = [f"LABEL_{number}" for number in range(rows)]
+        changes["id2label"] = {str(number): name for number, name in enumerate(names)}
+        changes["label2id"] = {name: number for number, name in enumerate(names)}
+        if "num_labels" in base.config:
+            changes["num_labels"] = rows
+    return changes
+
+
+def language_heads(base: Checkpoint, config: PeftConfig, applied: Application) -> tuple[str, ...]:
+    """Return the tensors of base that the class of the result has no place for.
+
+    Parameters
+    ----------
+    base, config, applied
+        As for `task_changes`.
+    """
+    if "architectures" not in task_changes(base, config, applied):
+        return ()
+    changed = {*applied.updates, *applied.replaced}
+    return tuple(
+        name for name in base.tensors if _LANGUAGE_HEAD.match(name) and name not in changed
+    )
+
+
+def _num_labels(config: PeftConfig, applied: Application) -> int | None:
+    """Return the rows of a classifier's head that the adapter holds; None where it holds none."""
+    if config.task not in _CLASSES:
+        return None
+    whole: Mapping[str, Any] = {**applied.replaced, **applied.added}
+    heads = [
+        entry.shape[0]
+        for name, entry in whole.items()
+        if is_task_head(name) and _LABELS.search(name) and len(entry.shape) == 2
+    ]
+    return heads[-1] if heads else None
+
+
+def _architecture(named: object, end: str) -> str | None:
+    """Return the class of a task, of the family that a config names; None where it names none."""
+    if not isinstance(named, list) or not named or not isinstance(named[0], str):
+        return None
+    right: Iterable[str] = (name for name in named if isinstance(name, str) and name.endswith(end))
+    family = _END.sub("", named[0])
+    return next(iter(right), f"{family}{end}" if family and family != named[0] else None)
+
+
+def _named_labels(config: Mapping[str, Any]) -> int:
+    """Return how many labels transformers takes a config to name."""
+    labels, number = config.get("id2label"), config.get("num_labels")
+    if isinstance(labels, dict):
+        return len(labels)
+    return number if isinstance(number, int) else _DEFAULT_LABELS
