@@ -494,16 +494,6 @@ def test_a_model_that_looks_at_the_last_place_is_filled_up_at_the_left(two, tmp_
     assert distance(alone.scores, found.scores) < 1e-5
 
 
-def test_an_adapter_is_refused_with_the_command_that_merges_it(two, tmp_path):
-    folder = tmp_path / "adapter"
-    folder.mkdir()
-    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "base"}')
-    save_file({"a": torch.zeros(1)}, folder / "adapter_model.safetensors")
-    message = refuse(folder, two)
-    assert "a PEFT adapter" in message
-    assert f"svdcut truncate BASE {folder} -k full -o merged" in message
-
-
 def test_a_bare_file_is_refused(models, two):
     message = refuse(models("bert") / "model.safetensors", two)
     assert "without a config and a tokenizer" in message

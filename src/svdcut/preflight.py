@@ -33,6 +33,8 @@ _GRAM_SECONDS = 5e-11
 _EIGH_SECONDS = 4.5e-10
 """Of one core, each with its own product of sides and ranks (measured, CPU)."""
 
+_MAKE_ROOM = "Make room, or choose a place on another disk."
+
 
 @dataclass(frozen=True, slots=True)
 class DiskNeed:
@@ -44,8 +46,13 @@ class DiskNeed:
     needed_bytes: int
     free_bytes: int
 
-    def refuse(self) -> None:
+    def refuse(self, *, hint: str = _MAKE_ROOM) -> None:
         """Raise if there is no room.
+
+        Parameters
+        ----------
+        hint : str
+            What the user can do.
 
         Raises
         ------
@@ -56,7 +63,7 @@ class DiskNeed:
             raise OutputError(
                 f"{self.folder}: {_gigabytes(self.needed_bytes)} to write, but only "
                 f"{_gigabytes(self.free_bytes)} free there",
-                hint="Make room, or choose a place on another disk.",
+                hint=hint,
             )
 
 
@@ -77,8 +84,13 @@ class Preflight:
     seconds: float | None
     """Rough; None for CUDA, which was not measured."""
 
-    def refuse(self) -> None:
+    def refuse(self, *, hint: str = _MAKE_ROOM) -> None:
         """Raise if the run cannot end well.
+
+        Parameters
+        ----------
+        hint : str
+            What the user can do.
 
         Raises
         ------
@@ -86,7 +98,7 @@ class Preflight:
             If a disk has no room for the result.
         """
         for disk in self.disks:
-            disk.refuse()
+            disk.refuse(hint=hint)
 
     def warnings(self) -> Iterator[str]:
         """Yield what may go wrong."""

@@ -13,7 +13,8 @@ class Progress:
     """A tensor is done."""
 
     stage: str
-    """``spectra`` (the first pass of a budget), ``truncate``, ``spectrum``, or one of verify's."""
+    """``spectra`` (the first pass of a budget), ``truncate``, ``spectrum``, ``merge`` (of an
+    adapter, to be loaded), or one of those of evaluate, sweep and verify."""
 
     name: str
     size_bytes: int

@@ -155,7 +155,7 @@ def _copied_bytes(planned: PlannedTensor, device: torch.device) -> Iterator[byte
     from_base = pair.action is Action.COPY_BASE
     source = pair.base if from_base else pair.finetuned
     assert source is not None
-    if from_base or pair.update is None:
+    if from_base or (pair.update is None and source.dtype is planned.target.dtype):
         side = Side.BASE if source == pair.base else Side.FINETUNED
         for data in iterate_bytes(source):
             _refuse_nonfinite_bytes(source, data, side)

@@ -69,14 +69,25 @@ def open_finetuned(
     UsageError
         If a rename matches no name of base.
     """
-    location = locate(source, quiet=quiet)
+    return open_on(locate(source, quiet=quiet), base, renames or {})
+
+
+def open_on(location: Location, base: Checkpoint, renames: Mapping[str, str]) -> Checkpoint:
+    """Open what is there as the fine-tuned side; takes and raises what `open_finetuned` does."""
     with reading(location):
-        if not _is_adapter(location):
+        if not is_adapter(location):
             return open_located(location)
-        return _open_adapter(location, base, renames or {})
+        return _open_adapter(location, base, renames)
 
 
-def _is_adapter(location: Location) -> bool:
+def is_adapter(location: Location) -> bool:
+    """Whether it is an adapter, and no model.
+
+    Raises
+    ------
+    CheckpointError
+        If it is the weights of one, without the folder around them.
+    """
     path = location.path
     if path.name == ADAPTER_NAME and (path.parent / CONFIG_NAME).is_file():
         raise CheckpointError(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, overload
 
 from svdcut import hub
+from svdcut.adapter.own_base import OpenedModel, open_model
 from svdcut.destination import check_target
 from svdcut.errors import UsageError
 from svdcut.evaluation.dataset import Columns, Dataset, read_dataset
@@ -15,6 +16,7 @@ from svdcut.evaluation.files import check_suffix, save_predictions
 from svdcut.evaluation.metrics import Evaluation
 from svdcut.evaluation.prompts import check_prompt
 from svdcut.evaluation.scores import Predictions, ScoringOptions
+from svdcut.options import Options, StoredDtype
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -72,15 +74,18 @@ class DataOptions(TypedDict, total=False):
 class EvaluateOptions(DataOptions, total=False):
     """Options of `evaluate`."""
 
+    base: str | Path | None
+    """Of an adapter: the base to evaluate it on, instead of the one that its config names."""
+
     predictions: str | Path | None
     """A ``.csv`` or ``.jsonl`` file to write what was predicted for each row to."""
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationRequest:
-    """An evaluation that can be carried out: the data is read, the model is not."""
+    """An evaluation that can be carried out: the data is read, of the model the headers."""
 
-    checkpoint: str | Path
+    model: OpenedModel
     dataset: Dataset
     options: ScoringOptions
     seed: int
@@ -101,11 +106,13 @@ def evaluate(
     ----------
     checkpoint : str or Path
         Directory or Hub id ``org/name[@revision]``: a sequence classifier of transformers,
-        or a causal language model, which chooses the likeliest of some words.
+        or a causal language model, which chooses the likeliest of some words; or a PEFT
+        adapter of one, which is merged into its base in a temporary folder.
     data : str or Path
         File of labelled texts.
     observe : callable, optional
-        Told of each batch that is done; see `svdcut.progress.Progress`.
+        Told of each batch that is done, and of each tensor of an adapter's base that is
+        merged; see `svdcut.progress.Progress`.
     **options : EvaluateOptions
         The options of the command line by the same names.
 
@@ -121,7 +128,7 @@ def evaluate(
     InputError
         If the model or the data cannot be used, or they do not match.
     OutputError
-        If the predictions cannot be written.
+        If the predictions cannot be written, or the merged adapter.
     """
     return carry_out_evaluation(prepare_evaluation(checkpoint, data, **options), observe=observe)[0]
 
@@ -129,16 +136,19 @@ def evaluate(
 def prepare_evaluation(
     checkpoint: str | Path, data: str | Path, **options: Unpack[EvaluateOptions]
 ) -> EvaluationRequest:
-    """Check options and read the data, before torch is imported; see `evaluate`."""
+    """Check options, read data and headers, before torch is imported; see `evaluate`."""
     target = options.get("predictions")
     predictions = None if target is None else Path(target).expanduser()
+    base, seed, quiet = options.get("base"), options.get("seed", 0), options.get("quiet", False)
     if predictions is not None:
         check_suffix(predictions)
-        folder = [Path(checkpoint)] if hub.is_local(str(checkpoint)) else []
-        check_target(predictions, [*folder, Path(data)])
+        sides = [Path(side) for side in (checkpoint, base) if side and hub.is_local(str(side))]
+        check_target(predictions, [*sides, Path(data)])
     dataset, scoring = read_data(data, options)
-    seed, quiet = options.get("seed", 0), options.get("quiet", False)
-    return EvaluationRequest(checkpoint, dataset, scoring, seed, predictions, quiet)
+    model = open_model(checkpoint, base, quiet=quiet)
+    if predictions is not None and model.base is not None and model.base.directory is not None:
+        check_target(predictions, [model.base.directory])
+    return EvaluationRequest(model, dataset, scoring, seed, predictions, quiet)
 
 
 @overload
@@ -165,15 +175,20 @@ def carry_out_evaluation(
     request: EvaluationRequest, *, observe: Observer | None = None
 ) -> tuple[Evaluation, Predictions]:
     """Evaluate what was prepared, and write its predictions; see `evaluate`."""
+    # Later: the import of torch takes a second or two.
+    from svdcut.evaluation.model import dtype_name, find_kind
     from svdcut.evaluation.run import run_evaluation
+    from svdcut.evaluation.scoring import load_predictor
+    from svdcut.merging import loadable
 
+    observe = observe or (lambda progress: None)
+    model, scoring = request.model, request.options
+    merge = Options(device=scoring.device, dtype=StoredDtype(dtype_name(scoring)))
+    find_kind(model.checkpoint)  # an adapter is not merged in vain
+    with loadable(model.base, model.checkpoint, merge, observe=observe) as checkpoint:
+        predictor = load_predictor(checkpoint, request.dataset, scoring, quiet=request.quiet)
     evaluation, predictions = run_evaluation(
-        request.checkpoint,
-        request.dataset,
-        request.options,
-        seed=request.seed,
-        quiet=request.quiet,
-        observe=observe or (lambda progress: None),
+        predictor, request.dataset, seed=request.seed, observe=observe
     )
     if request.predictions is not None:
         save_predictions(predictions, request.dataset, request.predictions)

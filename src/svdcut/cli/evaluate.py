@@ -38,7 +38,7 @@ def evaluate(
         typer.Argument(
             metavar="CHECKPOINT",
             help="A directory, or a Hub id org/name, org/name@revision: a sequence classifier "
-            "or a causal language model.",
+            "or a causal language model, or a PEFT adapter of one.",
         ),
     ],
     data: Annotated[
@@ -47,6 +47,15 @@ def evaluate(
             metavar="DATA", help="A table of labelled texts: .csv, .tsv, .jsonl, .json or .parquet."
         ),
     ],
+    base: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BASE",
+            help="Of an adapter: the base to evaluate it on, a directory or a Hub id.",
+            show_default="as its config says",
+            rich_help_panel="What the model is asked",
+        ),
+    ] = None,
     text: TextOption = "text",
     text_pair: TextPairOption = None,
     label: LabelOption = "label",
@@ -85,8 +94,10 @@ def evaluate(
     worst, that of all texts over the worst, and that of texts on which a shortcut
     leads to the right label over those on which it leads to a wrong one.
 
-    Models are computed in bfloat16 on CUDA and in float32 on a CPU. It needs
-    transformers, which the extra "eval" of the package brings.
+    Models are computed in bfloat16 on CUDA and in float32 on a CPU. An adapter is
+    merged into its base in that dtype, in a temporary folder (TMPDIR) that is
+    removed when the model is loaded. It needs transformers, which the extra "eval"
+    of the package brings.
     """
     with guard(verbose=verbose):
         options = data_options(
@@ -105,7 +116,9 @@ def evaluate(
             device=device,
             quiet=quiet,
         )
-        request = api.prepare_evaluation(checkpoint, data, predictions=predictions, **options)
+        request = api.prepare_evaluation(
+            checkpoint, data, base=base, predictions=predictions, **options
+        )
         with show_progress(quiet=quiet, verbose=False) as observe:
             evaluation, found = api.carry_out_evaluation(request, observe=observe)
         if json:

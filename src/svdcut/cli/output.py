@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 _STAGES = {
     "spectra": "pass 1 of 2: spectra",
     "truncate": "truncating",
+    "merge": "merging",
     "spectrum": "measuring",
     "result": "reading the result",
     "inputs": "reading the inputs",

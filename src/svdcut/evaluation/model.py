@@ -5,7 +5,6 @@ It asks the model nothing.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,13 +13,12 @@ from typing import Any
 
 import torch
 
-from svdcut.checkpoint import Checkpoint, Location, holds_model, locate, open_located, reading
+from svdcut.checkpoint import Checkpoint, open_checkpoint
 from svdcut.device import resolve_device
 from svdcut.errors import CheckpointError, EvaluationError, SvdcutError, UsageError, listed
 from svdcut.evaluation.scores import Kind, ScoringOptions
 from svdcut.jsonfile import quoted
 
-_ADAPTER_CONFIG = "adapter_config.json"
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -53,13 +51,16 @@ class LoadedModel:
     tokenizer: Any
 
 
-def load_model(source: str | Path, options: ScoringOptions, *, quiet: bool = False) -> LoadedModel:
+def load_model(
+    source: str | Path | Checkpoint, options: ScoringOptions, *, quiet: bool = False
+) -> LoadedModel:
     """Load a classifier or a language model from safetensors.
 
     Parameters
     ----------
-    source : str or Path
-        A directory, or a Hub id ``org/name[@revision]``.
+    source : str, Path or Checkpoint
+        A directory, a Hub id ``org/name[@revision]``, or a checkpoint that is open; no
+        adapter.
     options : ScoringOptions
         Device and dtype are looked at.
     quiet : bool
@@ -79,19 +80,37 @@ def load_model(source: str | Path, options: ScoringOptions, *, quiet: bool = Fal
     """
     device = resolve_device(options.device)
     dtype = _resolve_dtype(options.dtype, device)
-    location = locate(source, quiet=quiet)
-    _refuse_adapter(location)
-    with reading(location):
-        checkpoint = open_located(location)
-    _require_transformers()
+    checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, quiet=quiet)
+    kind = find_kind(checkpoint)
     with _quiet_transformers():
-        kind = _find_kind(checkpoint)
-        _check_tokenizer_files(checkpoint)
         tokenizer = _load_tokenizer(checkpoint)
         model = _load_weights(checkpoint, kind, dtype)
     if kind is Kind.LANGUAGE_MODEL:
         _check_causal(checkpoint, model.config)
-    return LoadedModel(str(source), kind, _move(checkpoint, model, device), tokenizer)
+    return LoadedModel(checkpoint.source, kind, _move(checkpoint, model, device), tokenizer)
+
+
+def find_kind(checkpoint: Checkpoint) -> Kind:
+    """Return what a model is, before it is loaded; or of an adapter, what it makes of its base.
+
+    Raises
+    ------
+    EvaluationError
+        If its config and its small files say that it cannot be evaluated.
+    UsageError
+        If transformers cannot be imported.
+    """
+    _require_transformers()
+    with _quiet_transformers():
+        kind = _find_kind(checkpoint)
+    _check_tokenizer_files(checkpoint)
+    return kind
+
+
+def dtype_name(options: ScoringOptions) -> str:
+    """Return the dtype that a model is computed in, as ``float32``."""
+    found = _resolve_dtype(options.dtype, resolve_device(options.device))
+    return str(found).removeprefix("torch.")
 
 
 def _resolve_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -104,16 +123,6 @@ def _resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     if name not in found:
         raise UsageError(f"dtype {name!r}: expected one of {', '.join(found)}")
     return found[name]
-
-
-def _refuse_adapter(location: Location) -> None:
-    path = location.path
-    if (path / _ADAPTER_CONFIG).is_file() and not holds_model(path):
-        merge = f"svdcut truncate BASE {shlex.quote(location.source)} -k full -o merged"
-        raise EvaluationError(
-            f"{location.source}: a PEFT adapter, which is no model by itself",
-            hint=f"Merge it, and evaluate the result: {merge}",
-        )
 
 
 def _require_transformers() -> None:
@@ -166,8 +175,8 @@ def _find_kind(checkpoint: Checkpoint) -> Kind:
 
 
 def _check_tokenizer_files(checkpoint: Checkpoint) -> None:
-    folder = checkpoint.directory
-    if folder is not None and not any(any(folder.glob(name)) for name in _TOKENIZER_FILES):
+    folders = [folder for folder in (checkpoint.directory, checkpoint.under) if folder is not None]
+    if not any(any(folder.glob(name)) for folder in folders for name in _TOKENIZER_FILES):
         raise EvaluationError(
             f"{checkpoint.source}: no tokenizer in it: no {', no '.join(_TOKENIZER_FILES[:4])}",
             hint="Copy the tokenizer files of the model that it was made from into the folder.",
@@ -250,13 +259,21 @@ def _explained(checkpoint: Checkpoint, what: str) -> Iterator[None]:
     except (MemoryError, SvdcutError):  # the latter: a signal
         raise
     except Exception as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
+        lines = _named(checkpoint, str(error)).strip().splitlines() or [type(error).__name__]
         raise CheckpointError(
             f"{checkpoint.source}: transformers {__version__} cannot load {what}: {lines[0]:.300}",
             hint="Models that bring code of their own, and quantised ones, are not evaluated."
             if "auto_map" in checkpoint.config or checkpoint.quantization
             else None,
         ) from error
+
+
+def _named(checkpoint: Checkpoint, text: str) -> str:
+    """Return a text with what the user named, where it has the folder that this lies in."""
+    folder = checkpoint.directory
+    if folder is None or folder == Path(checkpoint.source):
+        return text
+    return text.replace(str(folder), checkpoint.source)
 
 
 def find_max_length(config: Any, tokenizer: Any) -> int | None:  # noqa: ANN401

@@ -1,39 +1,31 @@
-"""Evaluate a checkpoint on a dataset."""
+"""Evaluate a model that is loaded, on its dataset."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from svdcut.evaluation.dataset import Dataset
 from svdcut.evaluation.metrics import Evaluation, evaluate_predictions
-from svdcut.evaluation.scores import Predictions, ScoringOptions
-from svdcut.evaluation.scoring import load_predictor
+from svdcut.evaluation.scores import Predictions
+from svdcut.evaluation.scoring import Predictor
 from svdcut.progress import Observer
 
 
 def run_evaluation(
-    checkpoint: str | Path,
+    predictor: Predictor,
     dataset: Dataset,
-    options: ScoringOptions,
     *,
     seed: int = 0,
-    quiet: bool = False,
     observe: Observer = lambda progress: None,
 ) -> tuple[Evaluation, Predictions]:
     """Predict the labels of a dataset, and count which are right, by group.
 
     Parameters
     ----------
-    checkpoint : str or Path
-        A folder, or a Hub id ``org/name[@revision]``.
+    predictor : Predictor
+        The model.
     dataset : Dataset
-        Texts with labels and groups.
-    options : ScoringOptions
-        How to ask the model.
+        Texts with labels and groups, as the predictor was made for.
     seed : int
         Of the intervals.
-    quiet : bool
-        Whether downloads show no progress.
     observe : callable
         Told of each batch that is done.
 
@@ -46,12 +38,9 @@ def run_evaluation(
 
     Raises
     ------
-    InputError, UsageError
-        As `load_predictor` does.
     NonFiniteError
         If the model gives NaN or infinity.
     """
-    predictor = load_predictor(checkpoint, dataset, options, quiet=quiet)
     predictions = predictor.predict(observe)
     correct = predictions.matches(dataset.labels)
     evaluation = evaluate_predictions(

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
+from svdcut.checkpoint import Checkpoint
 from svdcut.device import device_name
 from svdcut.errors import NonFiniteError, SvdcutError, UsageError
 from svdcut.evaluation.batches import Item, make_batches
@@ -128,15 +129,19 @@ def _size(batch: Sequence[Item]) -> int:
 
 
 def load_predictor(
-    checkpoint: str | Path, dataset: Dataset, options: ScoringOptions, *, quiet: bool = False
+    checkpoint: str | Path | Checkpoint,
+    dataset: Dataset,
+    options: ScoringOptions,
+    *,
+    quiet: bool = False,
 ) -> Predictor:
     """Load a model, match its labels with those of a dataset, and tokenise the dataset.
 
     Parameters
     ----------
-    checkpoint : str or Path
-        A folder, or a Hub id ``org/name[@revision]``: a sequence classifier, or a causal
-        language model.
+    checkpoint : str, Path or Checkpoint
+        A folder, a Hub id ``org/name[@revision]``, or a checkpoint that is open: a sequence
+        classifier, or a causal language model.
     dataset : Dataset
         The texts.
     options : ScoringOptions

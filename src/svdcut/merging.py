@@ -1,0 +1,136 @@
+"""An adapter merged into its base, on disk for as long as it takes to load the model.
+
+Merged by what writes checkpoints, tensor by tensor, without a decomposition. It loads nothing.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from svdcut.checkpoint import Checkpoint, open_checkpoint
+from svdcut.options import Options, Rest
+from svdcut.pairing import Action, Pair
+from svdcut.plan import Output, Plan, make_plan
+from svdcut.preflight import check_run
+from svdcut.progress import Observer, Progress
+from svdcut.provenance import InputHashes
+from svdcut.ranks import Keep, parse_rule
+from svdcut.sink import output_error
+from svdcut.truncation import run_truncation
+
+_NAME = "svdcut-merged"
+_FULL = parse_rule("full")
+
+
+@contextmanager
+def loadable(
+    base: Checkpoint | None,
+    finetuned: Checkpoint,
+    options: Options,
+    *,
+    within: Path | None = None,
+    observe: Observer = lambda progress: None,
+) -> Iterator[Checkpoint]:
+    """Yield a checkpoint that a model can be loaded from; of an adapter, for the context alone.
+
+    Parameters
+    ----------
+    base : Checkpoint or None
+        Of an adapter.
+    finetuned : Checkpoint
+        A model, which is yielded as it is, or an adapter on `base`.
+    options : Options
+        Which matrices are stored in which dtype, and where to compute. What makes a cut
+        another model than the fine-tuned one is not looked at: ranks, scale, `rest`.
+    within : Path, optional
+        Folder of one run at a time, to merge an adapter in; without it, the one for temporary
+        files (TMPDIR).
+    observe : callable
+        Told of each tensor that is merged.
+
+    Yields
+    ------
+    Checkpoint
+        Of the adapter's name. Its folder is removed when the context is left, in any way.
+
+    Raises
+    ------
+    OutputError
+        If there is no room for it, or it cannot be written.
+    SvdcutError
+        As `make_plan` and `run_truncation` do.
+
+    Notes
+    -----
+    Base plus update is summed in float64, and rounded once.
+    """
+    if base is None or not finetuned.is_adapter:
+        yield finetuned
+        return
+    options = replace(options, rank_for=(), keep=Keep.TOP, scale=1.0, rest=Rest.FINETUNED)
+    plan = _without_cuts(make_plan(base, finetuned, options))
+    parent = Path(tempfile.gettempdir()) if within is None else within
+    if within is not None:
+        _remove_leftovers(within)
+    _refuse_full(plan, parent, options, is_temporary=within is None)
+    with _folder_in(parent) as folder:
+        _write(plan, folder / "model", options, observe)
+        merged = open_checkpoint(folder / "model")
+        yield replace(merged, source=finetuned.source, revision=finetuned.revision)
+
+
+def _without_cuts(plan: Plan) -> Plan:
+    """Return a plan of the same files, of which no matrix is decomposed: all stay whole."""
+
+    def copied(pair: Pair) -> Pair:
+        is_cut = pair.action is Action.TRUNCATE
+        return replace(pair, action=Action.COPY_FINETUNED) if is_cut else pair
+
+    return replace(
+        plan,
+        pairing=replace(plan.pairing, pairs=tuple(map(copied, plan.pairing.pairs))),
+        tensors=tuple(replace(tensor, pair=copied(tensor.pair)) for tensor in plan.tensors),
+    )
+
+
+def _refuse_full(plan: Plan, parent: Path, options: Options, *, is_temporary: bool) -> None:
+    place = "name another folder for temporary files: TMPDIR" if is_temporary else "another folder"
+    check_run(plan, [Output(parent / _NAME, _FULL)], options).refuse(
+        hint=f"{plan.finetuned.source} is merged there with its base, {plan.base.source}, until "
+        f"the model is loaded. Make room, or {place}."
+    )
+
+
+def _remove_leftovers(parent: Path) -> None:
+    """Remove what a run has left that was killed."""
+    for folder in parent.glob(f"{_NAME}-*"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _folder_in(parent: Path) -> Iterator[Path]:
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=f"{_NAME}-", dir=parent))
+    except OSError as error:
+        raise output_error(parent, error) from error
+    try:
+        yield folder
+    finally:
+        try:
+            shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            # Again: a signal may have ended the first attempt.
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write(plan: Plan, out: Path, options: Options, observe: Observer) -> None:
+    def tell(done: Progress) -> None:
+        observe(replace(done, stage="merge", facts=()))
+
+    with InputHashes(plan) as hashes:
+        run_truncation(plan, [Output(out, _FULL)], options, hashes, observe=tell)
