@@ -110,7 +110,7 @@ def test_swapped_weights_are_those_of_the_written_checkpoint(place, tmp_path, mo
     variants = [Variant(parse_rule(rule), keep) for rule in outs]
     decomposed = decompose_update(plan, variants, options, tmp_path / "kept")
     model = AutoModelForSequenceClassification.from_pretrained(place / "ft").eval()
-    swapped = SwappedModel(model, plan)
+    swapped = SwappedModel(model, plan, plan.finetuned)
     for variant, out in zip(variants, outs.values(), strict=True):
         swapped.put(decomposed, variant)
         for name, tensor in load_file(out / "model.safetensors").items():
@@ -140,7 +140,7 @@ def test_swapped_weights_of_other_models(build, tmp_path):
     svdcut.truncate_many(tmp_path / "base", finetuned, outs, device="cpu")
     decomposed = decompose_update(plan, variants, options, tmp_path / "kept")
     model = loader.from_pretrained(finetuned).eval()
-    swapped = SwappedModel(model, plan)
+    swapped = SwappedModel(model, plan, plan.finetuned)
     for variant in variants:
         swapped.put(decomposed, variant)
         fresh = loader.from_pretrained(outs[str(variant)]).eval()
@@ -181,7 +181,7 @@ def test_swapped_weights_of_mixtures(name, layout, tmp_path):
     svdcut.truncate_many(pair.base, pair.finetuned, outs, device="cpu", dtype="float32")
     decomposed = decompose_update(plan, variants, options, tmp_path / "kept")
     model = AutoModelForCausalLM.from_pretrained(pair.finetuned).eval()
-    swapped = SwappedModel(model, plan)
+    swapped = SwappedModel(model, plan, plan.finetuned)
     for variant in variants:
         swapped.put(decomposed, variant)
         fresh = AutoModelForCausalLM.from_pretrained(outs[str(variant)]).eval()
@@ -199,7 +199,7 @@ def test_experts_in_another_order_have_no_place(tmp_path):
         stack = model.model.layers[1].mlp.experts.gate_up_proj
         stack.copy_(stack.flip(0))
     with pytest.raises(svdcut.EvaluationError, match=r"layers\.1\..*experts\.0\.w1\.weight"):
-        SwappedModel(model, plan)
+        SwappedModel(model, plan, plan.finetuned)
 
 
 def test_rows_are_the_evaluations_of_written_checkpoints(place, tmp_path):

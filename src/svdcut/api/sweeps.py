@@ -75,7 +75,7 @@ def sweep(
     Parameters
     ----------
     base, finetuned : str or Path
-        As for `truncate`; `finetuned` is a model of transformers.
+        As for `truncate`; `finetuned` is a model of transformers, or an adapter of `base`.
     data : str, Path or None
         File of labelled texts; None where `evaluate` or `eval_command` is given.
     out : str or Path
@@ -94,7 +94,7 @@ def sweep(
     eval_command : str, optional
         A command that does so, with ``{model}`` in it for the folder of a checkpoint.
     observe : callable, optional
-        Told of each tensor that is decomposed and of each batch that is evaluated.
+        Told of each tensor that is merged or decomposed, and of each batch that is evaluated.
     **options : SweepOptions
         The options of the command line by the same names.
 

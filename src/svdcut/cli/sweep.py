@@ -67,7 +67,7 @@ def sweep(
         typer.Argument(
             metavar="FT",
             help="The model fine-tuned from it, named likewise: a sequence classifier or a "
-            "causal language model.",
+            "causal language model, or a PEFT adapter of BASE.",
         ),
     ],
     out: Annotated[

@@ -8,14 +8,16 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+from svdcut.checkpoint import Checkpoint
 from svdcut.errors import EvaluationError
 from svdcut.evaluation.dataset import Dataset
 from svdcut.evaluation.metrics import Evaluation, evaluate_predictions
-from svdcut.evaluation.model import load_model
+from svdcut.evaluation.model import find_kind, load_model
 from svdcut.evaluation.scores import ScoringOptions
 from svdcut.evaluation.scoring import load_predictor
 from svdcut.options import Options
@@ -53,6 +55,9 @@ class Setting:
     options: Options
     folder: Path
     """Of the sweep."""
+
+    loadable: Callable[[], AbstractContextManager[Checkpoint]]
+    """Gives the fine-tuned side as a model can be loaded from it: an adapter merged."""
 
     quiet: bool
     observe: Observer
@@ -93,17 +98,18 @@ class DataEvaluator:
 
     def open(self, setting: Setting) -> Bench:
         """Load the model, and tokenise the data once."""
-        source = setting.plan.finetuned.source
-        predictor = load_predictor(source, self.dataset, self.options, quiet=setting.quiet)
+        find_kind(setting.plan.finetuned)  # an adapter is not merged in vain
+        with setting.loadable() as loaded:
+            predictor = load_predictor(loaded, self.dataset, self.options, quiet=setting.quiet)
 
-        def evaluate(_model: Any) -> Evaluation:  # noqa: ANN401
-            found = predictor.predict(setting.observe)
-            correct = found.matches(self.dataset.labels)
-            return evaluate_predictions(
-                correct, self.dataset, seed=self.seed, num_truncated=found.num_truncated
-            )
+            def evaluate(_model: Any) -> Evaluation:  # noqa: ANN401
+                found = predictor.predict(setting.observe)
+                correct = found.matches(self.dataset.labels)
+                return evaluate_predictions(
+                    correct, self.dataset, seed=self.seed, num_truncated=found.num_truncated
+                )
 
-        return _InMemory(setting, predictor.model, evaluate)
+            return _InMemory(setting, loaded, predictor.model, evaluate)
 
 
 def _digest(dataset: Dataset) -> str:
@@ -129,11 +135,14 @@ class FunctionEvaluator:
 
     def open(self, setting: Setting) -> Bench:
         """Load the model."""
-        source = setting.plan.finetuned.source
-        model = load_model(source, self.options, quiet=setting.quiet).model
-        return _InMemory(
-            setting, model, lambda loaded: read_outcome(self.function(loaded), "evaluate")
-        )
+        find_kind(setting.plan.finetuned)
+        with setting.loadable() as loaded:
+            model = load_model(loaded, self.options, quiet=setting.quiet).model
+
+            def evaluate(swapped: Any) -> Evaluation:  # noqa: ANN401
+                return read_outcome(self.function(swapped), "evaluate")
+
+            return _InMemory(setting, loaded, model, evaluate)
 
 
 class _InMemory:
@@ -142,12 +151,13 @@ class _InMemory:
     def __init__(
         self,
         setting: Setting,
+        loaded: Checkpoint,
         model: Any,  # noqa: ANN401
         evaluate: Callable[[Any], Evaluation],
     ) -> None:
         self._model = model
         self._evaluate = evaluate
-        self._swapped = SwappedModel(model, setting.plan)
+        self._swapped = SwappedModel(model, setting.plan, loaded)
 
     def finetuned(self) -> Evaluation:
         return self._evaluate(self._model)
@@ -183,8 +193,9 @@ class _OnDisk:
     command: str
 
     def finetuned(self) -> Evaluation:
-        finetuned = self.setting.plan.finetuned
-        return self._run(finetuned.directory or finetuned.files[0].path)
+        with self.setting.loadable() as finetuned:
+            folder = finetuned.directory or finetuned.files[0].path
+            return self._run(folder, finetuned.source)
 
     def evaluate(self, decomposed: Decomposed, variant: Variant) -> Evaluation:
         setting = self.setting
@@ -200,7 +211,8 @@ class _OnDisk:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _run(self, model: Path) -> Evaluation:
+    def _run(self, model: Path, name: str | None = None) -> Evaluation:
+        called = f"--eval-command on {name or model}"
         words = [word.replace("{model}", str(model)) for word in shlex.split(self.command)]
         try:
             done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False)
@@ -208,15 +220,15 @@ class _OnDisk:
             raise EvaluationError(f"--eval-command: cannot run {words[0]!r}: {error}") from error
         if done.returncode:
             raise EvaluationError(
-                f"--eval-command on {model}: exit code {done.returncode}",
+                f"{called}: exit code {done.returncode}",
                 hint="What it said on stderr is above.",
             )
         try:
             document = json.loads(done.stdout)
         except ValueError as error:
             raise EvaluationError(
-                f"--eval-command on {model}: expected one JSON document on stdout, found "
+                f"{called}: expected one JSON document on stdout, found "
                 f"{done.stdout[:_MAX_SAID]!r}",
                 hint='As {"accuracy": 0.9}.',
             ) from error
-        return read_outcome(document, f"--eval-command on {model}")
+        return read_outcome(document, called)

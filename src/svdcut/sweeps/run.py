@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
+from svdcut.checkpoint import Checkpoint
 from svdcut.evaluation.metrics import Evaluation
+from svdcut.merging import loadable
 from svdcut.options import Options
 from svdcut.plan import Plan
 from svdcut.preflight import check_checkpoint, check_factors
@@ -45,7 +48,7 @@ def run_sweep(task: Task, observe: Observer = lambda progress: None) -> Sweep:
     task : Task
         What to do.
     observe : callable
-        Told of each tensor that is decomposed, and of each batch that is evaluated.
+        Told of each tensor that is merged or decomposed, and of each batch that is evaluated.
 
     Returns
     -------
@@ -159,9 +162,16 @@ class _Run:
                 plan=task.plan,
                 options=task.options,
                 folder=task.folder,
+                loadable=self._loadable,
                 quiet=task.quiet,
                 observe=self._observe_batch,
             )
+        )
+
+    def _loadable(self) -> AbstractContextManager[Checkpoint]:
+        task, plan = self._task, self._task.plan
+        return loadable(
+            plan.base, plan.finetuned, task.options, within=task.folder, observe=self._observe
         )
 
     def _observe_batch(self, batch: Progress) -> None:

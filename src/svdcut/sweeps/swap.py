@@ -15,6 +15,7 @@ from torch import Tensor
 
 from svdcut.adapter.in_memory import Piece, parameters_in_memory
 from svdcut.adapter.renames import in_memory
+from svdcut.checkpoint import Checkpoint
 from svdcut.device import resolve_device
 from svdcut.errors import EvaluationError
 from svdcut.matrix_entry import TORCH_DTYPES
@@ -31,9 +32,11 @@ class SwappedModel:
     Parameters
     ----------
     model : transformers.PreTrainedModel
-        As it was loaded from the fine-tuned checkpoint.
+        As it was loaded.
     plan : Plan
         Of the two sides.
+    loaded : Checkpoint
+        What it was loaded from: the fine-tuned side, or an adapter merged into its base.
 
     Raises
     ------
@@ -41,9 +44,9 @@ class SwappedModel:
         If a truncated tensor is no parameter of the model: then it could not be replaced.
     """
 
-    def __init__(self, model: Any, plan: Plan) -> None:  # noqa: ANN401
+    def __init__(self, model: Any, plan: Plan, loaded: Checkpoint) -> None:  # noqa: ANN401
         self._plan = plan
-        self._parameters = _match(model, plan)
+        self._parameters = _match(model, plan, loaded)
         self._has_rest = False
 
     def put(self, decomposed: Decomposed, variant: Variant) -> None:
@@ -112,28 +115,28 @@ class _Place:
         return expert if self.piece.rows is None else expert[slice(*self.piece.rows)]
 
 
-def _match(model: Any, plan: Plan) -> dict[str, Tensor]:  # noqa: ANN401
+def _match(model: Any, plan: Plan, loaded: Checkpoint) -> dict[str, Tensor]:  # noqa: ANN401
     """Return what each tensor to be replaced became in memory, known by its values."""
     state: dict[str, Tensor] = model.state_dict()
-    places = _places(model, plan)
+    places = _places(model, loaded)
     found = {}
     for pair in (planned.pair for planned in plan.tensors):
+        entry = loaded.tensors[pair.name]
         replaced = pair.action is Action.TRUNCATE or (
             pair.action is Action.COPY_BASE
-            and pair.finetuned.dtype in TORCH_DTYPES
-            and _differ(pair.base, pair.finetuned)
+            and entry.dtype in TORCH_DTYPES
+            and _differ(pair.base, entry)
         )
         if replaced:
-            found[pair.name] = _find(state, places[pair.name], pair.finetuned)
+            found[pair.name] = _find(state, places[pair.name], entry)
     return found
 
 
-def _places(model: Any, plan: Plan) -> Mapping[str, list[_Place]]:  # noqa: ANN401
+def _places(model: Any, loaded: Checkpoint) -> Mapping[str, list[_Place]]:  # noqa: ANN401
     """Return where each tensor may be: as it is, renamed, or as a part of a stack of experts."""
     prefix = f"{model.base_model_prefix}."
     types = (model.config.model_type, model.config.get_text_config().model_type)
-    pairs = [planned.pair for planned in plan.tensors]
-    tensors = {pair.name: replace(pair.finetuned, name=pair.name) for pair in pairs}
+    tensors = {name: replace(entry, name=name) for name, entry in loaded.tensors.items()}
     found: dict[str, list[_Place]] = defaultdict(list)
     for name, parameter in parameters_in_memory(tensors).items():
         renamed = (name, in_memory(name, types))
