@@ -102,17 +102,18 @@ def test_the_update_of_a_large_matrix_is_not_formed(tmp_path):
     assert float((found - kept).abs().max()) <= 2**-8 * float(kept.abs().max())
 
 
+@pytest.mark.parametrize("skip", [[], ["*up_proj*"]], ids=["cut", "merged"])
 @pytest.mark.parametrize("dora", [False, True])
-def test_the_memory_that_is_planned(tmp_path, dora):
+def test_the_memory_that_is_planned(tmp_path, dora, skip):
     factors = {"lora_A.weight": normal(4, 3000), "lora_B.weight": normal(2000, 4)}
     if dora:
         factors["lora_magnitude_vector"] = torch.ones(2000)
     sides = plant(tmp_path, {NAME: torch.ones(2000, 3000)}, factors, use_dora=dora)
-    request = api.prepare(*sides, {"2": tmp_path / "out"})
+    request = api.prepare(*sides, {"2": tmp_path / "out"}, skip=skip)
     (needed,) = memory_needs(
         request.plan, [output.rule for output in request.outputs], request.options
     ).sizes
-    assert (needed > 8 * 2000 * 3000) == dora
+    assert (needed > 10 * 2000 * 3000) == dora
 
 
 # Numbers

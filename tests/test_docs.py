@@ -132,9 +132,18 @@ def test_spectrum_commands_in_the_documents_work(command, demo, adapter):
 EVALUATE = [c for path in DOCUMENTS for c in commands(path.read_text("utf-8"), "evaluate")]
 
 
+def make_planted(folder: Path, command: str) -> None:
+    """Make a pair, and the adapters that a command names, which name their base as it does."""
+    text_models.planted(folder, task=1.0, shortcut=0.3)
+    for name in ("adapter/", "lora/"):
+        if name in command:
+            done = run("extract", "base/", "ft/", "-k", "2", "-o", name, "-q", cwd=folder)
+            assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("command", EVALUATE)
 def test_evaluate_commands_in_the_documents_work(command, tmp_path):
-    text_models.bert(tmp_path / "ft", names=["0", "1"])
+    make_planted(tmp_path, command)
     text_models.bert(tmp_path / "out", names=["0", "1"])
     text_models.gpt2(tmp_path / "llm")
     columns = {name: [n % k % 2 for n in range(30)] for k, name in enumerate(MEMBERS, start=2)}
@@ -148,7 +157,7 @@ SWEEP = [c for path in DOCUMENTS for c in commands(path.read_text("utf-8"), "swe
 
 @pytest.mark.parametrize("command", SWEEP)
 def test_sweep_commands_in_the_documents_work(command, tmp_path):
-    text_models.planted(tmp_path, task=1.0, shortcut=0.3)
+    make_planted(tmp_path, command)
     data = text_models.planted_data(tmp_path / "test.csv")
     data.write_text(data.read_text().replace("group", "source", 1))
     done = run(*shlex.split(command)[1:], cwd=tmp_path)

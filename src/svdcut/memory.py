@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from svdcut.lowrank import LowRankEntry
 from svdcut.options import Options
 from svdcut.pairing import Action, Pair
 from svdcut.plan import Plan
@@ -43,6 +44,12 @@ _VECTORS_SQUARES = 4.2
 
 _FACTOR_COPIES = 6
 """In float64, of both factors of an adapter: as read, their QR and the triplets."""
+
+_MERGE_COPIES = 2
+"""In float64, of both factors of an adapter that is merged: as read, and scaled."""
+
+_DORA_COPIES = 4
+"""In float64, of a matrix that DoRA changes: as stored, with the update, and on the way."""
 
 NUM_LEADING = 10
 """Leading left vectors that are looked at for intruder dimensions."""
@@ -89,7 +96,8 @@ def memory_needs(plan: Plan, rules: Sequence[Rule], options: Options) -> MemoryN
             top = expected_top(pair, rules, options)
             needs.append(_route_bytes(pair, top, options.svd))
         else:
-            needs.append((_COPY_BYTES, _COPY_BYTES))
+            copied = _COPY_BYTES + _merge_bytes(pair)
+            needs.append((copied, copied))
     cut = [tensor.pair for tensor in plan.tensors if tensor.pair.action is Action.TRUNCATE]
     return _keep_promise(needs, cut)
 
@@ -162,6 +170,17 @@ def expected_top(pair: Pair, rules: Sequence[Rule], options: Options) -> int | N
     if options.keep is not Keep.TOP or any(rule.kind is not RuleKind.FIXED for rule in chosen):
         return None
     return int(max(rule.value for rule in chosen))
+
+
+def _merge_bytes(pair: Pair) -> int:
+    """Return the bytes that what an adapter adds to a tensor takes, where it is not decomposed."""
+    update = pair.update
+    if not isinstance(update, LowRankEntry) or pair.action is not Action.COPY_FINETUNED:
+        return 0
+    m, n = pair.matrices[0]
+    m += pair.new_rows
+    copies = 0 if update.magnitude is None else _DORA_COPIES
+    return 8 * (_MERGE_COPIES * update.rank * (update.experts * m + n) + copies * m * n)
 
 
 def dense_bytes(pair: Pair) -> int:

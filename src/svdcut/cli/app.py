@@ -124,6 +124,8 @@ svdcut evaluate ft/ nli.jsonl --text premise --text-pair hypothesis  # judge pai
 
 svdcut evaluate llm/ test.csv --prompt '{text} So' --labels bad,good  # ask a language model
 
+svdcut evaluate adapter/ test.csv  # merge a PEFT adapter, and measure that
+
 svdcut evaluate ft/ test.csv --group label --predictions rows.csv  # keep each prediction
 
 svdcut evaluate ft/ test.csv --group label --json | jq .gap  # use the numbers

@@ -53,7 +53,7 @@ def evaluate(
             metavar="BASE",
             help="Of an adapter: the base to evaluate it on, a directory or a Hub id.",
             show_default="as its config says",
-            rich_help_panel="What the model is asked",
+            rich_help_panel="Model",
         ),
     ] = None,
     text: TextOption = "text",
