@@ -24,26 +24,30 @@ NUM_LABELS = 3
 IDS = torch.arange(3, 15).reshape(1, 12)
 
 
+WIDE = {"initializer_range": 0.5}
+"""So that what an adapter adds is seen in the logits."""
+
+
 def bert(head: type) -> torch.nn.Module:
     sizes = {"vocab_size": 64, "max_position_embeddings": 64}
-    return head(transformers.BertConfig(**SIZES, **sizes, initializer_range=0.5))
+    return head(transformers.BertConfig(**SIZES, **sizes, **WIDE))
 
 
 def roberta() -> torch.nn.Module:
-    config = transformers.RobertaConfig(**SIZES, vocab_size=64, max_position_embeddings=64)
+    config = transformers.RobertaConfig(**SIZES, **WIDE, vocab_size=64, max_position_embeddings=64)
     return transformers.RobertaForMaskedLM(config)
 
 
 def llama(**more: object) -> torch.nn.Module:
     sizes = {"vocab_size": 404, "max_position_embeddings": 160, "num_key_value_heads": 1}
-    more = {"pad_token_id": 1, "tie_word_embeddings": False, **more}
+    more = {"pad_token_id": 1, "tie_word_embeddings": False, **WIDE, **more}
     return transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES, **sizes, **more))
 
 
 def gpt2() -> torch.nn.Module:
     sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 160}
     return transformers.GPT2LMHeadModel(
-        transformers.GPT2Config(vocab_size=404, pad_token_id=1, **sizes)
+        transformers.GPT2Config(vocab_size=404, pad_token_id=1, **sizes, **WIDE)
     )
 
 

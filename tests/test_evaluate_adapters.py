@@ -264,6 +264,28 @@ def test_it_is_gone_after_a_signal(place, temporary):
     assert names(temporary) == []
 
 
+SIGNALLED = """
+import os, signal, sys
+import svdcut.evaluation.model as model
+load = model._load_weights
+def loading(*arguments):
+    assert os.listdir(os.environ["TMPDIR"])
+    os.kill(os.getpid(), signal.SIGTERM)
+    return load(*arguments)
+model._load_weights = loading
+sys.argv[0] = "svdcut"
+from svdcut.__main__ import main; main()
+"""
+
+
+def test_it_is_gone_after_a_signal_while_the_model_is_loaded(place, temporary, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    words = ("--labels", ",".join(ANSWERS), "--device", "cpu")
+    stopped = run_process(SIGNALLED, "evaluate", place.adapter(), place.data, *words)
+    assert (stopped.returncode, stopped.stderr) == (143, "svdcut: interrupted\n")
+    assert names(temporary) == []
+
+
 def test_it_is_gone_after_an_error_that_names_the_adapter(place, adapter, temporary, cli):
     (adapter / "tokenizer.json").write_text("{")
     result = cli(adapter, place.data, "--labels", ",".join(ANSWERS))
