@@ -788,7 +788,7 @@ CASES = (
         with_model(problem_type="multi_label_classification"),
     ),
     Case("a model of pickled weights to evaluate", 3, evaluating(change=_pickled)),
-    Case("an adapter to evaluate", 3, evaluating(change=_adapter_alone)),
+    Case("an adapter to evaluate, that names no base", 3, evaluating(change=_adapter_alone)),
     Case("a sweep on data, of no classifier", 3, sweeping(data=DATA), "out"),
     Case(
         "an `--eval-command` that cannot be run",
@@ -797,7 +797,7 @@ CASES = (
         "out",
     ),
     Case("an `--eval-command` that fails", 3, by_command("exit 7"), "out"),
-    Case("an `--eval-command` that fails later", 3, by_command(GOOD_TWICE), "out"),
+    Case("an `--eval-command` that fails later", 3, by_command(GOOD_TWICE, "-k", "1,2"), "out"),
     Case("an `--eval-command` that prints no JSON", 3, by_command("echo good"), "out"),
     Case("an `--eval-command` that prints no accuracy", 3, by_command("echo 90"), "out"),
     # Quality, output

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import harness_files
 import svdcut
 import text_models
 from text_models import make_examples, write_csv
@@ -156,7 +157,9 @@ SWEEP = [c for path in DOCUMENTS for c in commands(path.read_text("utf-8"), "swe
 
 
 @pytest.mark.parametrize("command", SWEEP)
-def test_sweep_commands_in_the_documents_work(command, tmp_path):
+def test_sweep_commands_in_the_documents_work(command, tmp_path, monkeypatch):
+    commands = harness_files.write_stand_in(tmp_path / "bin")
+    monkeypatch.setenv("PATH", str(commands), prepend=os.pathsep)
     make_planted(tmp_path, command)
     data = text_models.planted_data(tmp_path / "test.csv")
     data.write_text(data.read_text().replace("group", "source", 1))

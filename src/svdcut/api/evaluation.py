@@ -164,7 +164,7 @@ def read_data(
     scoring = _resolve_scoring(options)
     if data is None:
         return None, scoring
-    columns = _resolve_columns(options)
+    columns = resolve_columns(options)
     if scoring.prompt is not None:
         check_prompt(scoring.prompt, has_pairs=columns.text_pair is not None)
     limit, seed = options.get("limit"), options.get("seed", 0)
@@ -195,7 +195,8 @@ def carry_out_evaluation(
     return evaluation, predictions
 
 
-def _resolve_columns(options: DataOptions) -> Columns:
+def resolve_columns(options: DataOptions) -> Columns:
+    """Return what is in which column."""
     return Columns(
         text=options.get("text", "text"),
         label=options.get("label", "label"),

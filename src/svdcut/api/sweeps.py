@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from svdcut.adapter.reading import open_finetuned
-from svdcut.api.evaluation import DataOptions, read_data
+from svdcut.api.evaluation import DataOptions, read_data, resolve_columns
 from svdcut.api.truncation import RunOptions, ShapeOptions, resolve_options
 from svdcut.checkpoint import open_checkpoint
 from svdcut.destination import check_apart
 from svdcut.errors import UsageError
-from svdcut.evaluation.dataset import Dataset
+from svdcut.evaluation.dataset import Columns, Dataset, check_grouping
 from svdcut.evaluation.scores import ScoringOptions
 from svdcut.journal import count_finished
 from svdcut.options import Options
@@ -48,6 +48,7 @@ class SweepRequest:
     folder: Path
     tolerance: float
     dataset: Dataset | None
+    columns: Columns
     scoring: ScoringOptions
     seed: int
     function: EvaluateFunction | None
@@ -92,7 +93,9 @@ def sweep(
         Takes the model, whose weights are those of a cut, and returns its accuracy, a mapping
         as ``svdcut evaluate --json`` prints, or an `Evaluation`.
     eval_command : str, optional
-        A command that does so, with ``{model}`` in it for the folder of a checkpoint.
+        A command that prints so, with ``{model}`` in it for the folder of a checkpoint; or one
+        with ``{out}`` in it too, for a folder that it writes files of lm-evaluation-harness to.
+        `group`, `group_columns`, `aligned` and `label` name fields of their documents then.
     observe : callable, optional
         Told of each tensor that is merged or decomposed, and of each batch that is evaluated.
     **options : SweepOptions
@@ -148,6 +151,9 @@ def prepare_sweep(
     variants = _variants(ranks, controls)
     resolved = resolve_options(_shape(options))
     dataset, scoring = read_data(data, options)
+    columns = resolve_columns(options)
+    if eval_command is not None and "{out}" in eval_command:
+        check_grouping(columns)
     quiet = options.get("quiet", False)
     ours = open_checkpoint(base, quiet=quiet)
     theirs = open_finetuned(finetuned, ours, renames=resolved.renames, quiet=quiet)
@@ -162,6 +168,7 @@ def prepare_sweep(
         folder=folder,
         tolerance=tolerance,
         dataset=dataset,
+        columns=columns,
         scoring=scoring,
         seed=options.get("seed", 0),
         function=evaluate,
@@ -184,7 +191,7 @@ def carry_out_sweep(request: SweepRequest, *, observe: Observer | None = None) -
 
     evaluator: CommandEvaluator | DataEvaluator | FunctionEvaluator
     if request.command is not None:
-        evaluator = CommandEvaluator(request.command)
+        evaluator = CommandEvaluator(request.command, request.columns, request.seed)
     elif request.function is not None:
         evaluator = FunctionEvaluator(request.function, request.scoring)
     else:

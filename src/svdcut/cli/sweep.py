@@ -142,7 +142,9 @@ def sweep(
             metavar="COMMAND",
             help="Evaluate by this command instead of on DATA: {model} in it stands for the "
             "folder of a checkpoint; it prints JSON as evaluate --json does, or "
-            '{"accuracy": 0.9}.',
+            '{"accuracy": 0.9}. With {out} in it, for an empty folder, the files of '
+            "lm_eval are read from there: lm_eval --output_path {out}; and if it is given "
+            "--log_samples, then --group and its kin name fields of its documents.",
             show_default=False,
             rich_help_panel="What the model is asked",
         ),

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from svdcut.errors import DataError, UsageError
-from svdcut.evaluation.tables import read_rows
+from svdcut.evaluation.tables import Row, read_rows
 from svdcut.jsonfile import quoted
 
 _MAX_ROWS = 10_000_000
@@ -70,6 +70,13 @@ class Columns:
         names = (self.label, *self.group, *self.group_columns, *aligned)
         return tuple(dict.fromkeys(names))
 
+    @property
+    def grouping(self) -> tuple[str, ...]:
+        """The columns that groups are made of, each once; the label, if it parts some."""
+        label = (self.label,) if self.group_columns else ()
+        aligned = () if self.aligned is None else (self.aligned,)
+        return tuple(dict.fromkeys((*label, *self.group, *self.group_columns, *aligned)))
+
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
@@ -96,6 +103,28 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Grouping:
+    """The groups of rows, of which nothing else is known."""
+
+    groups: tuple[tuple[str, ...], ...]
+    """Those that a row belongs to; may be none, or several."""
+
+    aligned: tuple[bool, ...] | None
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where rows come from, for messages."""
+
+    name: str
+    place: Callable[[int], str]
+    """Where a row is, by its number from 1."""
 
 
 def read_dataset(
@@ -126,31 +155,68 @@ def read_dataset(
     """
     path = Path(path)
     _check_request(columns, limit)
-    table = _read_table(path, columns)
-    _check_values(path, table, columns)
+    source = Source(str(path), lambda number: f"{path}: row {number}")
+    texts, values = columns.texts, columns.values
+    wanted = tuple(dict.fromkeys((*texts, *values)))
+    table = _make_table(source, read_rows(path, wanted), wanted, texts=texts)
+    _check_values(source, {name: table[name] for name in values}, columns)
     dataset = Dataset(
-        source=str(path),
+        source=source.name,
         texts=tuple(table[columns.text]),
         pairs=None if columns.text_pair is None else tuple(table[columns.text_pair]),
         labels=tuple(table[columns.label]),
         classes=tuple(dict.fromkeys(table[columns.label])),
-        groups=_groups(path, table, columns),
-        aligned=_aligned(path, table, columns.aligned),
+        groups=_groups(source, table, columns),
+        aligned=_aligned(source, table, columns.aligned),
         rows=tuple(range(1, len(table[columns.label]) + 1)),
         extra={name: tuple(table[name]) for name in columns.values},
     )
     return dataset if limit is None else _sample(dataset, limit, seed)
 
 
+def group_rows(source: Source, rows: Iterable[Row], columns: Columns) -> Grouping:
+    """Return the groups of rows, as `read_dataset` makes them.
+
+    Parameters
+    ----------
+    source : Source
+        Where the rows come from.
+    rows : iterable
+        Cells of `Columns.grouping`, in that order; there is one column at least.
+    columns : Columns
+        What is in which column; see `check_grouping`.
+
+    Raises
+    ------
+    DataError
+        As `read_dataset` does.
+    """
+    table = _make_table(source, rows, columns.grouping)
+    _check_values(source, table, columns)
+    return Grouping(_groups(source, table, columns), _aligned(source, table, columns.aligned))
+
+
+def check_grouping(columns: Columns) -> None:
+    """Refuse columns that are to be two things, where only those of groups are read.
+
+    Raises
+    ------
+    UsageError
+        If there are any.
+    """
+    aligned = () if columns.aligned is None else (columns.aligned,)
+    _refuse_repeated(columns.group, columns.group_columns, (columns.label, *aligned))
+
+
 def _check_request(columns: Columns, limit: int | None) -> None:
     if limit is not None and limit < 1:
         raise UsageError(f"a limit of {limit} rows: at least 1 is needed")
-    for names in (
-        (*columns.texts, *columns.values),
-        columns.group,
-        columns.group_columns,
-        (columns.label, *filter(None, [columns.aligned])),
-    ):
+    _refuse_repeated((*columns.texts, *columns.values))
+    check_grouping(columns)
+
+
+def _refuse_repeated(*lists: Sequence[str]) -> None:
+    for names in lists:
         twice = _repeated(names)
         if twice is not None:
             raise UsageError(
@@ -166,29 +232,30 @@ def _repeated(names: Iterable[str]) -> str | None:
 # Cells
 
 
-def _read_table(path: Path, columns: Columns) -> _Table:
-    texts, values = columns.texts, columns.values
-    wanted = tuple(dict.fromkeys((*texts, *values)))
+def _make_table(
+    source: Source, rows: Iterable[Row], wanted: Sequence[str], *, texts: Sequence[str] = ()
+) -> _Table:
+    """Return the cells of each column as text; of all but `texts`, numbers are taken too."""
     table: dict[str, list[str]] = {name: [] for name in wanted}
     known: dict[str, str] = {}
     held = 0
-    for number, row in enumerate(read_rows(path, wanted), 1):
+    for number, row in enumerate(rows, 1):
         for name, cell in zip(wanted, row, strict=True):
-            text = _text(path, number, name, cell, only_text=name in texts)
-            shared = known.setdefault(text, text) if name in values else text
+            text = _text(source, number, name, cell, only_text=name in texts)
+            shared = text if name in texts else known.setdefault(text, text)
             held += sys.getsizeof(text) if shared is text else 0
             table[name].append(shared)
         if number > _MAX_ROWS or held > _MAX_HELD:
             raise DataError(
-                f"{path}: more than {_MAX_ROWS} rows, or {_MAX_HELD >> 30} GB of text",
+                f"{source.name}: more than {_MAX_ROWS} rows, or {_MAX_HELD >> 30} GB of text",
                 hint="Evaluate a part of it.",
             )
-    if not table[columns.label]:
-        raise DataError(f"{path}: no rows")
-    return {name: _plain(column) if name in values else column for name, column in table.items()}
+    if not table[wanted[0]]:
+        raise DataError(f"{source.name}: no rows")
+    return {name: column if name in texts else _plain(column) for name, column in table.items()}
 
 
-def _text(path: Path, number: int, name: str, cell: object, *, only_text: bool) -> str:
+def _text(source: Source, number: int, name: str, cell: object, *, only_text: bool) -> str:
     if isinstance(cell, str):
         return cell
     if not only_text:
@@ -199,7 +266,7 @@ def _text(path: Path, number: int, name: str, cell: object, *, only_text: bool) 
         if isinstance(cell, float) and math.isfinite(cell):
             return str(int(cell)) if cell.is_integer() else str(cell)
     expected = "text" if only_text else "text or a number"
-    raise _cell_error(path, number, name, "null" if cell is None else quoted(cell), expected)
+    raise _cell_error(source, number, name, "null" if cell is None else quoted(cell), expected)
 
 
 def _plain(column: Sequence[str]) -> Sequence[str]:
@@ -211,23 +278,23 @@ def _plain(column: Sequence[str]) -> Sequence[str]:
     return [plain[text] for text in column]
 
 
-def _cell_error(path: Path, number: int, name: str, found: str, expected: str) -> DataError:
+def _cell_error(source: Source, number: int, name: str, found: str, expected: str) -> DataError:
     return DataError(
-        f"{path}: row {number}, column {quoted(name)}: {found}, where {expected} is expected"
+        f"{source.place(number)}, column {quoted(name)}: {found}, where {expected} is expected"
     )
 
 
-def _check_values(path: Path, table: _Table, columns: Columns) -> None:
-    for name in columns.values:
+def _check_values(source: Source, table: _Table, columns: Columns) -> None:
+    for name in table:
         number = next((i for i, text in enumerate(table[name], 1) if not text.strip()), None)
         if number is not None:
             what = "a label" if name == columns.label else "a value"
-            raise _cell_error(path, number, name, "nothing", what)
+            raise _cell_error(source, number, name, "nothing", what)
         only = set(table[name])
         if len(only) == 1:
             what = "label" if name == columns.label else "value"
             raise DataError(
-                f"{path}: column {quoted(name)}: every row has the {what} {quoted(*only)}, "
+                f"{source.name}: column {quoted(name)}: every row has the {what} {quoted(*only)}, "
                 "where at least two are expected",
                 hint="With one class, accuracy tells nothing."
                 if name == columns.label
@@ -238,8 +305,7 @@ def _check_values(path: Path, table: _Table, columns: Columns) -> None:
 # Groups
 
 
-def _groups(path: Path, table: _Table, columns: Columns) -> _Groups:
-    labels = table[columns.label]
+def _groups(source: Source, table: _Table, columns: Columns) -> _Groups:
     names: list[str] = []
     parts: list[list[str | None]] = []
     if columns.group:
@@ -248,13 +314,14 @@ def _groups(path: Path, table: _Table, columns: Columns) -> _Groups:
         names += product.values()
         parts.append([product[key] for key in keys])
     for name in columns.group_columns:
+        labels = table[columns.label]
         with_label = {label: f"{name}, {columns.label}={label}" for label in dict.fromkeys(labels)}
         names += with_label.values()
-        members = _memberships(path, table, name)
+        members = _memberships(source, table, name)
         parts.append([with_label[k] if m else None for m, k in zip(members, labels, strict=True)])
-    _check_names(path, names)
+    _check_names(source, names)
     if not parts:
-        return ((),) * len(labels)
+        return ((),) * len(next(iter(table.values())))
     known: dict[tuple[str, ...], tuple[str, ...]] = {}
     found = (tuple(filter(None, row)) for row in zip(*parts, strict=True))
     return tuple(known.setdefault(row, row) for row in found)
@@ -264,38 +331,38 @@ def _product_name(names: Sequence[str], values: Sequence[str]) -> str:
     return ", ".join(f"{name}={value}" for name, value in zip(names, values, strict=True))
 
 
-def _check_names(path: Path, names: Sequence[str]) -> None:
+def _check_names(source: Source, names: Sequence[str]) -> None:
     if len(names) > _MAX_GROUPS:
         raise DataError(
-            f"{path}: {len(names)} groups, where at most {_MAX_GROUPS} are expected",
+            f"{source.name}: {len(names)} groups, where at most {_MAX_GROUPS} are expected",
             hint="Name columns of few values.",
         )
     twice = _repeated(names)
     if twice is not None:
         raise DataError(
-            f"{path}: two groups would be named {quoted(twice)}",
+            f"{source.name}: two groups would be named {quoted(twice)}",
             hint="Take ', ' and '=' out of the values of the group columns, or of their names.",
         )
 
 
-def _memberships(path: Path, table: _Table, name: str) -> list[bool]:
-    shares = _numbers(path, table, name, "a number from 0 to 1", lambda x: 0 <= x <= 1)
+def _memberships(source: Source, table: _Table, name: str) -> list[bool]:
+    shares = _numbers(source, table, name, "a number from 0 to 1", lambda x: 0 <= x <= 1)
     return [share >= 0.5 for share in shares]
 
 
-def _aligned(path: Path, table: _Table, name: str | None) -> tuple[bool, ...] | None:
+def _aligned(source: Source, table: _Table, name: str | None) -> tuple[bool, ...] | None:
     if name is None:
         return None
-    return tuple(map(bool, _numbers(path, table, name, "0 or 1", lambda x: x in {0, 1})))
+    return tuple(map(bool, _numbers(source, table, name, "0 or 1", lambda x: x in {0, 1})))
 
 
 def _numbers(
-    path: Path, table: _Table, name: str, expected: str, is_valid: Callable[[float], bool]
+    source: Source, table: _Table, name: str, expected: str, is_valid: Callable[[float], bool]
 ) -> list[float]:
     known = {text: _number(text) for text in set(table[name])}
     for number, text in enumerate(table[name], 1):
         if not is_valid(known[text]):
-            raise _cell_error(path, number, name, quoted(text), expected)
+            raise _cell_error(source, number, name, quoted(text), expected)
     return [known[text] for text in table[name]]
 
 

@@ -11,9 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any
-
-from svdcut.evaluation.dataset import Dataset
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,6 +29,20 @@ _MAX_DRAWN = 1 << 22
 
 _Cell = tuple[tuple[str, ...], bool, bool]
 """Groups of a row, whether it is aligned, whether it is right: a row's all for a gap."""
+
+
+class Grouped(Protocol):
+    """Rows, of which only the groups are known; a `Dataset` is one, and so is a `Grouping`."""
+
+    @property
+    def groups(self) -> tuple[tuple[str, ...], ...]:
+        """Those that each row belongs to; may be none, or several."""
+
+    @property
+    def aligned(self) -> tuple[bool, ...] | None:
+        """Whether a shortcut agrees with the label of each row, where that is known."""
+
+    def __len__(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +139,7 @@ class Evaluation:
 
 
 def evaluate_predictions(
-    correct: Sequence[bool], dataset: Dataset, *, seed: int = 0, num_truncated: int | None = None
+    correct: Sequence[bool], dataset: Grouped, *, seed: int = 0, num_truncated: int | None = None
 ) -> Evaluation:
     """Return the accuracies of all rows and of each group, and their gaps.
 
@@ -135,7 +147,7 @@ def evaluate_predictions(
     ----------
     correct : sequence of bool
         Whether the prediction for a row is right.
-    dataset : Dataset
+    dataset : Grouped
         The rows, in the same order; which order does not matter.
     seed : int
         Of the resampling behind the intervals of gaps.

@@ -128,7 +128,7 @@ def _json_list(path: Path, wanted: Sequence[str]) -> Iterator[Row]:
             hint="Save it as JSON Lines (.jsonl), which are read one by one.",
         )
     for number, item in enumerate(_parse(str(path), text, _MAX_VALUES), 1):
-        yield _cells(f"{path}: row {number}", item, wanted)
+        yield pick_cells(f"{path}: row {number}", item, wanted)
 
 
 def _json_lines(path: Path, wanted: Sequence[str]) -> Iterator[Row]:
@@ -137,7 +137,7 @@ def _json_lines(path: Path, wanted: Sequence[str]) -> Iterator[Row]:
             if line.isspace():
                 continue
             item = _parse(lines.where, line, _MAX_ROW_VALUES)
-            yield _cells(lines.where, item, wanted)
+            yield pick_cells(lines.where, item, wanted)
             lines.end_row()
 
 
@@ -152,7 +152,14 @@ def _parse(where: str, text: str, max_values: int) -> Any:  # noqa: ANN401
         raise DataError(f"{where}: nested too deep", hint=hint) from error
 
 
-def _cells(where: str, item: object, wanted: Sequence[str]) -> Row:
+def pick_cells(where: str, item: object, wanted: Sequence[str]) -> Row:
+    """Return some fields of a JSON object.
+
+    Raises
+    ------
+    DataError
+        If it is none, lacks a field, or holds text that is not Unicode.
+    """
     if not isinstance(item, dict):
         raise DataError(
             f"{where}: {quoted(item)}, where a JSON object is expected",

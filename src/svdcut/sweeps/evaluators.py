@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shlex
 import shutil
 import subprocess
@@ -15,7 +16,7 @@ from typing import Any, ClassVar, Protocol
 
 from svdcut.checkpoint import Checkpoint
 from svdcut.errors import EvaluationError
-from svdcut.evaluation.dataset import Dataset
+from svdcut.evaluation.dataset import Columns, Dataset
 from svdcut.evaluation.metrics import Evaluation, evaluate_predictions
 from svdcut.evaluation.model import find_kind, load_model
 from svdcut.evaluation.scores import ScoringOptions
@@ -25,6 +26,7 @@ from svdcut.plan import Output, Plan
 from svdcut.progress import Observer
 from svdcut.provenance import InputHashes
 from svdcut.sweeps.facts import Variant
+from svdcut.sweeps.harness import read_harness
 from svdcut.sweeps.outcome import read_outcome
 from svdcut.sweeps.stored import Decomposed
 from svdcut.sweeps.swap import SwappedModel
@@ -35,6 +37,9 @@ CHECKPOINT_NAME = "checkpoint"
 
 _MAX_SAID = 300
 """Characters of what a failed command said."""
+
+_STDERR = 2
+_PLACEHOLDER = re.compile(r"\{(model|out)\}")
 
 
 class Bench(Protocol):
@@ -174,15 +179,38 @@ class CommandEvaluator:
     writes_checkpoints: ClassVar[bool] = True
 
     command: str
-    """With ``{model}`` where the folder of the checkpoint goes."""
+    """With ``{model}`` where the folder of the checkpoint goes, and perhaps ``{out}`` for an
+    empty folder, from which the files of lm-evaluation-harness are read then."""
+
+    columns: Columns
+    """Of the documents in those files."""
+
+    seed: int
+    """Of the intervals of gaps."""
+
+    @property
+    def writes_files(self) -> bool:
+        """Whether the outcome is in files, and not on stdout."""
+        return "{out}" in self.command
 
     def identity(self) -> dict[str, str]:
-        """Return the command."""
-        return {"--eval-command": self.command}
+        """Return the command, and the options by which its files are read."""
+        command = {"--eval-command": self.command}
+        if not (self.writes_files and self.columns.grouping):
+            return command
+        columns = self.columns
+        named = {
+            "--group": columns.group,
+            "--group-columns": columns.group_columns,
+            "--label": (columns.label,) if columns.group_columns else (),
+            "--aligned": () if columns.aligned is None else (columns.aligned,),
+        }
+        given = {option: shlex.join(names) for option, names in named.items() if names}
+        return {**command, **given, "evaluation --seed": str(self.seed)}
 
     def open(self, setting: Setting) -> Bench:
         """Set up; no model is loaded."""
-        return _OnDisk(setting, self.command)
+        return _OnDisk(setting, self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +218,7 @@ class _OnDisk:
     """Evaluates checkpoints that are written, one at a time, and removed."""
 
     setting: Setting
-    command: str
+    evaluator: CommandEvaluator
 
     def finetuned(self) -> Evaluation:
         with self.setting.loadable() as finetuned:
@@ -212,10 +240,30 @@ class _OnDisk:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _run(self, model: Path, name: str | None = None) -> Evaluation:
-        called = f"--eval-command on {name or model}"
-        words = [word.replace("{model}", str(model)) for word in shlex.split(self.command)]
+        """Evaluate a checkpoint; `name` is what the user calls it."""
+        evaluator, called = self.evaluator, f"--eval-command on {name or model}"
+        if not evaluator.writes_files:
+            return _read_stdout(self._call(called, model), called)
+        out = (self.setting.folder / "evaluation").resolve()
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir(parents=True)
         try:
-            done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False)
+            self._call(called, model, out)
+            return read_harness(out, evaluator.columns, seed=evaluator.seed)
+        finally:
+            shutil.rmtree(out, ignore_errors=True)
+
+    def _call(self, called: str, model: Path, out: Path | None = None) -> str:
+        """Run the command; return what it says on stdout, unless it writes to `out`."""
+        values = {"model": str(model), "out": str(out)}
+        words = [
+            _PLACEHOLDER.sub(lambda match: values[match[1]], word)
+            for word in shlex.split(self.evaluator.command)
+        ]
+        aside = subprocess.DEVNULL if self.setting.quiet else _STDERR
+        stdout = subprocess.PIPE if out is None else aside
+        try:
+            done = subprocess.run(words, stdout=stdout, text=True, check=False)
         except OSError as error:
             raise EvaluationError(f"--eval-command: cannot run {words[0]!r}: {error}") from error
         if done.returncode:
@@ -223,12 +271,15 @@ class _OnDisk:
                 f"{called}: exit code {done.returncode}",
                 hint="What it said on stderr is above.",
             )
-        try:
-            document = json.loads(done.stdout)
-        except ValueError as error:
-            raise EvaluationError(
-                f"{called}: expected one JSON document on stdout, found "
-                f"{done.stdout[:_MAX_SAID]!r}",
-                hint='As {"accuracy": 0.9}.',
-            ) from error
-        return read_outcome(document, called)
+        return done.stdout or ""
+
+
+def _read_stdout(said: str, called: str) -> Evaluation:
+    try:
+        document = json.loads(said)
+    except ValueError as error:
+        raise EvaluationError(
+            f"{called}: expected one JSON document on stdout, found {said[:_MAX_SAID]!r}",
+            hint='As {"accuracy": 0.9}; for files of lm_eval, name {out} in the command.',
+        ) from error
+    return read_outcome(document, called)

@@ -1,0 +1,331 @@
+"""The files of lm-evaluation-harness, as an evaluation.
+
+Of the results, ``results_DATE.json``, it reads ``results``, ``group_subtasks`` and
+``n-samples``; of the samples, ``samples_TASK_DATE.jsonl`` beside it, each row's ``filter``,
+metric and ``doc``. Formats: ``lm_eval/loggers/evaluation_tracker.py`` and
+``lm_eval/result_schema.py`` of version 0.4.13.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from svdcut.errors import CheckpointError, DataError, EvaluationError
+from svdcut.evaluation.dataset import Columns, Source, group_rows
+from svdcut.evaluation.metrics import Evaluation, evaluate_predictions
+from svdcut.evaluation.tables import Row, pick_cells, read_rows
+from svdcut.jsonfile import Bounds, quoted, read_json
+from svdcut.sweeps.outcome import read_outcome
+
+_METRICS = ("acc", "acc_norm", "exact_match", "accuracy")
+"""Those that are accuracies, the first that a task has before others."""
+
+_NO_FILTER = "none"
+_BOUNDS = Bounds(num_bytes=256 << 20, num_values=5_000_000)
+_START = "results_"
+_MAX_LISTED = 10
+_CLOSE = 1e-6
+"""Within which two accuracies are the same."""
+
+_OLD = "Formats are those of lm_eval 0.4.13: another version may write others."
+
+
+@dataclass(frozen=True, slots=True)
+class _Score:
+    """An accuracy: of a task, or of a group of tasks that gives one."""
+
+    name: str
+    metric: str
+    filter: str
+    accuracy: float
+    size: int
+    tasks: tuple[str, ...]
+    """What it is of: the task itself, or those of the group."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """One row of a samples file."""
+
+    place: str
+    is_right: bool
+    cells: Row
+    """Of its document."""
+
+
+def read_harness(folder: Path, columns: Columns, *, seed: int = 0) -> Evaluation:
+    """Return the evaluation that lm_eval wrote into a folder.
+
+    The accuracy is the first there is of ``acc``, ``acc_norm``, ``exact_match`` and
+    ``accuracy``; where it is given by filters, that of filter ``none``, or else of the first
+    in the file. A group of tasks counts by its own accuracy, if it has one; where several
+    accuracies remain they are the groups, and the accuracy is their mean, weighted by the
+    numbers of samples.
+
+    With columns, which are fields of the documents, it is instead of all samples, each
+    counted alike, and by the groups that the columns make.
+
+    Parameters
+    ----------
+    folder : Path
+        What ``--output_path`` names.
+    columns : Columns
+        Groups, and what shortcuts do; without any, no samples are read.
+    seed : int
+        Of the intervals of gaps.
+
+    Raises
+    ------
+    EvaluationError
+        If the files are not there, are no such files, or tell no accuracy; or a sample is
+        neither right nor wrong.
+    """
+    try:
+        results = _Results(_find_results(folder))
+        scores = list(results.scores())
+        if not scores:
+            raise EvaluationError(
+                f"{results.path}: no tasks in it, where one is expected", hint=_OLD
+            )
+        if not columns.grouping:
+            return _from_scores(scores, str(results.path))
+        return _from_samples(results, scores, columns, seed)
+    except CheckpointError as error:
+        raise EvaluationError(
+            error.what, hint=f"It is no results file of lm_eval. {_OLD}"
+        ) from error
+    except DataError as error:
+        raise EvaluationError(error.what, hint=error.hint or _OLD) from error
+
+
+def _find_results(folder: Path) -> Path:
+    found = sorted(folder.rglob(f"{_START}*.json"))
+    if len(found) == 1:
+        return found[0]
+    there = found or sorted(path for path in folder.rglob("*") if path.is_file())
+    names = [quoted(str(path.relative_to(folder))) for path in there[:_MAX_LISTED]]
+    more = f" and {len(there) - _MAX_LISTED} more" if len(there) > _MAX_LISTED else ""
+    raise EvaluationError(
+        f"--eval-command: expected one file {_START}DATE.json under {{out}}, found "
+        f"{', '.join(names) or 'no file at all'}{more}",
+        hint="lm_eval writes it with --output_path {out}, once for all --tasks. If it could "
+        "not, it said so on stderr.",
+    )
+
+
+# Results
+
+
+class _Results:
+    """A results file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._document = read_json(path, _BOUNDS)
+        self._metrics = self._section("results")
+        # lm_eval leaves it out for some tasks; there are no groups then.
+        self._parts = self._section("group_subtasks", default={})
+        self._sizes = self._section("n-samples")
+
+    def samples_path(self, task: str) -> Path:
+        """Return where the samples of a task are, if they are anywhere."""
+        date = self.path.stem.removeprefix(_START)
+        return self.path.with_name(f"samples_{task}_{date}.jsonl")
+
+    def scores(self) -> Iterator[_Score]:
+        """Yield what accuracies there are, none of them part of another."""
+        inner = {part for name in self._parts for part in self._parts_of(name)}
+        pending = [name for name in self._metrics if name not in inner]
+        seen = set()
+        while pending:
+            name = pending.pop(0)
+            if name in seen:
+                continue
+            seen.add(name)
+            key = _pick(self._metrics_of(name))
+            if key is None and name in self._parts:
+                pending[:0] = self._parts_of(name)
+            elif key is None:
+                raise self._no_accuracy(name)
+            else:
+                yield self._score(name, *key)
+
+    def accuracy(self, name: str, metric: str, filter_name: str) -> float:
+        """Return an accuracy of a task or a group.
+
+        Raises
+        ------
+        EvaluationError
+            If it is not there, or no accuracy.
+        """
+        key = f"{metric},{filter_name}"
+        value = self._metrics_of(name).get(key)
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1:
+            return float(value)
+        raise EvaluationError(
+            f"{self.path}: {key} of {quoted(name)}: {quoted(value)}, where a number from 0 to 1 "
+            "is expected",
+            hint=_OLD,
+        )
+
+    def size(self, task: str) -> int:
+        """Return how many samples of a task were evaluated.
+
+        Raises
+        ------
+        EvaluationError
+            If the file does not say, or there were none.
+        """
+        sizes = self._sizes.get(task)
+        size = sizes.get("effective") if isinstance(sizes, dict) else None
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise EvaluationError(
+                f"{self.path}: n-samples of {quoted(task)}: {quoted(sizes)}, where "
+                '{"effective": N} is expected, of at least 1',
+                hint=_OLD,
+            )
+        return size
+
+    def _score(self, name: str, metric: str, filter_name: str) -> _Score:
+        tasks = self._tasks(name)
+        return _Score(
+            name=name,
+            metric=metric,
+            filter=filter_name,
+            accuracy=self.accuracy(name, metric, filter_name),
+            size=sum(map(self.size, tasks)),
+            tasks=tasks,
+        )
+
+    def _tasks(self, name: str) -> tuple[str, ...]:
+        """Return the tasks of a group and of the groups in it; of a task, itself."""
+        seen = {name: None}
+        pending = [name]
+        while pending:
+            parts = [part for part in self._parts_of(pending.pop()) if part not in seen]
+            seen.update(dict.fromkeys(parts))
+            pending += parts
+        return tuple(found for found in seen if found not in self._parts)
+
+    def _metrics_of(self, name: str) -> Mapping[str, Any]:
+        metrics = self._metrics.get(name)
+        if not isinstance(metrics, dict):
+            raise EvaluationError(
+                f"{self.path}: results of {quoted(name)}: {quoted(metrics)}, where an object of "
+                "metrics is expected",
+                hint=_OLD,
+            )
+        return metrics
+
+    def _parts_of(self, name: str) -> list[str]:
+        parts = self._parts.get(name, [])
+        if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
+            raise EvaluationError(
+                f"{self.path}: group_subtasks of {quoted(name)}: {quoted(parts)}, where a list "
+                "of names is expected",
+                hint=_OLD,
+            )
+        return parts
+
+    def _section(self, name: str, default: object = None) -> Mapping[str, Any]:
+        section = self._document.get(name, default)
+        if not isinstance(section, dict):
+            raise EvaluationError(
+                f"{self.path}: {name}: {quoted(section)}, where an object is expected",
+                hint=f"It is no results file of lm_eval. {_OLD}",
+            )
+        return section
+
+    def _no_accuracy(self, name: str) -> EvaluationError:
+        keys = [key for key in self._metrics_of(name) if "," in key and "_stderr," not in key]
+        found = ", ".join(keys[:_MAX_LISTED]) or "no metric"
+        return EvaluationError(
+            f"{self.path}: {quoted(name)} has no accuracy: expected one of {', '.join(_METRICS)}, "
+            f"found {found}",
+            hint="Name other tasks, or let a script of your own print an accuracy, without {out}.",
+        )
+
+
+def _pick(metrics: Mapping[str, object]) -> tuple[str, str] | None:
+    """Return the metric that is the accuracy, and its filter; None if there is none."""
+    filters: dict[str, list[str]] = {}
+    for key in metrics:
+        metric, comma, name = key.partition(",")
+        if comma:
+            filters.setdefault(metric, []).append(name)
+    for metric in _METRICS:
+        names = filters.get(metric)
+        if names:
+            return metric, _NO_FILTER if _NO_FILTER in names else names[0]
+    return None
+
+
+def _from_scores(scores: list[_Score], source: str) -> Evaluation:
+    size = sum(score.size for score in scores)
+    mean = math.fsum(score.accuracy * score.size for score in scores) / size
+    parts = {score.name: {"accuracy": score.accuracy, "size": score.size} for score in scores}
+    if len(scores) == 1:
+        return read_outcome(parts[scores[0].name], source)
+    return read_outcome({"accuracy": min(mean, 1.0), "size": size, "groups": parts}, source)
+
+
+# Samples
+
+
+def _from_samples(
+    results: _Results, scores: list[_Score], columns: Columns, seed: int
+) -> Evaluation:
+    wanted = columns.grouping
+    asked = dict.fromkeys((task, s.metric, s.filter) for s in scores for task in s.tasks)
+    samples = [sample for key in asked for sample in _read_samples(results, *key, wanted)]
+    source = Source(f"{results.path.parent}: samples", lambda number: samples[number - 1].place)
+    grouping = group_rows(source, (sample.cells for sample in samples), columns)
+    return evaluate_predictions([sample.is_right for sample in samples], grouping, seed=seed)
+
+
+def _read_samples(
+    results: _Results, task: str, metric: str, filter_name: str, wanted: tuple[str, ...]
+) -> list[_Sample]:
+    path = results.samples_path(task)
+    if not path.exists():
+        raise EvaluationError(
+            f"{path}: no such file: the samples of {quoted(task)} are expected there, for "
+            f"{', '.join(map(quoted, wanted))}",
+            hint="Add --log_samples to the command, or leave out --group and its kin.",
+        )
+    samples = []
+    for number, row in enumerate(read_rows(path, ("doc", "filter", metric)), 1):
+        document, found, value = row
+        if found == filter_name:
+            place = f"{path}: row {number}"
+            is_right = _is_right(place, metric, value)
+            samples.append(_Sample(place, is_right, pick_cells(f"{place}: doc", document, wanted)))
+    expected = results.size(task), results.accuracy(task, metric, filter_name)
+    _refuse_other(path, f"{metric},{filter_name}", samples, *expected)
+    return samples
+
+
+def _is_right(place: str, metric: str, value: object) -> bool:
+    if isinstance(value, (int, float)) and value in {0, 1}:
+        return bool(value)
+    raise EvaluationError(
+        f"{place}: {metric}: {quoted(value)}, where 0 or 1 is expected",
+        hint="Groups are counted over what is right or wrong. Leave out --group and its kin, or "
+        "choose a task whose samples are.",
+    )
+
+
+def _refuse_other(path: Path, key: str, samples: list[_Sample], size: int, accuracy: float) -> None:
+    """Refuse samples that the results are not of: a part of them, or of another run."""
+    num_right = sum(sample.is_right for sample in samples)
+    if len(samples) != size or not math.isclose(num_right / size, accuracy, abs_tol=_CLOSE):
+        raise EvaluationError(
+            f"{path}: {num_right} of {len(samples)} samples right by {key}, where the results "
+            f"say {accuracy:.6g} of {size}",
+            hint="The accuracy is to be the mean over the samples: the task has another "
+            "aggregation, or the file is not whole. Leave out --group and its kin.",
+        )
