@@ -796,6 +796,7 @@ CASES = (
         sweeping("--eval-command", "./none {model}"),
         "out",
     ),
+    Case("a group of no DATA", 2, by_command("echo 0.9", "--group", "source")),
     Case("an `--eval-command` that fails", 3, by_command("exit 7"), "out"),
     Case("an `--eval-command` that fails later", 3, by_command(GOOD_TWICE, "-k", "1,2"), "out"),
     Case("an `--eval-command` that prints no JSON", 3, by_command("echo good"), "out"),

@@ -63,8 +63,9 @@ def pair(place):
 
 
 def sweep(place, out, **options):
-    defaults = {"group": ["group"], "device": "cpu", "ranks": "0,1,2,full"}
     data = None if "evaluate" in options or "eval_command" in options else place / "data.csv"
+    group = ["group"] if data else []
+    defaults = {"group": group, "device": "cpu", "ranks": "0,1,2,full"}
     return svdcut.sweep(place / "base", place / "ft", data, out, **(defaults | options))
 
 

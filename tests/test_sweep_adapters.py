@@ -152,7 +152,8 @@ def test_on_a_base_of_16_bits(made, name, dtype, tmp_path):
 
 
 def sweep(place, out, **options):
-    defaults = {"group": ["group"], "device": "cpu", "ranks": "0,1,2,full"}
+    group = [] if {"evaluate", "eval_command"} & set(options) else ["group"]
+    defaults = {"group": group, "device": "cpu", "ranks": "0,1,2,full"}
     data = None if "evaluate" in options or "eval_command" in options else place / "data.csv"
     return svdcut.sweep(place / "base", place / "adapter", data, out, **(defaults | options))
 

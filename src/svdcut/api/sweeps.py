@@ -16,6 +16,7 @@ from svdcut.errors import UsageError
 from svdcut.evaluation.dataset import Columns, Dataset, check_grouping
 from svdcut.evaluation.scores import ScoringOptions
 from svdcut.journal import count_finished
+from svdcut.jsonfile import quoted
 from svdcut.options import Options
 from svdcut.plan import Plan, make_plan
 from svdcut.ranks import Keep, parse_rules
@@ -152,8 +153,8 @@ def prepare_sweep(
     resolved = resolve_options(_shape(options))
     dataset, scoring = read_data(data, options)
     columns = resolve_columns(options)
-    if eval_command is not None and "{out}" in eval_command:
-        check_grouping(columns)
+    if dataset is None:
+        _check_columns(columns, eval_command)
     quiet = options.get("quiet", False)
     ours = open_checkpoint(base, quiet=quiet)
     theirs = open_finetuned(finetuned, ours, renames=resolved.renames, quiet=quiet)
@@ -184,7 +185,8 @@ def carry_out_sweep(request: SweepRequest, *, observe: Observer | None = None) -
 
     require_matplotlib()
     # Later: the import of torch takes a second or two.
-    from svdcut.sweeps.evaluators import CommandEvaluator, DataEvaluator, FunctionEvaluator
+    from svdcut.sweeps.command import CommandEvaluator
+    from svdcut.sweeps.evaluators import DataEvaluator, FunctionEvaluator
     from svdcut.sweeps.files import save_sweep
     from svdcut.sweeps.picture import save_picture
     from svdcut.sweeps.run import Task, run_sweep
@@ -229,6 +231,19 @@ def _check_evaluator(data: object, function: object, command: str | None) -> Non
         raise UsageError(
             f"--eval-command {command!r}: expected {{model}} in it, for the checkpoint's folder",
             hint="As --eval-command 'python my_eval.py {model}'.",
+        )
+
+
+def _check_columns(columns: Columns, command: str | None) -> None:
+    """Refuse columns of nothing: without DATA there are those of the files of a command."""
+    has_files = command is not None and "{out}" in command
+    if has_files:
+        check_grouping(columns)
+    elif columns.grouping:
+        raise UsageError(
+            f"{', '.join(map(quoted, columns.grouping))}: a column to group by, but no DATA",
+            hint='The evaluator itself reports groups: {"accuracy": ..., "groups": ...}; or '
+            "it leaves files of lm_eval in {out}.",
         )
 
 

@@ -16,9 +16,10 @@ from svdcut.plan import Plan
 from svdcut.preflight import check_checkpoint, check_factors
 from svdcut.progress import Observer, Progress
 from svdcut.provenance import refuse_changed
+from svdcut.sweeps.bench import Bench, Evaluator, Setting
 from svdcut.sweeps.choice import choose, explain
+from svdcut.sweeps.command import CHECKPOINT_NAME
 from svdcut.sweeps.decompose import decompose_update, identify_work
-from svdcut.sweeps.evaluators import CHECKPOINT_NAME, Bench, Evaluator, Setting
 from svdcut.sweeps.facts import BASE, Row, Sweep, Variant
 from svdcut.sweeps.rowlog import RowLog
 from svdcut.sweeps.stored import Decomposed
