@@ -168,7 +168,7 @@ def test_a_single_entry(route):
     a[3, 4] = -2.5
     found = run(a, 1, route)
     left, right = found.factors([0])
-    assert torch.allclose(left @ right * found.scale, a.to(left.dtype), atol=1e-15)
+    assert torch.allclose(left @ right * found.scale, a.to(left.dtype), atol=1e-14)
 
 
 @pytest.mark.parametrize("route", ROUTES)
@@ -431,11 +431,11 @@ class TestHiddenCopies:
         truth = refer(with_spectrum(300, 240, s, seed=3, dtype=torch.float64))
         with monkeypatch.context() as patch:
             patch.setattr(krylov._Ritz, "may_hide_copies", lambda *_: False)
-            found = run(truth.a, 32, Route.KRYLOV)
+            found = run(truth.a, 48, Route.KRYLOV)
         assert found.method is Method.KRYLOV
-        assert is_certified(found.measured().bounds(32), TOLERANCE)
-        assert measure(found, 32, truth).excess > 0.1
-        check(run(truth.a, 32, Route.KRYLOV), 32, truth)
+        assert is_certified(found.measured().bounds(48), TOLERANCE)
+        assert measure(found, 48, truth).excess > 0.1
+        check(run(truth.a, 48, Route.KRYLOV), 48, truth)
 
     def test_values_that_are_nearly_alike_hide_each_other_too(self):
         draws = torch.rand(100, generator=torch.Generator().manual_seed(3), dtype=torch.float64)

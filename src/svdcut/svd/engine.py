@@ -122,16 +122,17 @@ def decompose(
 def _start(a: Tensor | Product) -> Decomposition:
     """Return what is known before any triplet is."""
     transposed = a.shape[0] < a.shape[1]
+    tall = a.T if transposed else a
     matrix: Tensor | Product
-    if isinstance(a, Product):
-        matrix, exponent = a.normalised()
+    if isinstance(tall, Product):
+        matrix, exponent = tall.normalised()
         # At most, until it is decomposed; 0 only without any term.
         energy = sum_of_squares(matrix.left) * sum_of_squares(matrix.right)
     else:
-        matrix, exponent = normalise(a)
+        matrix, exponent = normalise(tall)
         energy = sum_of_squares(matrix)
     return Decomposition(
-        matrix=matrix.T if transposed else matrix,
+        matrix=matrix,
         exponent=exponent,
         transposed=transposed,
         triplets=_no_triplets(matrix),

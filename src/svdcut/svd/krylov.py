@@ -24,11 +24,11 @@ from torch import Generator, Tensor
 from svdcut.svd.certificate import VALUE_TOLERANCE, bound_cut
 from svdcut.svd.decomposition import Triplets, row_blocks
 
-_WIDTH = 24
+_WIDTH = 32
 """Random vectors to start with. Fewer make slower products, more need more of them
 (measured, CPU)."""
 
-_PANEL_BYTES = {"cpu": 2 << 20, "cuda": 1 << 40}
+_PANEL_BYTES = {"cpu": 1 << 20, "cuda": 1 << 40}
 """Of the rows that are multiplied both ways while they are in the cache."""
 
 _CANCELLATION = {torch.float32: 1e-2, torch.float64: 1e-10}
@@ -200,17 +200,18 @@ class _Lanczos:
     def step(self) -> None:
         """Multiply the pending vectors by the matrix, and the images by its transpose."""
         pending = self._basis.rows[self.size :]
-        images = self._a.new_empty(len(pending), self._a.shape[0])
+        columns = pending.T.contiguous()
+        images = self._a.new_empty(self._a.shape[0], len(pending))
         returned = torch.zeros_like(pending)
         num_bytes = _PANEL_BYTES[self._a.device.type]
         for start, stop in row_blocks(
             *self._a.shape, itemsize=self._a.itemsize, num_bytes=num_bytes
         ):
-            panel, part = self._a[start:stop], images[:, start:stop]
-            torch.matmul(pending, panel.T, out=part)
-            returned.addmm_(part, panel)
-        self._images.append(images)
-        negligible = self._rounding * float(images.norm(dim=1).max())
+            panel, part = self._a[start:stop], images[start:stop]
+            torch.matmul(panel, columns, out=part)
+            returned.addmm_(part.T, panel)
+        self._images.append(images.T)
+        negligible = self._rounding * float(images.norm(dim=0).max())
         self._outside = self._extend(returned, negligible=negligible)
 
     def _extend(self, block: Tensor, *, negligible: float) -> Tensor:
