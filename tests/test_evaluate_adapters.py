@@ -205,6 +205,15 @@ def test_without_a_base_the_option_is_named(place, adapter, fields, message, cli
     assert "--base BASE" in result.stderr
 
 
+def test_a_base_of_another_model_is_refused_with_the_way_out(place, adapter, tmp_path, cli):
+    other = text_models.gpt2(tmp_path / "other")
+    result = cli(adapter, place.data, "--base", other)
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert "do not fit" in result.stderr
+    assert "--base BASE" in result.stderr
+    assert "--map" not in result.stderr
+
+
 def test_a_quantised_base_is_refused_with_the_way_out(place, adapter, tmp_path, cli):
     base = shutil.copytree(place.base, tmp_path / "base")
     config = json.loads((base / "config.json").read_text())

@@ -12,7 +12,7 @@ from svdcut import hub
 from svdcut.adapter.peft_config import CONFIG_NAME, read_peft_config
 from svdcut.adapter.reading import is_adapter, open_on
 from svdcut.checkpoint import Checkpoint, Location, locate, open_checkpoint, open_located, reading
-from svdcut.errors import CheckpointError, HubError, QuantizedError, UsageError
+from svdcut.errors import CheckpointError, HubError, MismatchError, QuantizedError, UsageError
 from svdcut.jsonfile import quoted
 
 _HINT = "Name the base that it was trained on: --base BASE."
@@ -55,13 +55,20 @@ def open_model(
     with reading(location):
         if is_adapter(location):
             ours = _open_base(location, base, quiet=quiet)
-            return OpenedModel(open_on(location, ours, {}), ours)
+            return OpenedModel(_open_on(location, ours), ours)
         if base is None:
             return OpenedModel(open_located(location))
     raise UsageError(
         f"--base {base}: {location.source} is no PEFT adapter, which alone has a base",
         hint="Leave the option out.",
     )
+
+
+def _open_on(adapter: Location, base: Checkpoint) -> Checkpoint:
+    try:
+        return open_on(adapter, base, {})
+    except MismatchError as error:
+        raise MismatchError(error.what, hint=_HINT) from error
 
 
 def _open_base(adapter: Location, base: str | Path | None, *, quiet: bool) -> Checkpoint:
