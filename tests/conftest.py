@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,9 +14,11 @@ import torch
 from huggingface_hub import constants
 from huggingface_hub.utils import close_session
 from hypothesis import settings
+from typer.testing import CliRunner
 
 import checkpoints
 from hub_server import HubServer
+from svdcut.cli.app import app
 
 # Tests run beside each other, one process a core: threads would only wait for threads.
 torch.set_num_threads(1)
@@ -123,3 +126,16 @@ def go_offline(tmp_path, monkeypatch):
             monkeypatch.setattr("huggingface_hub._tree_cache._IN_MEMORY_TREE_CACHE", {})
 
     return go_offline
+
+
+@pytest.fixture
+def call_cli(monkeypatch):
+    """Call ``svdcut`` in this process, as a shell would."""
+
+    def call(*arguments, columns=80):
+        words = [*map(str, arguments)]
+        monkeypatch.setattr(sys, "argv", ["svdcut", *words])
+        environment = {"COLUMNS": str(columns), "TERM": "dumb", "HF_HUB_OFFLINE": "1"}
+        return CliRunner().invoke(app, words, env=environment)
+
+    return call

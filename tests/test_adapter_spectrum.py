@@ -5,30 +5,22 @@ from __future__ import annotations
 import csv
 import json
 import math
-import sys
+from functools import partial
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from typer.testing import CliRunner
 
 import svdcut
 from adapter_cases import dense_updates
-from svdcut.cli.app import app
 
 EXACT = 1e-6
 NAMES = ["lora", "dora", "gpt2 without prefix", "embeddings", "experts", "lora_bias"]
 
 
 @pytest.fixture
-def cli(monkeypatch):
-    def call(*arguments):
-        words = ["spectrum", *map(str, arguments)]
-        monkeypatch.setattr(sys, "argv", ["svdcut", *words])
-        environment = {"COLUMNS": "120", "TERM": "dumb", "HF_HUB_OFFLINE": "1"}
-        return CliRunner().invoke(app, words, env=environment)
-
-    return call
+def cli(call_cli):
+    return partial(call_cli, "spectrum", columns=120)
 
 
 def close(ours, theirs, within=EXACT):

@@ -7,25 +7,18 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 
 import pytest
-from typer.testing import CliRunner
 
 import svdcut
 import text_models
-from svdcut.cli.app import app
 from text_models import ANSWERS, make_examples, write_csv
 
 
 @pytest.fixture
-def cli(monkeypatch):
-    def call(*arguments, columns=80):
-        words = ["evaluate", *map(str, arguments)]
-        monkeypatch.setattr(sys, "argv", ["svdcut", *words])
-        environment = {"COLUMNS": str(columns), "TERM": "dumb", "HF_HUB_OFFLINE": "1"}
-        return CliRunner().invoke(app, words, env=environment)
-
-    return call
+def cli(call_cli):
+    return partial(call_cli, "evaluate")
 
 
 @pytest.fixture(scope="module")

@@ -5,22 +5,20 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
 from peft import LoraConfig, get_peft_model
-from typer.testing import CliRunner
 
 import svdcut
 import svdcut.preflight
 import text_models
 from checkpoints import file_bytes
-from svdcut.cli.app import app
 from test_cli_evaluate import run_process
 from text_models import ANSWERS, make_examples, write_csv
 from trained_adapters import edit_config, quietly, randomize
@@ -94,14 +92,8 @@ def adapter(place, tmp_path):
 
 
 @pytest.fixture
-def cli(monkeypatch):
-    def call(*arguments):
-        words = ["evaluate", *map(str, arguments)]
-        monkeypatch.setattr(sys, "argv", ["svdcut", *words])
-        environment = {"COLUMNS": "80", "TERM": "dumb", "HF_HUB_OFFLINE": "1"}
-        return CliRunner().invoke(app, words, env=environment)
-
-    return call
+def cli(call_cli):
+    return partial(call_cli, "evaluate")
 
 
 def evaluate(model, data, tmp_path, **options):

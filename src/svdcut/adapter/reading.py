@@ -11,7 +11,7 @@ from typing import Any
 
 from svdcut.adapter.application import Application, apply_adapter
 from svdcut.adapter.collection import collect_tensors
-from svdcut.adapter.peft_config import CONFIG_NAME, PeftConfig, read_peft_config
+from svdcut.adapter.peft_config import CONFIG_NAME, read_peft_config
 from svdcut.adapter.task import language_heads, task_changes
 from svdcut.adapter.tying import drop_copies, unties
 from svdcut.checkpoint import (
@@ -108,8 +108,9 @@ def _open_adapter(location: Location, base: Checkpoint, renames: Mapping[str, st
     weights = read_header(folder / ADAPTER_NAME)
     applied = apply_adapter(collect_tensors(weights), config, base, renames)
     applied = drop_copies(applied, config, base)
-    changed = _config(base, config, applied)
-    left_out = frozenset(language_heads(base, config, applied))
+    changes = task_changes(base, config, applied)
+    changed = _config(base, applied, changes)
+    left_out = frozenset(language_heads(base, applied) if "architectures" in changes else ())
     tensors = {
         name: applied.replaced.get(name, entry)
         for name, entry in base.tensors.items()
@@ -152,7 +153,9 @@ def _shards(
     return {file: names for file, names in found.items() if names}
 
 
-def _config(base: Checkpoint, peft: PeftConfig, applied: Application) -> Mapping[str, Any]:
+def _config(
+    base: Checkpoint, applied: Application, of_task: Mapping[str, object]
+) -> Mapping[str, Any]:
     """Return base's config, with what the adapter makes another of its embeddings and task."""
     resized = [
         entry.shape[0]
@@ -162,7 +165,7 @@ def _config(base: Checkpoint, peft: PeftConfig, applied: Application) -> Mapping
     changes: dict[str, object] = {"vocab_size": resized[0]} if resized else {}
     if base.ties_embeddings and unties(applied):
         changes["tie_word_embeddings"] = False
-    config = dict(base.config) | task_changes(base, peft, applied)
+    config: dict[str, Any] = {**base.config, **of_task}
     text = config.get("text_config")
     if isinstance(text, dict):
         config["text_config"] = text | {key: changes[key] for key in changes if key in text}

@@ -71,16 +71,14 @@ def task_changes(base: Checkpoint, config: PeftConfig, applied: Application) -> 
     return changes
 
 
-def language_heads(base: Checkpoint, config: PeftConfig, applied: Application) -> tuple[str, ...]:
-    """Return the tensors of base that the class of the result has no place for.
+def language_heads(base: Checkpoint, applied: Application) -> tuple[str, ...]:
+    """Return the tensors of base that a classifier has no place for, and no adapter changes.
 
     Parameters
     ----------
-    base, config, applied
+    base, applied
         As for `task_changes`.
     """
-    if "architectures" not in task_changes(base, config, applied):
-        return ()
     changed = {*applied.updates, *applied.replaced}
     return tuple(
         name for name in base.tensors if _LANGUAGE_HEAD.match(name) and name not in changed

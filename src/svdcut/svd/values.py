@@ -194,8 +194,10 @@ def _by_gram(
     escalate: Callable[[], object],
 ) -> Values | None:
     rough = _rough_values(a, head)
-    if rough is None or float(rough.errors.max()) <= tolerance:
-        return None if rough is None else rough.values()
+    if rough is None:
+        return None
+    if float(rough.errors.max()) <= tolerance:
+        return rough.values()
     if a.shape[0] > a.shape[1]:  # else the triangle takes no more than the Gram matrix
         escalate()
     return _refine(a, rough, tolerance, seed)

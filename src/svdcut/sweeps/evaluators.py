@@ -10,8 +10,9 @@ from typing import Any, ClassVar
 
 from svdcut.checkpoint import Checkpoint
 from svdcut.evaluation.dataset import Dataset
-from svdcut.evaluation.metrics import Evaluation, evaluate_predictions
+from svdcut.evaluation.metrics import Evaluation
 from svdcut.evaluation.model import find_kind, load_model
+from svdcut.evaluation.run import run_evaluation
 from svdcut.evaluation.scores import ScoringOptions
 from svdcut.evaluation.scoring import load_predictor
 from svdcut.sweeps.bench import Bench, Setting
@@ -47,11 +48,10 @@ class DataEvaluator:
             predictor = load_predictor(loaded, self.dataset, self.options, quiet=setting.quiet)
 
             def evaluate(_model: Any) -> Evaluation:  # noqa: ANN401
-                found = predictor.predict(setting.observe)
-                correct = found.matches(self.dataset.labels)
-                return evaluate_predictions(
-                    correct, self.dataset, seed=self.seed, num_truncated=found.num_truncated
+                found, _ = run_evaluation(
+                    predictor, self.dataset, seed=self.seed, observe=setting.observe
                 )
+                return found
 
             return _InMemory(setting, loaded, predictor.model, evaluate)
 

@@ -246,13 +246,16 @@ class _Reader:
         """Return what a cut keeps."""
         request = self.request(variant)
         assert request is not None
+        return self._kept(self.indices(request), device)
+
+    def _kept(self, indices: Sequence[int], device: torch.device) -> KeptMatrix:
         facts = self.facts
         return KeptMatrix(
             sides=self._sides,
-            indices=self.indices(request),
+            indices=indices,
             full_rank=facts.full_rank,
             scale=facts.measured.scale,
-            factors=lambda indices: self._factors(indices, device),
+            factors=lambda chosen: self._factors(chosen, device),
             is_wide=facts.is_wide,
         )
 
@@ -260,11 +263,11 @@ class _Reader:
         """Return what a cut keeps, with all that is known of it."""
         request = self.request(variant)
         assert request is not None
-        facts, measured = self.facts, self.measured
+        facts, cut = self.facts, choose_cut(self.measured, request, self.facts.edge)
         return CutMatrix(
-            kept=self.kept(variant, device),
-            cut=choose_cut(measured, request, facts.edge),
-            measured=measured,
+            kept=self._kept(cut.indices, device),
+            cut=cut,
+            measured=self.measured,
             zero_fraction=facts.zero_fraction,
             equal_bytes=facts.equal_bytes,
         )
