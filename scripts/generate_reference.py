@@ -49,10 +49,9 @@ class Part(NamedTuple):
 Page = dict[str, list[Part]]  # by title of the section
 
 
-def render(app: Duck) -> dict[Path, str]:
+def render(root: Duck, commands: dict[str, Duck]) -> dict[Path, str]:
     """Every generated file, by its path from the root of the project."""
-    root = import_module("typer.main").get_command(app)
-    shown = {f"svdcut {name}": c for name, c in root.commands.items() if not c.hidden}
+    shown = {f"svdcut {name}": c for name, c in commands.items() if not c.hidden}
     pages = {name: _page(name, {"svdcut": root, **shown}) for name in ("svdcut", *shown)}
     files = {Path(f"man/{n}.1".replace(" ", "-")): _manual(n, page) for n, page in pages.items()}
     return {**files, Path("docs/cli-reference.md"): _markdown(pages)}
@@ -273,7 +272,9 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if they differ")
     check = parser.parse_args().check
     sys.path.insert(0, str(ROOT / "src"))
-    files = render(import_module("svdcut.cli.app").app)
+    cli = import_module("svdcut.cli.app")
+    root = import_module("typer.main").get_command(cli.app)
+    files = render(root, {name: cli.load_command(name) for name in cli.COMMANDS})
     lines = differences(files)
     if check:
         print(*lines[:40], sep="\n", end="\n" * bool(lines))

@@ -36,11 +36,9 @@ def generator():
 @pytest.fixture(scope="module")
 def commands():
     """The commands of the real application, by name; the application itself is ``svdcut``."""
-    from svdcut.cli.app import app
+    from svdcut.cli.app import COMMANDS, app, load_command
 
-    root = get_command(app)
-    shown = {f"svdcut {name}": c for name, c in root.commands.items() if not c.hidden}
-    return {"svdcut": root, **shown}
+    return {"svdcut": get_command(app), **{f"svdcut {n}": load_command(n) for n in COMMANDS}}
 
 
 def nasty_app():
@@ -79,6 +77,15 @@ def nasty_app():
     return app
 
 
+def render(generator, app):
+    root = get_command(app)
+    return generator.render(root, root.commands)
+
+
+def render_nasty(generator):
+    return render(generator, nasty_app())
+
+
 def examples(command):
     lines = [line.strip() for line in (command.epilog or "").replace("\b", "").splitlines()]
     return [line for line in lines if line not in {"", "Examples:"}]
@@ -102,6 +109,13 @@ def test_every_command_is_explained_and_has_examples_with_a_comment(commands):
         assert command.help, name
         assert examples(command), name
         assert all("  # " in line for line in examples(command)), name
+
+
+def test_the_list_of_commands_says_what_each_says_of_itself(commands):
+    from svdcut.cli.app import COMMANDS
+
+    own = {name: commands[f"svdcut {name}"].help.split("\n\n")[0] for name in COMMANDS}
+    assert own == COMMANDS
 
 
 def test_every_option_is_explained(commands):
@@ -136,7 +150,7 @@ def test_examples_fit_a_terminal_of_80_columns(commands):
 
 
 def test_pages_have_the_sections_a_reader_expects(generator):
-    files = generator.render(nasty_app())
+    files = render_nasty(generator)
     assert set(map(str, files)) == {"man/svdcut.1", "man/svdcut-run.1", "docs/cli-reference.md"}
     page = files[Path("man/svdcut-run.1")]
     assert sections(page) == [
@@ -153,8 +167,8 @@ def test_pages_have_the_sections_a_reader_expects(generator):
 
 
 def test_rendering_is_repeatable_and_in_ascii(generator):
-    files = generator.render(nasty_app())
-    assert files == generator.render(nasty_app())
+    files = render_nasty(generator)
+    assert files == render_nasty(generator)
     assert all(text.isascii() for path, text in files.items() if path.suffix == ".1")
 
 
@@ -171,7 +185,7 @@ def test_rich_markup_is_stripped_and_brackets_survive(generator):
     def other() -> None:
         """Do the other."""
 
-    files = generator.render(app)
+    files = render(generator, app)
     page = files[Path("man/svdcut-a.1")]
     assert "Bold and [kept]." in page
     assert "Make it." in page
@@ -182,7 +196,7 @@ def test_rich_markup_is_stripped_and_brackets_survive(generator):
 
 def test_only_macros_open_with_a_dot(generator):
     known = {".TH", ".nr", ".nh", ".ad", ".SH", ".SS", ".PP", ".TP", ".IP", ".RS", ".RE", ".EX"}
-    for path, text in generator.render(nasty_app()).items():
+    for path, text in render_nasty(generator).items():
         if path.suffix == ".1":
             opening = {line.split()[0] for line in text.splitlines() if line.startswith((".", "'"))}
             assert opening <= {*known, ".EE", r".\""}
@@ -191,7 +205,7 @@ def test_only_macros_open_with_a_dot(generator):
 
 @pytest.mark.skipif(shutil.which("mandoc") is None, reason="mandoc is not installed")
 def test_mandoc_accepts_the_pages_and_shows_the_text_as_written(generator, tmp_path):
-    files = generator.render(nasty_app())
+    files = render_nasty(generator)
     for path, text in files.items():
         if path.suffix != ".1":
             continue
@@ -218,7 +232,7 @@ def test_mandoc_accepts_the_pages_and_shows_the_text_as_written(generator, tmp_p
 
 
 def test_rows_of_markdown_tables_have_two_cells(generator):
-    rows = re.findall(r"(?m)^\|.*$", generator.render(nasty_app())[Path("docs/cli-reference.md")])
+    rows = re.findall(r"(?m)^\|.*$", render_nasty(generator)[Path("docs/cli-reference.md")])
     assert len(rows) > 20
     assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {3}
 

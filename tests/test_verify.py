@@ -1063,10 +1063,3 @@ def test_a_line_for_each_tensor(cli, results, pairs, tmp_path):
     pair = pairs("toy")
     done = cli(results(tmp_path), "--base", pair.base, "--ft", pair.finetuned, "-v")
     assert f"{UP}: rank 8 of 24" in done.stderr
-
-
-def test_no_library_for_schemas_is_imported_by_other_commands():
-    import subprocess
-
-    code = "import svdcut.cli.app, sys; assert not {'jsonschema', 'torch'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)

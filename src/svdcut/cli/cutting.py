@@ -6,7 +6,7 @@ import inspect
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 
@@ -28,6 +28,8 @@ from svdcut.options import Rest, StoredDtype
 from svdcut.ranks import Keep, parse_rules
 from svdcut.svd.route import Route
 from svdcut.writer import TENSOR
+
+_Command = TypeVar("_Command", bound=Callable[..., None])
 
 _RULES = """\
 RULE says how many triplets (left vector, singular value, right vector)
@@ -190,9 +192,10 @@ VerboseOption = Annotated[
 ]
 
 
-def describe(command: Callable[..., None]) -> str:
-    """Return the help of a command: what it does, and the rules."""
-    return f"{inspect.getdoc(command)}\n\n{_RULES}"
+def explain_rules(command: _Command) -> _Command:
+    """Add the rules to what a command says of itself."""
+    command.__doc__ = f"{inspect.getdoc(command)}\n\n{_RULES}"
+    return command
 
 
 def cut_options(

@@ -27,11 +27,33 @@ from svdcut.cli.evaluating import (
 from svdcut.cli.evaluation_screen import print_evaluation
 from svdcut.cli.guard import guard
 from svdcut.cli.output import print_json, show_progress
-from svdcut.cli.shared import DeviceOption, screen_flag
+from svdcut.cli.shared import DeviceOption, new_app, screen_flag
 
 _OUTPUT = "Output"
 
+app = new_app()
 
+
+@app.command(
+    options_metavar="[OPTIONS]",
+    epilog="""\
+svdcut evaluate ft/ test.csv  # measure the accuracy of a classifier
+
+svdcut evaluate ft/ test.csv --group negation --group label  # in each group too
+
+svdcut evaluate ft/ test.csv --group-columns male,female,muslim  # of groups that overlap
+
+svdcut evaluate ft/ nli.jsonl --text premise --text-pair hypothesis  # judge pairs
+
+svdcut evaluate llm/ test.csv --prompt '{text} So' --labels bad,good  # ask a language model
+
+svdcut evaluate adapter/ test.csv  # merge a PEFT adapter, and measure that
+
+svdcut evaluate ft/ test.csv --group label --predictions rows.csv  # keep each prediction
+
+svdcut evaluate ft/ test.csv --group label --json | jq .gap  # use the numbers
+""",
+)
 def evaluate(
     checkpoint: Annotated[
         str,

@@ -28,16 +28,32 @@ from svdcut.cli.cutting import (
     ToleranceOption,
     VerboseOption,
     cut_options,
+    explain_rules,
     outputs,
     run,
 )
-from svdcut.cli.shared import TENSORS, DeviceOption, RenameOption
+from svdcut.cli.shared import TENSORS, DeviceOption, RenameOption, new_app
 from svdcut.options import Rest, StoredDtype
 from svdcut.plan import Form
 from svdcut.ranks import Keep
 from svdcut.svd.route import Route
 
+app = new_app()
 
+
+@app.command(
+    options_metavar="-k RULE -o ADAPTER [OPTIONS]",
+    epilog="""\
+svdcut extract base/ ft/ -k 64 -o lora/  # write the update as a LoRA adapter of rank 64
+
+svdcut extract base/ ft/ -k energy=0.9 -o lora/  # give each layer the rank that it needs
+
+svdcut extract base/ lora/ -k 8 -o small/  # cut an adapter to a lower rank
+
+svdcut extract base/ ft/ -k 64 --drop '*norm*' -o lora/  # leave norms as in base
+""",
+)
+@explain_rules
 def extract(
     base: BaseArgument,
     finetuned: FinetunedArgument,

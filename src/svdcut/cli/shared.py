@@ -13,6 +13,17 @@ COMPUTATION = "Computation"
 SCREEN = "Screen"
 
 
+def new_app(**settings: Any) -> typer.Typer:  # noqa: ANN401 - typer's own
+    """Return an application for one command, or for the root."""
+    defaults: dict[str, Any] = {"add_completion": False}
+    return typer.Typer(
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        rich_markup_mode="rich",
+        **(defaults | settings),
+    )
+
+
 def screen_flag(*names: str, help: str) -> Any:  # noqa: A002, ANN401 - as typer's own
     """Return a switch of what is printed."""
     return typer.Option(*names, metavar="", help=help, rich_help_panel=SCREEN)

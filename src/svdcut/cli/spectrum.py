@@ -23,6 +23,7 @@ from svdcut.cli.shared import (
     TENSORS,
     DeviceOption,
     RenameOption,
+    new_app,
     parse_rename,
     screen_flag,
 )
@@ -41,7 +42,27 @@ _QUESTIONS = "Further questions"
 _OUTPUT = "Output"
 _RANK = 16
 
+app = new_app()
 
+
+@app.command(
+    options_metavar="[OPTIONS]",
+    epilog="""\
+svdcut spectrum base/ ft/  # look at the update before you cut it
+
+svdcut spectrum ft/  # look at the weights
+
+svdcut spectrum base/ ft/ --sort relative_norm | head -20  # find the layers that moved most
+
+svdcut spectrum base/ ft/ --top 64  # compute 64 values of each matrix, fast
+
+svdcut spectrum base/ ft/ --csv | column -ts,  # print a line for each matrix
+
+svdcut spectrum base/ ft/ --json | jq '.tensors[].rank_90'  # use the numbers
+
+svdcut spectrum base/ ft/ --save values.safetensors  # keep every singular value
+""",
+)
 def spectrum(
     checkpoint: Annotated[
         str,

@@ -47,6 +47,7 @@ from svdcut.cli.shared import (
     COMPUTATION,
     DeviceOption,
     RenameOption,
+    new_app,
     parse_rename,
     screen_flag,
 )
@@ -59,7 +60,23 @@ from svdcut.sweeps.facts import Sweep
 
 _CHOICE = "Choice"
 
+app = new_app()
 
+
+@app.command(
+    options_metavar="-o DIR [OPTIONS]",
+    epilog="""\
+svdcut sweep base/ ft/ test.csv --group label -o sweep/  # find the rank to use
+
+svdcut sweep base/ ft/ test.csv -k 1,2,3,energy=0.9 -o sweep/  # try other ranks
+
+svdcut sweep base/ ft/ test.csv --controls bottom,random -o sweep/  # with controls
+
+svdcut sweep base/ ft/ test.csv -o sweep/ --write out/  # write the cut, too
+
+svdcut sweep base/ ft/ -o sweep/ --eval-command './my-eval {model}'  # your own
+""",
+)
 def sweep(
     base: BaseArgument,
     finetuned: Annotated[

@@ -9,13 +9,27 @@ import typer
 from svdcut import api
 from svdcut.cli.guard import guard, warn
 from svdcut.cli.output import print_json, show_progress
-from svdcut.cli.shared import COMPUTATION, DeviceOption, screen_flag
+from svdcut.cli.shared import COMPUTATION, DeviceOption, new_app, screen_flag
 from svdcut.cli.verdict import first_lines, print_verdict
 
 _INPUTS = "Inputs"
 _FAILED = 4
 
+app = new_app()
 
+
+@app.command(
+    options_metavar="[--base BASE --ft FT] [OPTIONS]",
+    epilog="""\
+svdcut verify out/  # check every byte against the manifest
+
+svdcut verify out/ --base base/ --ft ft/  # compute everything again
+
+svdcut verify out/ --base base/ --ft ft/ --sample 20  # compute 20 tensors again
+
+svdcut verify out/ --json | jq .failures  # list what is wrong
+""",
+)
 def verify(
     out: Annotated[str, typer.Argument(metavar="OUT", help="The folder that svdcut wrote.")],
     base: Annotated[
