@@ -94,7 +94,7 @@ def krylov_triplets(
         if lanczos.num_pending and lanczos.size < next_check:
             continue
         # Looking costs O(p^3), and stepping on in vain O(n^2).
-        next_check = lanczos.size + max(width, lanczos.size // 8, lanczos.size**2 // n)
+        next_check = lanczos.size + max(width, lanczos.size // 8, lanczos.size**2 // (2 * n))
         if lanczos.size < num_wanted:
             lanczos.inject(num_wanted - lanczos.size)
             continue
