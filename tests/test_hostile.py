@@ -112,7 +112,7 @@ def test_memory(tmp_path, kind):
 
 def test_too_many_tensors(tmp_path, monkeypatch):
     """Over all files together."""
-    monkeypatch.setattr("svdcut.checkpoint._MAX_TENSORS", 6)
+    monkeypatch.setattr("svdcut.checkpoint.MAX_TENSORS", 6)
     write(tmp_path, {f"w{i}": torch.ones(2) for i in range(6)})
     assert len(open_checkpoint(tmp_path).tensors) == 6
     write(tmp_path, {f"w{i}": torch.ones(2) for i in range(7)})

@@ -22,10 +22,10 @@ from svdcut.adapter.places import Matrix
 from svdcut.adapter.readers import list_vllm_limits
 from svdcut.adapter_plan import describe_model, find_changes
 from svdcut.card import render_adapter_card
-from svdcut.checkpoint import ADAPTER_NAME, CARD_NAME
 from svdcut.destination import MANIFEST_NAME
 from svdcut.manifest import AdapterFact, FileFact, Manifest, StoredFact, TensorFact, WeightFileFact
 from svdcut.matrix_entry import TORCH_DTYPES, MatrixEntry, to_bytes
+from svdcut.modelfiles import ADAPTER_NAME, CARD_NAME
 from svdcut.options import Options
 from svdcut.pairing import Pair
 from svdcut.plan import Plan

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from svdcut.card import render_card
-from svdcut.checkpoint import CARD_NAME, INDEX_NAME, Checkpoint
+from svdcut.checkpoint import Checkpoint
 from svdcut.destination import MANIFEST_NAME
 from svdcut.manifest import FileFact, Manifest, WeightFileFact
+from svdcut.modelfiles import CARD_NAME, INDEX_NAME
 from svdcut.options import Options, StoredDtype
 from svdcut.plan import Plan
 

@@ -14,10 +14,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from svdcut.checkpoint import ADAPTER_NAME
 from svdcut.cut import Cut
 from svdcut.errors import NonFiniteError, SvdcutError
 from svdcut.matrix_entry import TORCH_DTYPES, Side, is_finite, nonfinite_error, to_bytes
+from svdcut.modelfiles import ADAPTER_NAME
 from svdcut.options import STORED_DTYPES, Options, StoredDtype
 from svdcut.pairing import Action
 from svdcut.plan import PlannedTensor

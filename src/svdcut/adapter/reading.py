@@ -15,7 +15,6 @@ from svdcut.adapter.peft_config import CONFIG_NAME, read_peft_config
 from svdcut.adapter.task import language_heads, task_changes
 from svdcut.adapter.tying import drop_copies, unties
 from svdcut.checkpoint import (
-    ADAPTER_NAME,
     Checkpoint,
     Location,
     holds_model,
@@ -25,6 +24,7 @@ from svdcut.checkpoint import (
 )
 from svdcut.errors import CheckpointError
 from svdcut.header import read_header
+from svdcut.modelfiles import ADAPTER_NAME
 from svdcut.names import is_in_numbered_layer, tied_part
 from svdcut.tensorfile import TensorEntry, TensorFile
 

@@ -15,11 +15,12 @@ from pathlib import Path, PurePosixPath
 
 from svdcut.adapter.collection import collect_tensors
 from svdcut.adapter.peft_config import CONFIG_NAME, read_peft_config
-from svdcut.checkpoint import ADAPTER_NAME, INDEX_NAME, WEIGHTS_NAME, open_checkpoint
+from svdcut.checkpoint import open_checkpoint
 from svdcut.destination import MANIFEST_NAME
 from svdcut.errors import CheckpointError, InputError
 from svdcut.header import read_header
 from svdcut.manifest import FileFact, Manifest, WeightFileFact
+from svdcut.modelfiles import ADAPTER_NAME, INDEX_NAME, WEIGHTS_NAME
 from svdcut.pool import Pool
 from svdcut.tensorfile import TensorEntry, hash_file, iterate_bytes
 from svdcut.verification.findings import Failure
