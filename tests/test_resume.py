@@ -20,6 +20,7 @@ from kills import Course, comparable
 
 import svdcut
 import svdcut.budget
+import svdcut.provenance
 import svdcut.tensor_job
 import svdcut.truncation
 import svdcut.writer
@@ -429,6 +430,20 @@ def test_unexpected_failure_keeps_what_is_finished(pair, tmp_path, out, one_work
     truncate(pair, out)
     truncate(pair, tmp_path / "whole")
     assert comparable(out) == comparable(tmp_path / "whole")
+
+
+def test_failed_run_waits_for_no_hash(pair, out, one_worker, monkeypatch):
+    """Of a large checkpoint it takes minutes."""
+    stopped = []
+
+    def endless(path, stop):
+        stopped.append(stop.wait(20))
+        return ""
+
+    monkeypatch.setattr(svdcut.provenance, "hash_file", endless)
+    with pytest.raises(Interrupted):
+        truncate(pair, out, observe=Stop(2))
+    assert stopped == [True, True]
 
 
 # Full disks

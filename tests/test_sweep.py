@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import errno
+import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 
@@ -17,13 +19,16 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import svdcut
+import svdcut.provenance
 import svdcut.sweeps.decompose
 import svdcut.tensor_job
 import text_models
 from architectures import ARCHITECTURES
 from checkpoints import Pair, file_bytes
 from svdcut import preflight
+from svdcut.errors import InputChangedError
 from svdcut.evaluation.metrics import Evaluation, Gap, GroupResult, Interval, wilson_interval
+from svdcut.journal import count_finished
 from svdcut.plan import make_plan
 from svdcut.ranks import Keep, parse_rule
 from svdcut.svd.measured import Method
@@ -31,6 +36,7 @@ from svdcut.sweeps.choice import choose, explain
 from svdcut.sweeps.decompose import decompose_update
 from svdcut.sweeps.facts import Cost, Row, Variant
 from svdcut.sweeps.outcome import read_outcome
+from svdcut.sweeps.rowlog import ROW, ROWS_NAME
 from svdcut.sweeps.swap import SwappedModel
 from test_resume import Stop
 from text_models import make_examples, write_csv
@@ -658,6 +664,56 @@ def test_a_command_sees_manifests_of_the_one_decomposition(place, tmp_path, deco
             assert (ours.rank, ours.rule, ours.svd.certified) == (theirs.rank, theirs.rule, True)
             for key in ("update_norm", "tail_norm", "sigma_first", "energy_retained"):
                 assert getattr(ours, key) == pytest.approx(getattr(theirs, key), rel=1e-5)
+
+
+@pytest.fixture
+def hashed(monkeypatch):
+    """Paths of the inputs' files, as often as their bytes are hashed."""
+    seen = []
+    real = svdcut.provenance.hash_file
+    monkeypatch.setattr(
+        svdcut.provenance, "hash_file", lambda path, stop: seen.append(path) or real(path, stop)
+    )
+    return seen
+
+
+def test_a_command_costs_one_hash_of_each_input(place, pair, tmp_path, hashed):
+    """The manifest of each checkpoint has it."""
+    script = tmp_path / "keep.py"
+    script.write_text(
+        "import pathlib, sys\n"
+        "manifest = pathlib.Path(sys.argv[1], 'svdcut.json')\n"
+        "if manifest.is_file():\n"
+        "    open(sys.argv[2], 'ab').write(manifest.read_bytes())\n"
+        "print(0.5)\n"
+    )
+    command = f"{sys.executable} {script} {{model}} {tmp_path / 'seen'}"
+    sweep(place, tmp_path / "out", eval_command=command, ranks="1,2,3")
+    files = [side / "model.safetensors" for side in (pair.base, pair.finetuned)]
+    assert hashed == files
+    said = (tmp_path / "seen").read_text()
+    for file in files:
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        assert said.count(f'"sha256": "{digest}"') == 4  # base, and three ranks
+
+
+@pytest.mark.parametrize("side", ["base", "ft"])
+def test_an_input_that_changes_between_checkpoints_is_found(place, tmp_path, side):
+    for name in ("base", "ft"):
+        shutil.copytree(place / name, tmp_path / name)
+    file = tmp_path / side / "model.safetensors"
+    script = tmp_path / "touch.py"
+    script.write_text(
+        "import os, pathlib, sys\n"
+        "manifest = pathlib.Path(sys.argv[1], 'svdcut.json')\n"
+        'if manifest.is_file() and \'"rank": "1"\' in manifest.read_text():\n'
+        f"    os.utime({str(file)!r})\n"
+        "print(0.5)\n"
+    )
+    command = f"{sys.executable} {script} {{model}}"
+    with pytest.raises(InputChangedError, match=re.escape(str(file))):
+        sweep(tmp_path, tmp_path / "out", eval_command=command, ranks="1,2")
+    assert count_finished(tmp_path / "out", ROW, ROWS_NAME) == 2  # base, and rank 1
 
 
 # The choice

@@ -15,6 +15,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 
 import svdcut
+import svdcut.provenance
 import text_models
 from checkpoints import file_bytes
 from svdcut.adapter.reading import open_finetuned
@@ -257,6 +258,21 @@ def test_a_command_gets_the_merged_model_as_the_fine_tuned_end(made, tmp_path):
     assert cuts == [f"{out}/checkpoint"] * 2
     assert not Path(first).exists()
     assert leftovers(out) == []
+
+
+def test_a_command_costs_one_hash_of_each_input(made, tmp_path, monkeypatch):
+    """What is merged for the fine-tuned end is made of the same files."""
+    seen = []
+    real = svdcut.provenance.hash_file
+    monkeypatch.setattr(
+        svdcut.provenance, "hash_file", lambda path, stop: seen.append(path) or real(path, stop)
+    )
+    sweep(made("LoRA"), tmp_path / "out", eval_command=command(tmp_path), ranks="0,1,2")
+    assert sorted(path.name for path in seen) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "model.safetensors",
+    ]
 
 
 def test_a_command_that_fails_is_told_of_by_the_name_of_the_adapter(made, tmp_path):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,6 +34,7 @@ def loadable(
     options: Options,
     *,
     within: Path | None = None,
+    hashes: InputHashes | None = None,
     observe: Observer = lambda progress: None,
 ) -> Iterator[Checkpoint]:
     """Yield a checkpoint that a model can be loaded from; of an adapter, for the context alone.
@@ -50,6 +51,8 @@ def loadable(
     within : Path, optional
         Folder of one run at a time, to merge an adapter in; without it, the one for temporary
         files (TMPDIR).
+    hashes : InputHashes, optional
+        Of the two sides, at work; without them, an adapter's files and base's are hashed here.
     observe : callable
         Told of each tensor that is merged.
 
@@ -79,7 +82,7 @@ def loadable(
         _remove_leftovers(within)
     _refuse_full(plan, parent, options, is_temporary=within is None)
     with _folder_in(parent) as folder:
-        _write(plan, folder / "model", options, observe)
+        _write(plan, folder / "model", options, hashes, observe)
         merged = open_checkpoint(folder / "model")
         yield replace(merged, source=finetuned.source, revision=finetuned.revision)
 
@@ -128,9 +131,11 @@ def _folder_in(parent: Path) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _write(plan: Plan, out: Path, options: Options, observe: Observer) -> None:
+def _write(
+    plan: Plan, out: Path, options: Options, hashes: InputHashes | None, observe: Observer
+) -> None:
     def tell(done: Progress) -> None:
         observe(replace(done, stage="merge", facts=()))
 
-    with InputHashes(plan) as hashes:
-        run_truncation(plan, [Output(out, _FULL)], options, hashes, observe=tell)
+    with InputHashes(plan) if hashes is None else nullcontext(hashes) as at_work:
+        run_truncation(plan, [Output(out, _FULL)], options, at_work, observe=tell)

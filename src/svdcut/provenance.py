@@ -6,10 +6,12 @@ It looks at the inputs' files as a whole, and at no tensor.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from types import TracebackType
+from typing import Any
 
 from svdcut._version import __version__
 from svdcut.checkpoint import Checkpoint
@@ -80,12 +82,13 @@ def refuse_changed(plan: Plan) -> None:
 class InputHashes:
     """Hashes of the inputs' weight files, made in the background; use it as a context.
 
-    Leaving the context ends the work.
+    Leaving the context ends the work, and nothing else does: several runs may use them, one
+    after the other.
 
     Parameters
     ----------
     plan : Plan
-        Of the run.
+        Of the run; of all of them, as far as its two sides go.
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -106,42 +109,54 @@ class InputHashes:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.cancel()
+        self._stop.set()
         self._executor.shutdown(wait=True)
 
-    def cancel(self) -> None:
-        """End early; what `sources` returns is of no use then."""
-        self._stop.set()
-
-    def sources(self, writer: CheckpointWriter) -> tuple[Source, Source]:
-        """Wait for the hashes, and return the two inputs with them.
+    @contextmanager
+    def recorded(self, writer: CheckpointWriter) -> Iterator[Callable[[], tuple[Source, Source]]]:
+        """Record each hash as it comes, for as long as the context lasts.
 
         Parameters
         ----------
         writer : CheckpointWriter
-            Remembers each hash, in case the run ends here.
+            Remembers them, in case the run ends before all are there.
 
-        Raises
+        Yields
         ------
-        CheckpointError
-            If a file cannot be read.
-        InputChangedError
-            If a file is not what an earlier attempt at this run has read.
+        callable
+            Waits for the hashes, and returns the two inputs with them. It raises
+            `CheckpointError` if a file cannot be read, and `InputChangedError` if one is not
+            what an earlier attempt at this run has read.
         """
+        left: Future[Any] = Future()
+        with ThreadPoolExecutor(1) as recorder:
+            recording = recorder.submit(self._sources, writer, left)
+            try:
+                yield recording.result
+            finally:
+                left.set_result(None)
+
+    def _sources(self, writer: CheckpointWriter, left: Future[Any]) -> tuple[Source, Source]:
         plan = self._plan
         return (
-            self._source(plan.base, plan.pairing.base_prefix, writer),
-            self._source(plan.finetuned, plan.pairing.finetuned_prefix, writer),
+            self._source(plan.base, plan.pairing.base_prefix, writer, left),
+            self._source(plan.finetuned, plan.pairing.finetuned_prefix, writer, left),
         )
 
     def _source(
-        self, checkpoint: Checkpoint, prefix: str | None, writer: CheckpointWriter
+        self,
+        checkpoint: Checkpoint,
+        prefix: str | None,
+        writer: CheckpointWriter,
+        left: Future[Any],
     ) -> Source:
         files = {}
         for file in checkpoint.files:
-            digest = self._digests[file.path].result()
-            if self._stop.is_set():
-                break
+            hashing = self._digests[file.path]
+            wait((hashing, left), return_when=FIRST_COMPLETED)
+            if left.done():
+                break  # nobody asks for what is returned
+            digest = hashing.result()
             name = str(file.path.resolve())
             before = writer.find(_INPUT, name)
             if before not in (None, digest):

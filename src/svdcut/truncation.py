@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -57,7 +56,7 @@ def run_truncation(
     options : Options
         As the plan was made with.
     hashes : InputHashes
-        Of the same plan, at work.
+        Of the same two sides, at work.
     command : sequence of str
         For the manifest.
     observe : callable
@@ -112,9 +111,7 @@ def run_truncation(
         ]
         places = [_PLACES[o.form](w) for o, w in zip(outputs, writers, strict=True)]
         pool = stack.enter_context(Pool(num_workers(device), needs.bound, device))
-        recorder = stack.enter_context(ThreadPoolExecutor(1))
-        stack.callback(hashes.cancel)
-        recording = recorder.submit(hashes.sources, writers[0])
+        hashed_sources = stack.enter_context(hashes.recorded(writers[0]))
         job = Job(rules, options, device, {}, cutter=cutter)
         if cutter is None:
             budgets = allocate_budgets(job, plan, pool, needs.sizes, writers[0], observe)
@@ -136,7 +133,7 @@ def run_truncation(
 
         try:
             records = _run(plan, outputs, pool, task, needs.sizes)
-            sources = recording.result()
+            sources = hashed_sources()
         except CheckpointError:
             # A file that changed is the cause of what was found wrong in it.
             refuse_changed(plan)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol
@@ -13,6 +13,7 @@ from svdcut.evaluation.metrics import Evaluation
 from svdcut.options import Options
 from svdcut.plan import Plan
 from svdcut.progress import Observer
+from svdcut.provenance import InputHashes
 from svdcut.sweeps.facts import Variant
 from svdcut.sweeps.stored import Decomposed
 
@@ -36,8 +37,11 @@ class Setting:
     folder: Path
     """Of the sweep."""
 
-    loadable: Callable[[], AbstractContextManager[Checkpoint]]
+    loadable: Callable[[InputHashes | None], AbstractContextManager[Checkpoint]]
     """Gives the fine-tuned side as a model can be loaded from it: an adapter merged."""
+
+    until_end: ExitStack
+    """Left when the sweep ends."""
 
     quiet: bool
     observe: Observer

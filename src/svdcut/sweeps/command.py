@@ -70,8 +70,8 @@ class CommandEvaluator:
         return {**command, **given, "evaluation --seed": str(self.seed)}
 
     def open(self, setting: Setting) -> Bench:
-        """Set up; no model is loaded."""
-        return _OnDisk(setting, self)
+        """Set up; no model is loaded. The inputs are hashed once, for all checkpoints."""
+        return _OnDisk(setting, self, setting.until_end.enter_context(InputHashes(setting.plan)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +80,10 @@ class _OnDisk:
 
     setting: Setting
     evaluator: CommandEvaluator
+    hashes: InputHashes
 
     def finetuned(self) -> Evaluation:
-        with self.setting.loadable() as finetuned:
+        with self.setting.loadable(self.hashes) as finetuned:
             folder = finetuned.directory or finetuned.files[0].path
             return self._run(folder, finetuned.source)
 
@@ -91,10 +92,9 @@ class _OnDisk:
         folder = setting.folder / CHECKPOINT_NAME
         shutil.rmtree(folder, ignore_errors=True)
         options = replace(setting.options, keep=variant.keep)
-        with InputHashes(setting.plan) as hashes:
-            output = Output(folder, variant.rule, restart=True)
-            cutter = decomposed.cut_tensor if decomposed.describes(variant) else None
-            run_truncation(setting.plan, [output], options, hashes, cutter=cutter)
+        output = Output(folder, variant.rule, restart=True)
+        cutter = decomposed.cut_tensor if decomposed.describes(variant) else None
+        run_truncation(setting.plan, [output], options, self.hashes, cutter=cutter)
         try:
             return self._run(folder)
         finally:

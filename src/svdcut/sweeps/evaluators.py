@@ -44,7 +44,7 @@ class DataEvaluator:
     def open(self, setting: Setting) -> Bench:
         """Load the model, and tokenise the data once."""
         find_kind(setting.plan.finetuned)  # an adapter is not merged in vain
-        with setting.loadable() as loaded:
+        with setting.loadable(None) as loaded:
             predictor = load_predictor(loaded, self.dataset, self.options, quiet=setting.quiet)
 
             def evaluate(_model: Any) -> Evaluation:  # noqa: ANN401
@@ -80,7 +80,7 @@ class FunctionEvaluator:
     def open(self, setting: Setting) -> Bench:
         """Load the model."""
         find_kind(setting.plan.finetuned)
-        with setting.loadable() as loaded:
+        with setting.loadable(None) as loaded:
             model = load_model(loaded, self.options, quiet=setting.quiet).model
 
             def evaluate(swapped: Any) -> Evaluation:  # noqa: ANN401

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -15,7 +15,7 @@ from svdcut.options import Options
 from svdcut.plan import Plan
 from svdcut.preflight import check_checkpoint, check_factors
 from svdcut.progress import Observer, Progress
-from svdcut.provenance import refuse_changed
+from svdcut.provenance import InputHashes, refuse_changed
 from svdcut.sweeps.bench import Bench, Evaluator, Setting
 from svdcut.sweeps.choice import choose, explain
 from svdcut.sweeps.command import CHECKPOINT_NAME
@@ -71,10 +71,11 @@ def run_sweep(task: Task, observe: Observer = lambda progress: None) -> Sweep:
     than those before it. The model is loaded only if a row is missing.
     """
     identity = {**identify_work(task.plan, task.options), **_sidecars(task.plan)}
-    with RowLog(
-        task.folder, {**identity, **task.evaluator.identity()}, restart=task.restart
-    ) as log:
-        finetuned, base, rows = _Run(task, log, observe).measure()
+    with (
+        RowLog(task.folder, {**identity, **task.evaluator.identity()}, restart=task.restart) as log,
+        ExitStack() as until_end,
+    ):
+        finetuned, base, rows = _Run(task, log, until_end, observe).measure()
     refuse_changed(task.plan)
     return conclude(base, finetuned, rows, task.tolerance)
 
@@ -100,9 +101,10 @@ def _sidecars(plan: Plan) -> Mapping[str, str]:
 class _Run:
     """A sweep at work."""
 
-    def __init__(self, task: Task, log: RowLog, observe: Observer) -> None:
+    def __init__(self, task: Task, log: RowLog, until_end: ExitStack, observe: Observer) -> None:
         self._task = task
         self._log = log
+        self._until_end = until_end
         self._observe = observe
         self._wanted = tuple(dict.fromkeys((BASE, *task.variants)))
         self._missing = sum(log.find(variant) is None for variant in self._wanted)
@@ -164,15 +166,21 @@ class _Run:
                 options=task.options,
                 folder=task.folder,
                 loadable=self._loadable,
+                until_end=self._until_end,
                 quiet=task.quiet,
                 observe=self._observe_batch,
             )
         )
 
-    def _loadable(self) -> AbstractContextManager[Checkpoint]:
+    def _loadable(self, hashes: InputHashes | None) -> AbstractContextManager[Checkpoint]:
         task, plan = self._task, self._task.plan
         return loadable(
-            plan.base, plan.finetuned, task.options, within=task.folder, observe=self._observe
+            plan.base,
+            plan.finetuned,
+            task.options,
+            within=task.folder,
+            hashes=hashes,
+            observe=self._observe,
         )
 
     def _observe_batch(self, batch: Progress) -> None:
