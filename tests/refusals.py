@@ -447,6 +447,14 @@ def _swept_otherwise(folder: Path) -> None:
     call(words, folder)
 
 
+def _swept_onto_a_bad_disk(folder: Path) -> None:
+    call(by_command(ONE_IN_TWO)(folder), folder)
+    factors = folder / "out" / "decomposition" / "factors.safetensors"
+    data = bytearray(factors.read_bytes())
+    data[-1] ^= 1
+    factors.write_bytes(data)
+
+
 def _without_tokenizer(folder: Path) -> None:
     for path in (folder / "ft").glob("tokenizer*"):
         path.unlink()
@@ -801,6 +809,12 @@ CASES = (
     Case("an `--eval-command` that fails later", 3, by_command(GOOD_TWICE, "-k", "1,2"), "out"),
     Case("an `--eval-command` that prints no JSON", 3, by_command("echo good"), "out"),
     Case("an `--eval-command` that prints no accuracy", 3, by_command("echo 90"), "out"),
+    Case(
+        "factors of a sweep that the disk has changed",
+        3,
+        by_command(ONE_IN_TWO, "-k", "1", change=_swept_onto_a_bad_disk),
+        "out",
+    ),
     # Quality, output
     Case("a tolerance that no route meets", 4, options("--tolerance", "1e-40")),
     Case("no rank within the tolerance", 4, by_command(ONE_IN_TWO), "out"),

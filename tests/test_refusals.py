@@ -30,7 +30,7 @@ def state(folder, without=None):
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_refusal(case, tmp_path):
     words = case.make(tmp_path)
-    before = state(tmp_path)
+    before = state(tmp_path, case.leaves)
     outcome = call(words, tmp_path)
     assert (outcome.exit_code, outcome.stdout) == (case.exit_code, "")
     assert "Traceback" not in outcome.stderr

@@ -28,6 +28,7 @@ from checkpoints import Pair, file_bytes
 from svdcut import preflight
 from svdcut.errors import InputChangedError
 from svdcut.evaluation.metrics import Evaluation, Gap, GroupResult, Interval, wilson_interval
+from svdcut.header import read_header
 from svdcut.journal import count_finished
 from svdcut.plan import make_plan
 from svdcut.ranks import Keep, parse_rule
@@ -377,6 +378,59 @@ def test_a_damaged_decomposition_is_made_again(place, tmp_path, decompositions):
     (out / "rows.jsonl").unlink()
     sweep(place, out)
     assert len(decompositions) == 2 * count
+
+
+def flip_bit(path, offset):
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 1
+    path.write_bytes(data)
+
+
+def flip_bit_of(path, part):
+    """Flip a bit in the middle of the last stored tensor of that part."""
+    entry = [e for e in read_header(path).entries if e.name.endswith(f".{part}")][-1]
+    flip_bit(path, entry.offset + entry.size_bytes // 2)
+    return entry.name
+
+
+@pytest.mark.parametrize("part", ["rank", "values"])
+def test_a_flipped_bit_of_what_is_known_is_decomposed_again(place, tmp_path, decompositions, part):
+    out = tmp_path / "out"
+    expected = sweep(place, out)
+    count = len(decompositions)
+    (out / "rows.jsonl").unlink()
+    if part == "rank":
+        facts = out / "decomposition" / "decomposition.json"
+        text = facts.read_text()
+        facts.write_text(text.replace('"ranks": [0, 1, 2', '"ranks": [0, 1, 0', 1))
+        assert facts.read_text() != text
+    else:
+        flip_bit_of(out / "decomposition" / "factors.safetensors", part)
+    assert sweep(place, out) == expected
+    assert len(decompositions) == 2 * count
+
+
+@pytest.mark.parametrize("part", ["left", "right"])
+@pytest.mark.parametrize(
+    "options", [{}, {"eval_command": f"{sys.executable} -c print(0.5) {{model}}"}]
+)
+def test_a_flipped_bit_of_factors_is_never_evaluated(
+    place, tmp_path, decompositions, part, options
+):
+    out = tmp_path / "out"
+    sweep(place, out, ranks="3", **options)
+    count = len(decompositions)
+    factors = out / "decomposition" / "factors.safetensors"
+    name = flip_bit_of(factors, part)
+    with pytest.raises(svdcut.CheckpointError, match=re.escape(name)) as caught:
+        sweep(place, out, ranks="1", **options)
+    assert str(factors) in caught.value.what
+    assert len(decompositions) == count
+    # As the hint says.
+    shutil.rmtree(factors.parent)
+    found = sweep(place, out, ranks="1,3", **options)
+    assert len(decompositions) == 2 * count
+    assert found == sweep(place, tmp_path / "whole", ranks="1,3", **options)
 
 
 @pytest.mark.parametrize(

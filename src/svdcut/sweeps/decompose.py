@@ -201,21 +201,23 @@ class _Work:
             for number, matrix in enumerate(record["matrices"]):
                 for part, shape in _shapes(pair.matrices[number], matrix).items():
                     shapes[key_of(pair.name, number, part)] = shape
-        if shapes:
-            self._write_tensors(writer, shapes)
-        document = document_of(identity, self.variants, facts)
+        hashes = self._write_tensors(writer, shapes) if shapes else {}
+        document = document_of(identity, self.variants, facts, hashes)
         writer.write_file(Path(FACTS_NAME), json.dumps(document, allow_nan=False).encode())
 
     def _write_tensors(
         self, writer: CheckpointWriter, shapes: Mapping[str, tuple[Dtype, tuple[int, ...]]]
-    ) -> None:
+    ) -> dict[str, str]:
+        """Write the file of factors; return the sha256 of each tensor."""
         file = lay_out(FACTORS_NAME, shapes, {})
         writer.add_file(file)
         places = [place for tensor in self.tensors for place in writer.parts(tensor.pair.name)]
+        hashes = {}
         for entry, place in zip(file.entries, places, strict=True):
             sink = writer.sink(entry)
             sink.write(writer.read_parts([place]))
-            sink.finish()
+            hashes[entry.name] = sink.finish()
+        return hashes
 
 
 def _shapes(sides: tuple[int, int], matrix: _Record) -> dict[str, tuple[Dtype, tuple[int, ...]]]:

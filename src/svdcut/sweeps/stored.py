@@ -5,6 +5,7 @@ It decomposes nothing.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +19,8 @@ from torch import Tensor
 
 from svdcut.checkpoint import open_checkpoint
 from svdcut.cut import CutRequest, choose_cut, is_certified, kept_energies
-from svdcut.errors import InputError, UsageError
+from svdcut.errors import CheckpointError, InputError, UsageError
+from svdcut.jsonfile import quoted
 from svdcut.matrix_entry import TORCH_DTYPES
 from svdcut.options import Options
 from svdcut.pairing import Action, Pair
@@ -94,10 +96,27 @@ def document_of(
     identity: Mapping[str, str],
     variants: Sequence[Variant],
     tensors: Mapping[str, object],
+    hashes: Mapping[str, str],
 ) -> dict[str, object]:
-    """Return what ``decomposition.json`` holds."""
+    """Return what ``decomposition.json`` holds.
+
+    Parameters
+    ----------
+    identity, variants
+        What was decomposed, and the cuts that it was made for.
+    tensors : mapping of str to object
+        The `StoredMatrix` of each matrix, as JSON.
+    hashes : mapping of str to str
+        The sha256 of each tensor of the file of factors, by `key_of`.
+    """
     cuts = [(str(variant.rule), variant.keep.value) for variant in variants]
-    return {"identity": identity, "variants": cuts, "tensors": tensors}
+    facts = {"identity": identity, "variants": cuts, "tensors": tensors, "sha256": hashes}
+    return {"facts": facts, "digest": _digest(facts)}
+
+
+def _digest(facts: Mapping[str, object]) -> str:
+    """Return the sha256 of facts; they have the same when they are read again."""
+    return hashlib.sha256(json.dumps(facts, allow_nan=False).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +130,9 @@ class Decomposed:
 
     tensors: Mapping[str, tuple[StoredMatrix, ...]]
     entries: Mapping[str, TensorEntry]
+    hashes: Mapping[str, str]
+    """The sha256 of each of the `entries`."""
+
     kept: Mapping[Variant, tuple[_Kept, ...]]
     """Of all matrices in their order, for each cut."""
 
@@ -288,8 +310,16 @@ class _Reader:
     def _read(self, part: str, dtype: Dtype, shape: tuple[int, int]) -> Tensor:
         if not math.prod(shape):
             return torch.empty(shape, dtype=TORCH_DTYPES[dtype])
-        entry = self._decomposed.entries[key_of(self._pair.name, self._sides.number, part)]
-        return torch.frombuffer(read_bytes(entry), dtype=TORCH_DTYPES[dtype]).reshape(shape)
+        key = key_of(self._pair.name, self._sides.number, part)
+        entry, expected = self._decomposed.entries[key], self._decomposed.hashes[key]
+        data = read_bytes(entry)
+        if hashlib.sha256(data).hexdigest() != expected:
+            raise CheckpointError(
+                f"{entry.path}: tensor {quoted(key)} is damaged: its sha256 is not that of what "
+                "was written",
+                hint=f"Remove {entry.path.parent}: it is made again, and rows that are done stay.",
+            )
+        return torch.frombuffer(data, dtype=TORCH_DTYPES[dtype]).reshape(shape)
 
 
 def open_decomposed(
@@ -311,7 +341,8 @@ def open_decomposed(
     Returns
     -------
     Decomposed or None
-        None as well where it is damaged: then it is to be made again.
+        None as well where it is damaged: then it is to be made again. Factors are read, and
+        compared with their hashes, when a cut needs them; `CheckpointError` tells then.
 
     Notes
     -----
@@ -331,13 +362,16 @@ def _read(
     from pydantic import TypeAdapter
 
     document: dict[str, Any] = json.loads((folder / FACTS_NAME).read_bytes())
-    if document["identity"] != identity:
+    facts = document["facts"]
+    if document["digest"] != _digest(facts) or facts["identity"] != identity:
         return None
-    known = tuple(Variant(parse_rule(rule), Keep(keep)) for rule, keep in document["variants"])
-    facts = TypeAdapter(dict[str, tuple[StoredMatrix, ...]]).validate_python(document["tensors"])
-    has_tensors = any(matrix.num_triplets for matrices in facts.values() for matrix in matrices)
-    entries = open_checkpoint(folder / FACTORS_NAME).tensors if has_tensors else {}
-    return Decomposed(plan, options, known, facts, entries, kept={})
+    known = tuple(Variant(parse_rule(rule), Keep(keep)) for rule, keep in facts["variants"])
+    tensors = TypeAdapter(dict[str, tuple[StoredMatrix, ...]]).validate_python(facts["tensors"])
+    hashes = facts["sha256"]
+    entries = open_checkpoint(folder / FACTORS_NAME).tensors if hashes else {}
+    if entries.keys() != hashes.keys():
+        return None
+    return Decomposed(plan, options, known, tensors, entries, hashes, kept={})
 
 
 def _serve(decomposed: Decomposed, variants: Sequence[Variant]) -> Decomposed | None:
