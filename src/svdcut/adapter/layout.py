@@ -13,6 +13,7 @@ from enum import Enum
 from typing import Any
 
 from svdcut.adapter.model import Cut, Model, Shape, Whole, module_of, parents
+from svdcut.adapter.peft_config import CLASSIFIERS
 from svdcut.adapter.places import Kind, Matrix, Place, find_places
 from svdcut.adapter.suffixes import matches, pattern, shortest, shortest_raw
 from svdcut.adapter.unholdable import find_unholdable
@@ -30,8 +31,7 @@ _LAST = "down_proj"
 _TASKS = (
     ("ForCausalLM", "CAUSAL_LM", ()),
     ("LMHeadModel", "CAUSAL_LM", ()),
-    ("ForSequenceClassification", "SEQ_CLS", ("classifier", "score")),
-    ("ForTokenClassification", "TOKEN_CLS", ("classifier", "score")),
+    *((end, task, ("classifier", "score")) for task, end in CLASSIFIERS.items()),
     ("ForQuestionAnswering", "QUESTION_ANS", ("qa_outputs",)),
 )
 """Ends of architectures, PEFT's tasks, and the heads that PEFT then saves of itself."""

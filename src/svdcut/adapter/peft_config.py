@@ -18,6 +18,9 @@ from svdcut.jsonfile import Bounds, quoted, read_json
 
 CONFIG_NAME = "adapter_config.json"
 
+CLASSIFIERS = {"SEQ_CLS": "ForSequenceClassification", "TOKEN_CLS": "ForTokenClassification"}
+"""Tasks of classifiers, and the ends of transformers' classes for them."""
+
 _BOUNDS = Bounds(num_bytes=16_000_000, num_values=200_000)
 _MAX_PATTERNS, _MAX_NAMES = 200, 20_000
 """Of real expressions, and of plain names. Every module is matched with all of them."""

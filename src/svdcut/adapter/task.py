@@ -11,12 +11,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from svdcut.adapter.application import Application
-from svdcut.adapter.peft_config import PeftConfig
+from svdcut.adapter.peft_config import CLASSIFIERS, PeftConfig
 from svdcut.checkpoint import Checkpoint
 from svdcut.names import is_task_head
-
-_CLASSES = {"SEQ_CLS": "ForSequenceClassification", "TOKEN_CLS": "ForTokenClassification"}
-"""Ends of the classes that PEFT's tasks are of."""
 
 _END = re.compile(
     r"(For[A-Z]\w*|(With)?LMHeadModel|DoubleHeadsModel|ModelWithLMHead|EncoderModel|Model)$"
@@ -59,7 +56,7 @@ def task_changes(base: Checkpoint, config: PeftConfig, applied: Application) -> 
         return {}
     changes: dict[str, object] = {}
     named = base.config.get("architectures")
-    wanted = _architecture(named, _CLASSES[str(config.task)])
+    wanted = _architecture(named, CLASSIFIERS[str(config.task)])
     if wanted is not None and named != [wanted]:
         changes["architectures"] = [wanted]
     if rows != _named_labels(base.config):
@@ -87,7 +84,7 @@ def language_heads(base: Checkpoint, applied: Application) -> tuple[str, ...]:
 
 def _num_labels(config: PeftConfig, applied: Application) -> int | None:
     """Return the rows of a classifier's head that the adapter holds; None where it holds none."""
-    if config.task not in _CLASSES:
+    if config.task not in CLASSIFIERS:
         return None
     whole: Mapping[str, Any] = {**applied.replaced, **applied.added}
     heads = [
