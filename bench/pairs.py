@@ -1,10 +1,11 @@
 """Make pairs of checkpoints in the shapes of real models.
 
 The update has a power-law head of rank 128 over the flat tail that rounding to
-bfloat16 puts there, as fine-tuning leaves it. Layers repeat the draws of the first
+bfloat16 puts there, as fine-tuning leaves it; or it is a LoRA update of even strengths,
+merged. Layers repeat the draws of the first
 ones with a shift, so that a 7B pair is made at the speed of the disk.
 
-    python bench/pairs.py qwen-0.5b FOLDER [--layers N]
+    python bench/pairs.py qwen-0.5b FOLDER [--layers N] [--lora RANK]
 """
 
 from __future__ import annotations
@@ -114,7 +115,8 @@ SHAPES = {
 class Draws:
     """Weights and updates; a shape is drawn once, and rolled for each further tensor."""
 
-    def __init__(self, seed: int, device: torch.device) -> None:
+    def __init__(self, seed: int, device: torch.device, lora: int | None) -> None:
+        self._lora = lora
         self._generator = torch.Generator(device).manual_seed(seed)
         self._device = device
         self._drawn: dict[tuple[int, ...], tuple[torch.Tensor, torch.Tensor]] = {}
@@ -139,14 +141,19 @@ class Draws:
         m, n = shape
         rank = min(HEAD_RANK, m, n)
         strength = torch.arange(1, rank + 1, device=self._device) ** -0.7
+        if self._lora:
+            strength = torch.full((self._lora,), 5.0, device=self._device)
+            rank = self._lora
         left = self._normal(m, rank) * strength
         update: torch.Tensor = left @ self._normal(rank, n) * 2e-4
         return update
 
 
-def make_pair(shape: Shape, folder: Path, *, seed: int = 0, device: str = "cpu") -> None:
+def make_pair(
+    shape: Shape, folder: Path, *, seed: int = 0, device: str = "cpu", lora: int | None = None
+) -> None:
     """Write ``folder/base`` and ``folder/ft``."""
-    draws = Draws(seed, torch.device(device))
+    draws = Draws(seed, torch.device(device), lora)
     for side in ("base", "ft"):
         (folder / side).mkdir(parents=True)
         (folder / side / "config.json").write_text(json.dumps(shape.config(), indent=2) + "\n")
@@ -190,12 +197,13 @@ def main() -> None:
     parser.add_argument("shape", choices=SHAPES)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--layers", type=int)
+    parser.add_argument("--lora", type=int, metavar="RANK")
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     shape = SHAPES[options.shape]
     if options.layers:
         shape = replace(shape, layers=options.layers)
-    make_pair(shape, options.folder, device=options.device)
+    make_pair(shape, options.folder, device=options.device, lora=options.lora)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from svdcut.device import host_buffer
-from svdcut.pool import MemoryGate, Pool
+from svdcut.pool import MemoryGate, Pool, Reserve
 
 
 def test_results_come_in_order():
@@ -119,3 +119,45 @@ def test_the_gate_waits():
     gate.leave(8)
     assert entered.wait(5)
     thread.join()
+
+
+def test_a_reserve_is_shared_as_far_as_it_goes():
+    reserve, begun, done = Reserve(100), threading.Event(), threading.Event()
+
+    def ask():
+        with reserve.lend() as take:
+            begun.set()
+            take(50)
+            done.set()
+
+    thread = threading.Thread(target=ask)
+    with reserve.lend() as take:
+        take(60)
+        thread.start()
+        begun.wait()
+        assert not done.wait(0.05)
+        take(40)  # in place of the 60
+        assert done.wait(10)
+    thread.join(10)
+
+
+def test_who_asks_for_more_than_a_reserve_has_it_alone():
+    for reserve in (Reserve(100), Reserve()):
+        alone, order = threading.Event(), []
+
+        def ask(reserve=reserve, alone=alone, order=order):
+            with reserve.lend() as take:
+                alone.wait()
+                take(10)
+                order.append("small")
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        with reserve.lend() as take:
+            take(1 << 62)
+            alone.set()
+            order.append("all")
+            time.sleep(0.05)
+            order.append("done")
+        thread.join(10)
+        assert order == ["all", "done", "small"]

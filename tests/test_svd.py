@@ -278,6 +278,65 @@ def test_the_energy_of_a_small_tail_is_not_lost_in_a_difference(share, seed):
         check(run(truth.a, k, Route.KRYLOV), k, truth)
 
 
+def merged(m, n, rank, dtype):
+    """A LoRA update as it is after it was merged into weights of a dtype."""
+    base = 0.02 * noise(m, n, seed=1)
+    update = 4e-3 * (noise(m, rank, seed=2) @ noise(rank, n, seed=3))
+    return (base + update).to(dtype).float() - base.to(dtype).float()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(900, 800), (700, 1400)])
+@pytest.mark.parametrize("k", [8, 9, 40])
+def test_a_merged_lora_update_is_iterated_on_beside_its_head(dtype, shape, k):
+    """From its rank on what is wanted is the rounding of storage, far below the head."""
+    truth = refer(merged(*shape, 8, dtype))
+    found = run(truth.a, k, Route.KRYLOV)
+    assert (found.method, found.rejected) == (Method.KRYLOV, ())
+    check(found, k, truth)
+
+
+@pytest.mark.parametrize("name", ["decades", "geometric", "square"])
+@pytest.mark.parametrize("k", [20, 50, 70])
+def test_a_head_is_taken_out_as_often_as_it_takes(name, k):
+    decades = torch.cat([10.0**-d * torch.linspace(3, 1, 12).double() for d in range(0, 80, 2)])
+    spectra = {
+        "decades": decades[:480].clamp_min(1e-30),
+        "geometric": 0.7 ** torch.arange(480, dtype=torch.float64),
+        "square": power_law(480, 2.0),
+    }
+    truth = refer(with_spectrum(600, 480, spectra[name], seed=7))
+    found = run(truth.a, k, Route.KRYLOV)
+    assert found.method is Method.KRYLOV
+    check(found, k, truth)
+
+
+def test_a_head_that_leaves_nothing():
+    a = torch.zeros(500, 450)
+    a[range(0, 60, 10), range(0, 90, 15)] = torch.tensor([9.0, -7.0, 5.0, 1e-4, 3e-5, 1e-5])
+    truth = refer(a)
+    for k in (2, 3, 5, 6, 30):
+        check(run(a, k, Route.KRYLOV), k, truth)
+
+
+def test_a_head_on_a_rest_without_an_end():
+    """The rest is so flat that the iteration gives up on it: the Gram matrix of it serves."""
+    s = torch.cat((1e4 * power_law(6, 0.2), 1 + 1e-6 * torch.rand(394).double()))
+    truth = refer(with_spectrum(500, 400, s.sort(descending=True).values, dtype=torch.float64))
+    a = truth.a.float()
+    truth = refer(a)
+    check(run(a, 40, Route.KRYLOV), 40, truth)
+
+
+def test_more_memory_is_asked_for_before_a_head_is_taken_out():
+    asked = []
+    run(with_spectrum(500, 400, power_law(400)), 12, Route.KRYLOV, escalate=asked.append)
+    assert not asked
+    a = merged(900, 800, 4, torch.float32)
+    run(a, 12, Route.KRYLOV, escalate=asked.append)
+    assert asked == [a.nbytes]
+
+
 @pytest.mark.parametrize("route", ROUTES)
 def test_the_same_seed_gives_the_same_bits(route):
     a = with_spectrum(420, 400, power_law(400), seed=5)

@@ -80,7 +80,7 @@ def cut_matrix(
     route: Route,
     tolerance: float,
     seed: int,
-    escalate: Callable[[], object] = lambda: None,
+    escalate: Callable[[int], object] = lambda _: None,
 ) -> tuple[Decomposition, list[Cut]]:
     """Decompose a matrix once, and cut it as often as asked.
 
@@ -100,7 +100,7 @@ def cut_matrix(
     seed : int
         Of the engine's random blocks.
     escalate : callable
-        Called once before a route beyond the first is taken: it needs more memory.
+        As for `svdcut.svd.engine.decompose`.
 
     Returns
     -------

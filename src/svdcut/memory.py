@@ -13,7 +13,7 @@ from svdcut.options import Options
 from svdcut.pairing import Action, Pair
 from svdcut.plan import Plan
 from svdcut.ranks import Keep, Rule, RuleKind, rule_for
-from svdcut.svd.route import Route, choose_route
+from svdcut.svd.route import Route, choose_route, gram_bytes
 from svdcut.tensorfile import Dtype
 
 SPARE_BYTES = 250 << 20
@@ -26,11 +26,12 @@ _PRODUCT_BYTES = 32 << 20
 _PROMISED_COPIES = 8
 """Of the largest tensor in float32, beside what a process takes by itself."""
 
+_RESERVED = 3
+"""Part of what is promised, at least, that is kept for routes beyond the first: where small
+matrices need them, as many of them can take one as there are cores, or nearly."""
+
 _DENSE_COPIES = 6
 """In float32, of a matrix that is not square; a rule of thumb."""
-
-_GRAM_SQUARES = 5
-"""Matrices of the short side squared, in float64, that the Gram route takes."""
 
 _EXACT_SQUARES = 7
 _TALL_COPIES = 3
@@ -161,6 +162,7 @@ def _keep_promise(needs: Sequence[tuple[int, int]], pairs: Sequence[Pair]) -> Me
     reserve = max((more - first for first, more in needs), default=0)
     largest = max((4 * m * n for pair in pairs for m, n in pair.matrices), default=0)
     allowed = SPARE_BYTES + _PROMISED_COPIES * largest
+    reserve = max(reserve, allowed // _RESERVED)
     return MemoryNeeds(sizes, max(allowed - reserve, *sizes, 0), reserve)
 
 
@@ -200,7 +202,7 @@ def _route_bytes(
     if route is Route.AUTO:
         route = choose_route(short, top)
     matrix = item * long * short + _BLOCKS_BYTES
-    gram = matrix + _GRAM_SQUARES * 8 * short**2
+    gram = matrix + gram_bytes(short)
     if route is Route.EXACT:
         squares = max(_TALL_COPIES * long * short, long * short + _EXACT_SQUARES * short**2)
         return matrix + 8 * squares, matrix + 8 * squares
@@ -208,7 +210,8 @@ def _route_bytes(
         return gram, gram
     columns = min(short // 2, 5 * top + 100)
     bases = 2 * (long + short) * columns
-    return matrix + item * bases, max(gram, matrix + 8 * (long * short + bases))
+    rest = item * long * short  # what a head that is taken out leaves
+    return matrix + item * bases, max(gram + rest, matrix + 8 * (long * short + bases))
 
 
 def _factor_bytes(pair: Pair) -> int | None:

@@ -8,8 +8,9 @@ It knows nothing of what the tasks do.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TypeVar
 
@@ -48,6 +49,40 @@ class MemoryGate:
         with self._condition:
             self._used -= size
             self._condition.notify_all()
+
+
+class Reserve:
+    """Memory for tasks that take more than they were let in with.
+
+    Parameters
+    ----------
+    size : int
+        Bytes; who asks for more than that gets it alone.
+    """
+
+    def __init__(self, size: int = 0) -> None:
+        self._gate = MemoryGate(size)
+
+    @contextmanager
+    def lend(self) -> Iterator[Callable[[int], None]]:
+        """Lend what is to be called before more memory is taken, until the block ends.
+
+        It takes the bytes, in place of those that it took before, so that nobody waits for
+        more while holding some.
+        """
+        held = 0
+
+        def take(num_bytes: int) -> None:
+            nonlocal held
+            self._gate.leave(held)
+            held = 0
+            self._gate.enter(num_bytes)
+            held = num_bytes
+
+        try:
+            yield take
+        finally:
+            self._gate.leave(held)
 
 
 class Pool:

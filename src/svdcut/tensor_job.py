@@ -5,9 +5,8 @@ It decides on no rank and on no action: `cut` and `pairing` do.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -21,7 +20,7 @@ from svdcut.matrix_entry import TORCH_DTYPES, Side, is_finite, nonfinite_error, 
 from svdcut.options import Options
 from svdcut.pairing import Action, Pair
 from svdcut.plan import PlannedTensor
-from svdcut.pool import or_on_cpu
+from svdcut.pool import Reserve, or_on_cpu
 from svdcut.ranks import Keep, Rule, RuleKind, rule_for
 from svdcut.report import MatrixResult, describe_truncation
 from svdcut.rows import merged_rows, shifted
@@ -44,8 +43,8 @@ class Job:
     options: Options
     device: torch.device
     budgets: BudgetRanks
-    careful: threading.Lock = field(default_factory=threading.Lock)
-    """Held by the one tensor that takes more memory than planned, for a more careful route."""
+    reserve: Reserve = field(default_factory=Reserve)
+    """For tensors that take more memory than planned, by a more careful route."""
 
     keeps: tuple[Keep, ...] = ()
     """Which triplets stay in each output; none where it is the same in all, as `options` say."""
@@ -223,7 +222,7 @@ def decompose_matrix(
     """
     noise = any(request.rule.kind is RuleKind.NOISE for request in requests)
     update = read_update(sides, job.device, measure_rounding=noise)
-    with ExitStack() as stack:
+    with job.reserve.lend() as escalate:
         decomposition, cuts = cut_matrix(
             update.matrix,
             requests,
@@ -231,7 +230,7 @@ def decompose_matrix(
             route=job.options.svd,
             tolerance=job.options.tolerance,
             seed=stable_seed(pair.seed_name, sides.number),
-            escalate=lambda: stack.enter_context(job.careful),
+            escalate=escalate,
         )
     measured = decomposition.measured()
     return [

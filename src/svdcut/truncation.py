@@ -25,7 +25,7 @@ from svdcut.memory import memory_needs
 from svdcut.options import Options
 from svdcut.pairing import Action
 from svdcut.plan import Form, Output, Plan, PlannedTensor
-from svdcut.pool import Pool
+from svdcut.pool import Pool, Reserve
 from svdcut.progress import Observer, Progress
 from svdcut.provenance import InputHashes, identify_run, refuse_changed
 from svdcut.publication import publish
@@ -112,7 +112,7 @@ def run_truncation(
         places = [_PLACES[o.form](w) for o, w in zip(outputs, writers, strict=True)]
         pool = stack.enter_context(Pool(num_workers(device), needs.bound, device))
         hashed_sources = stack.enter_context(hashes.recorded(writers[0]))
-        job = Job(rules, options, device, {}, cutter=cutter)
+        job = Job(rules, options, device, {}, Reserve(needs.reserve), cutter=cutter)
         if cutter is None:
             budgets = allocate_budgets(job, plan, pool, needs.sizes, writers[0], observe)
             job = replace(job, budgets=budgets)

@@ -34,7 +34,7 @@ def find_intruders(
     device: torch.device,
     *,
     seed: int,
-    escalate: Callable[[], object] = lambda: None,
+    escalate: Callable[[int], object] = lambda _: None,
 ) -> Intruders:
     """Compare the leading left vectors of fine-tuned weights with all of base's.
 
@@ -47,7 +47,7 @@ def find_intruders(
     seed : int
         Of the engine's random blocks.
     escalate : callable
-        Called once before a route that needs more memory.
+        As for `svdcut.svd.engine.decompose`.
 
     Returns
     -------

@@ -27,7 +27,7 @@ def measure_spectrum(
     top: int | None,
     *,
     seed: int,
-    escalate: Callable[[], object] = lambda: None,
+    escalate: Callable[[int], object] = lambda _: None,
 ) -> Spectrum:
     """Measure the singular values of a matrix, and what follows from them.
 
@@ -40,7 +40,7 @@ def measure_spectrum(
     seed : int
         Of the random start of an iteration.
     escalate : callable
-        Called once before a route that needs more memory.
+        As for `svdcut.svd.engine.decompose`.
 
     Returns
     -------
@@ -71,7 +71,9 @@ def measure_spectrum(
     return _describe(update, known, values[:top], head.norm, head.method, head.value_bound(top))
 
 
-def _leading(update: Update, top: int, seed: int, escalate: Callable[[], object]) -> MeasuredValues:
+def _leading(
+    update: Update, top: int, seed: int, escalate: Callable[[int], object]
+) -> MeasuredValues:
     def accept(found: Decomposition) -> bool:
         return found.measured().value_bound(top) <= VALUE_TOLERANCE
 

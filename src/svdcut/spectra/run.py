@@ -98,15 +98,15 @@ def measure_matrix(
     # The leading values are not moved by the rounding of a float32 subtraction.
     exact = options.top is None
     update = read_update(sides, place.device, measure_rounding=True, exact=exact)
-    with place.escalation() as escalate:
+    with place.reserve.lend() as escalate:
         found = measure_spectrum(update, options.top, seed=seed, escalate=escalate)
     spaces = None
     if rank:
-        with place.escalation() as escalate:
+        with place.reserve.lend() as escalate:
             spaces = leading_spaces(update.matrix, rank, seed=seed, escalate=escalate)
     del update  # the weights need its memory
     if options.intruders and sides.base is not None:
-        with place.escalation() as escalate:
+        with place.reserve.lend() as escalate:
             intruders = find_intruders(sides, place.device, seed=seed, escalate=escalate)
         found = replace(found, intruders=intruders)
     return found, spaces

@@ -5,9 +5,7 @@ What is done with a tensor is the caller's.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -17,7 +15,7 @@ from svdcut.device import num_workers
 from svdcut.errors import SvdcutError
 from svdcut.memory import MemoryNeeds
 from svdcut.pairing import Pair
-from svdcut.pool import Pool, or_on_cpu
+from svdcut.pool import Pool, Reserve, or_on_cpu
 from svdcut.progress import Observer, Progress
 from svdcut.svd.decomposition import SolverError
 
@@ -29,14 +27,8 @@ class Place:
     """Where one tensor is at work."""
 
     device: torch.device
-    careful: threading.Lock
-    """Held by the one tensor that takes more memory than was counted for all."""
-
-    @contextmanager
-    def escalation(self) -> Iterator[Callable[[], object]]:
-        """Lend what is to be called once before more memory is taken, until the block ends."""
-        with ExitStack() as stack:
-            yield lambda: stack.enter_context(self.careful)
+    reserve: Reserve
+    """For tensors that take more memory than was counted for all."""
 
 
 def stream_tensors(
@@ -67,13 +59,13 @@ def stream_tensors(
         If no decomposition converges, with the name of the tensor.
     """
     torch.backends.cuda.matmul.allow_tf32 = False
-    careful = threading.Lock()
+    reserve = Reserve(needs.reserve)
     sizes = [sum(pair.finetuned.size_bytes for pair in task) for task in tasks]
 
     def run(number: int) -> T:
         name = tasks[number][0].name
         try:
-            found, _ = or_on_cpu(device, lambda where: work(number, Place(where, careful)))
+            found, _ = or_on_cpu(device, lambda where: work(number, Place(where, reserve)))
         except SolverError as error:
             raise SvdcutError(f"tensor {name!r}: no SVD converged ({error})") from error
         observe(Progress("spectrum", name, sizes[number], sum(sizes)))

@@ -232,8 +232,11 @@ def bound_cut(
         )
     # The rounding of the factors is at right angles to the tail: it adds in squares.
     lacking += (_FACTOR_ROUNDING * epsilon) ** 2 * kept
-    best = max(cut - lacking, ERROR_FLOOR**2 * energy)
-    return Bounds(excess=lacking / (2 * best), value=max(value, tail_error))
+    best = math.sqrt(max(cut - lacking, 0.0))
+    above = lacking / (math.hypot(best, math.sqrt(lacking)) + best) if lacking else 0.0
+    return Bounds(
+        excess=above / max(best, ERROR_FLOOR * math.sqrt(energy)), value=max(value, tail_error)
+    )
 
 
 def bound_values(

@@ -170,6 +170,9 @@ class Decomposition:
         return (right, left.T) if self.transposed else (left, right.T)
 
 
+UNCOUNTED = 1 << 62
+"""Bytes that a dense route asks for: as many as it takes."""
+
 PRODUCT_BYTES = 32 << 20
 """Of a block of rows that a matrix product takes, in float64."""
 
@@ -195,6 +198,16 @@ def multiply(a: Tensor | Product, b: Tensor) -> Tensor:
     out = torch.empty(a.shape[0], b.shape[1], dtype=b.dtype, device=a.device)
     for start, stop in row_blocks(*a.shape, num_bytes=PRODUCT_BYTES):
         torch.matmul(a[start:stop].to(b.dtype), b, out=out[start:stop])
+    return out
+
+
+def multiply_rows(b: Tensor, a: Tensor) -> Tensor:
+    """Return ``b @ a`` in the precision of `b`, without a converted copy of `a`."""
+    if a.dtype == b.dtype:
+        return b @ a
+    out = torch.zeros(b.shape[0], a.shape[1], dtype=b.dtype, device=a.device)
+    for start, stop in row_blocks(*a.shape, num_bytes=PRODUCT_BYTES):
+        out.addmm_(b[:, start:stop], a[start:stop].to(b.dtype))
     return out
 
 

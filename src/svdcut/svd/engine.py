@@ -10,11 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from svdcut.svd.decomposition import (
+    UNCOUNTED,
     Decomposition,
     SolverError,
     Triplets,
@@ -22,12 +24,12 @@ from svdcut.svd.decomposition import (
     normalise,
     sum_of_squares,
 )
+from svdcut.svd.deflation import leading_triplets
 from svdcut.svd.dense import exact_triplets, gram_triplets
 from svdcut.svd.factored import factored_triplets
-from svdcut.svd.krylov import krylov_triplets
 from svdcut.svd.measured import Method, Proof
 from svdcut.svd.product import Product
-from svdcut.svd.route import Route, choose_route
+from svdcut.svd.route import Route, choose_route, gram_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,7 @@ def decompose(
     route: Route = Route.AUTO,
     tolerance: float = 1e-6,
     seed: int = 0,
-    escalate: Callable[[], object] = lambda: None,
+    escalate: Callable[[int], object] = lambda _: None,
 ) -> Decomposition:
     """Decompose a matrix so well that `accept` is content.
 
@@ -69,7 +71,8 @@ def decompose(
     seed : int
         Of the random blocks of the Krylov route.
     escalate : callable
-        Called once before a route beyond the first is taken.
+        Called before more memory is taken than the first route needs, with the bytes of
+        that, which are in place of any that were asked for before.
 
     Returns
     -------
@@ -83,12 +86,13 @@ def decompose(
 
     Notes
     -----
-    Cost and memory are those of the routes: see `krylov_triplets`,
+    Cost and memory are those of the routes: see `leading_triplets`,
     `gram_triplets`, `exact_triplets`, `factored_triplets`.
 
     A product is formed only if its own route misses what `accept` asks. What is decomposed
     then is the product as float64 rounds it, by as much as that route's bound allows for.
     """
+    escalate = cache(escalate)
     start = _start(a)
     if start.energy == 0:
         return start
@@ -98,10 +102,11 @@ def decompose(
     for attempt in ladder:
         if attempt.method is Method.KRYLOV and any("no convergence" in r for r in rejected):
             continue
-        if len(rejected) == 1:
-            escalate()
+        if rejected:
+            is_gram = attempt.method is Method.GRAM
+            escalate(gram_bytes(start.full_rank) if is_gram else UNCOUNTED)
         try:
-            found = _attempt(start, attempt, top, tolerance, seed)
+            found = _attempt(start, attempt, top, tolerance, seed, escalate)
         except RuntimeError as error:
             if not is_solver_failure(error):
                 raise
@@ -162,7 +167,12 @@ def _ladder(start: Decomposition, top: int | None, route: Route) -> Iterator[_At
 
 
 def _attempt(
-    start: Decomposition, attempt: _Attempt, top: int | None, tolerance: float, seed: int
+    start: Decomposition,
+    attempt: _Attempt,
+    top: int | None,
+    tolerance: float,
+    seed: int,
+    escalate: Callable[[int], object],
 ) -> Decomposition | None:
     if isinstance(start.matrix, Product):
         return _of_product(start, start.matrix, attempt.method)
@@ -173,12 +183,13 @@ def _attempt(
         triplets = gram_triplets(start.matrix, energy=start.energy)
     else:
         assert top is not None
-        result = krylov_triplets(
+        result = leading_triplets(
             start.matrix.to(attempt.dtype),
             max(top, 1),
             energy=start.energy,
             tolerance=tolerance,
             generator=torch.Generator().manual_seed(seed),
+            escalate=escalate,
         )
         if result is None:
             return None

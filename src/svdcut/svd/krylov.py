@@ -16,13 +16,15 @@ References
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import takewhile
 
 import torch
 from torch import Generator, Tensor
 
 from svdcut.svd.certificate import VALUE_TOLERANCE, bound_cut
-from svdcut.svd.decomposition import Triplets, row_blocks
+from svdcut.svd.decomposition import Triplets, multiply_rows, row_blocks
 
 _WIDTH = 24
 """Random vectors to start with. Fewer make slower products, more need more of them
@@ -37,6 +39,16 @@ _CANCELLATION = {torch.float32: 1e-2, torch.float64: 1e-10}
 
 _SAFETY = 0.7
 """The estimate that stops the iteration must be this share of the tolerance."""
+
+_DROWNED = 5e-5
+"""Where the unit of rounding of the first value is a larger share of another, the iteration
+does not find that one: it stalls at a thousandth of it (measured)."""
+
+_STEEP = 4.0
+"""Values this much larger than the first that is not wanted are a head."""
+
+_KNOWN = 1e-2
+"""Residual of a value of a head, relative to its square, at most."""
 
 _ALIKE = 1e-5
 """Squares that differ by this share may be copies of one, told apart by rounding."""
@@ -54,15 +66,23 @@ class KrylovResult:
     """The energy that is not among them."""
 
 
+@dataclass(frozen=True, slots=True)
+class Head:
+    """Leading values so large that, beside them, rounding hides the others that are wanted."""
+
+    right: Tensor
+    """(n, h) float64: their right vectors, nearly."""
+
+
 def krylov_triplets(
     a: Tensor, k: int, *, energy: float, tolerance: float, generator: Generator
-) -> KrylovResult | None:
+) -> KrylovResult | Head | None:
     """Return at least the `k` + 1 leading triplets of `a`.
 
     Parameters
     ----------
     a : Tensor of shape (m, n), m >= n, float32 or float64
-    k : int, 1 <= k < n
+    k : int, 0 <= k < n
     energy : float
         Sum of squares of `a`, above 0.
     tolerance : float
@@ -72,9 +92,9 @@ def krylov_triplets(
 
     Returns
     -------
-    KrylovResult or None
-        None if the basis grew to half of `n` columns without convergence, where
-        a dense route is the better choice.
+    KrylovResult, Head or None
+        A head if the iteration can find no more than that; None if the basis grew to half
+        of `n` columns without convergence, where a dense route is the better choice.
 
     Notes
     -----
@@ -99,6 +119,8 @@ def krylov_triplets(
             lanczos.inject(num_wanted - lanczos.size)
             continue
         ritz = lanczos.ritz(num_wanted)
+        if count := ritz.head(k, torch.finfo(a.dtype).eps):
+            return Head(lanczos.vectors(ritz)[:count].T)
         converged = ritz.converged(k, energy, tolerance * _SAFETY)
         if converged and not ritz.may_hide_copies(lanczos.num_random):
             return lanczos.measure(ritz)
@@ -136,6 +158,21 @@ class _Ritz:
             epsilon=0.0,
         )
         return bounds.excess <= tolerance and bounds.value <= VALUE_TOLERANCE * _SAFETY
+
+    def head(self, k: int, epsilon: float) -> int:
+        """Return how many values, `k` at most, to take out so that others do not drown in them."""
+        s: list[float] = self.squares[: self.num_wanted].sqrt().tolist()
+        following = s[min(k, len(s) - 1)]
+
+        def drowns(first: float) -> bool:
+            return epsilon * first > _DROWNED * following
+
+        if not drowns(s[0]):
+            return 0
+        steep = zip(s, self.residuals, strict=False)
+        known = (x > _STEEP * following and e <= _KNOWN * x * x for x, e in steep)
+        count = sum(1 for _ in takewhile(bool, known))
+        return 0 if drowns(s[count]) else count
 
     def beyond(self, rest: float) -> float:
         """Return about the largest square that is not wanted, or all of them together.
@@ -289,38 +326,69 @@ class _Lanczos:
         squares, rotation = torch.linalg.eigh(gram)
         return squares.flip(0).clamp_min(0).sqrt(), rotation.T.flip(0)
 
+    def vectors(self, ritz: _Ritz) -> Tensor:
+        """Return the Ritz vectors, (num_wanted, n) float64, as orthonormal as the basis is."""
+        return ritz.vectors @ self._basis.rows[: self.size].double()
+
     def measure(self, ritz: _Ritz) -> KrylovResult:
         """Return the Ritz triplets with residuals measured on the matrix."""
-        a, dtype = self._a, self._a.dtype
-        right = ritz.vectors @ self._basis.rows[: self.size].double()
+        dtype = self._a.dtype
+        right = self.vectors(ritz)
         # The basis is orthonormal to the precision of its dtype only.
         factor = torch.linalg.cholesky(right @ right.T)
         vectors = torch.linalg.solve_triangular(factor, ritz.vectors, upper=False)
         s, rotation = self._diagonalise(vectors)
-        squares = s.square()
         right = rotation @ torch.linalg.solve_triangular(factor, right, upper=False)
-        right, vectors = right.to(dtype), rotation @ vectors
-        left = vectors.to(dtype) @ self._images.rows
-        residuals, couplings = _defects(right.double(), (left @ a).double(), s)
-        rounding = torch.finfo(dtype).eps * s
-        residuals += rounding * s[0]
-        # That of ``a @ v``, at no particular angle, and those of `v` and `left`.
-        couplings += rounding * ((self._energy / len(a)) ** 0.5 + 2 * s)
-        rest = self._rest(left.T, right, float(squares.sum()))
-        triplets = Triplets(right.T, left.T, squares, residuals, couplings)
-        return KrylovResult(triplets, next_square=ritz.beyond(rest), rest=rest)
+        left = (rotation @ vectors).to(dtype) @ self._images.rows
+        return measured(self._a, right.to(dtype), left, s, energy=self._energy, beyond=ritz.beyond)
 
-    def _rest(self, left: Tensor, right: Tensor, found: float) -> float:
-        """Return the energy of ``a - left @ right``."""
-        rest = self._energy - found
-        if rest > _CANCELLATION[self._a.dtype] * self._energy:
-            return rest
-        # The difference would have no correct digits left: measure it.
-        return math.fsum(
-            float((block.double() - part.double() @ right.double()).square_().sum())
-            for start, stop in row_blocks(*self._a.shape)
-            for block, part in [(self._a[start:stop], left[start:stop])]
-        )
+
+def measured(
+    a: Tensor,
+    right: Tensor,
+    left: Tensor,
+    s: Tensor,
+    *,
+    energy: float,
+    beyond: Callable[[float], float],
+) -> KrylovResult:
+    """Return triplets with residuals measured on the matrix.
+
+    Parameters
+    ----------
+    a : Tensor of shape (m, n)
+    right : Tensor of shape (j, n)
+        Orthonormal rows.
+    left : Tensor of shape (j, m), of the dtype of `right`
+        Their images, at right angles to each other.
+    s : Tensor of shape (j,), float64
+        Norms of these, descending.
+    energy : float
+        Sum of squares of `a`.
+    beyond : callable
+        Gives the largest squared value that is not among them, of their rest.
+    """
+    residuals, couplings = _defects(right.double(), multiply_rows(left, a).double(), s)
+    rounding = torch.finfo(right.dtype).eps * s
+    residuals += rounding * s[0]
+    # That of ``a @ v``, at no particular angle, and those of `v` and `left`.
+    couplings += rounding * ((energy / len(a)) ** 0.5 + 2 * s)
+    squares = s.square()
+    rest = _rest(a, left.T, right, energy - float(squares.sum()), energy)
+    triplets = Triplets(right.T, left.T, squares, residuals, couplings)
+    return KrylovResult(triplets, next_square=beyond(rest), rest=rest)
+
+
+def _rest(a: Tensor, left: Tensor, right: Tensor, rest: float, energy: float) -> float:
+    """Return the energy of ``a - left @ right``, which is `rest` but for cancellation."""
+    if rest > _CANCELLATION[left.dtype] * energy:
+        return rest
+    # The difference would have no correct digits left: measure it.
+    return math.fsum(
+        float((block.double() - part.double() @ right.double()).square_().sum())
+        for start, stop in row_blocks(*a.shape)
+        for block, part in [(a[start:stop], left[start:stop])]
+    )
 
 
 def _defects(right: Tensor, image: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:

@@ -21,6 +21,15 @@ _KRYLOV_MAX_SHARE = 6
 """Krylov pays while the rank is below this part of the short side (measured, CPU)."""
 
 
+_GRAM_SQUARES = 5
+"""Matrices of the short side squared, in float64, that the Gram route takes (measured)."""
+
+
+def gram_bytes(short: int) -> int:
+    """Return the bytes that the Gram route takes beside a matrix, by its short side."""
+    return _GRAM_SQUARES * 8 * short**2
+
+
 def choose_route(full_rank: int, top: int | None) -> Route:
     """Return the route that is likely the fastest.
 

@@ -48,7 +48,7 @@ class LeadingSpaces:
 
 
 def leading_spaces(
-    a: Tensor | Product, rank: int, *, seed: int, escalate: Callable[[], object] = lambda: None
+    a: Tensor | Product, rank: int, *, seed: int, escalate: Callable[[int], object] = lambda _: None
 ) -> LeadingSpaces:
     """Return the spaces of the leading singular vectors of a matrix.
 
@@ -62,7 +62,7 @@ def leading_spaces(
     seed : int
         Of the engine's random blocks.
     escalate : callable
-        Called once before a route that needs more memory.
+        As for `svdcut.svd.engine.decompose`.
 
     Returns
     -------

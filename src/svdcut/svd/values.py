@@ -15,6 +15,7 @@ from torch import Tensor
 
 from svdcut.svd.certificate import VALUE_FLOOR, VALUE_TOLERANCE
 from svdcut.svd.decomposition import (
+    UNCOUNTED,
     SolverError,
     Triplets,
     is_solver_failure,
@@ -24,7 +25,7 @@ from svdcut.svd.decomposition import (
 )
 from svdcut.svd.dense import gram, is_tall, triangle
 from svdcut.svd.factored import reduce_product
-from svdcut.svd.krylov import krylov_triplets
+from svdcut.svd.krylov import KrylovResult, krylov_triplets
 from svdcut.svd.measured import Method
 from svdcut.svd.product import Product
 from svdcut.svd.route import Route, choose_route
@@ -73,7 +74,7 @@ def singular_values(
     steep: bool = False,
     seed: int = 0,
     tolerance: float = VALUE_TOLERANCE,
-    escalate: Callable[[], object] = lambda: None,
+    escalate: Callable[[int], object] = lambda _: None,
 ) -> Values:
     """Return all singular values of a matrix.
 
@@ -89,7 +90,7 @@ def singular_values(
     tolerance : float
         Relative error that is allowed; without a bound the first route is the last.
     escalate : callable
-        Called once before a step that needs more memory.
+        As for `svdcut.svd.engine.decompose`.
 
     Returns
     -------
@@ -140,7 +141,7 @@ def singular_values(
         head = _leading(tall, seed) if steep else None
         found = _by_gram(tall, head, tolerance, seed, escalate)
     if found is None or found.bound > tolerance:
-        escalate()
+        escalate(UNCOUNTED)
         found = _by_exact(tall)
     scale = math.ldexp(1.0, exponent)
     return Values([value * scale for value in found.singular_values], found.method, found.bound)
@@ -167,7 +168,7 @@ def _leading(a: Tensor, seed: int) -> Triplets | None:
         if not is_solver_failure(failure):
             raise
         return None
-    return None if found is None else found.triplets
+    return found.triplets if isinstance(found, KrylovResult) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +192,7 @@ def _by_gram(
     head: Triplets | None,
     tolerance: float,
     seed: int,
-    escalate: Callable[[], object],
+    escalate: Callable[[int], object],
 ) -> Values | None:
     rough = _rough_values(a, head)
     if rough is None:
@@ -199,7 +200,7 @@ def _by_gram(
     if float(rough.errors.max()) <= tolerance:
         return rough.values()
     if a.shape[0] > a.shape[1]:  # else the triangle takes no more than the Gram matrix
-        escalate()
+        escalate(UNCOUNTED)
     return _refine(a, rough, tolerance, seed)
 
 

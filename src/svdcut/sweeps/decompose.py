@@ -25,7 +25,7 @@ from svdcut.memory import memory_needs
 from svdcut.options import Options
 from svdcut.pairing import Action, Pair
 from svdcut.plan import Output, Plan, PlannedTensor
-from svdcut.pool import Pool, or_on_cpu
+from svdcut.pool import Pool, Reserve, or_on_cpu
 from svdcut.progress import Observer, Progress
 from svdcut.provenance import identify_run, refuse_changed
 from svdcut.ranks import Keep, Rule, RuleKind
@@ -156,7 +156,7 @@ class _Work:
         needs = memory_needs(self.plan, self._rules_to_decompose(), options)
         rules = tuple(variant.rule for variant in self.variants)
         keeps = tuple(variant.keep for variant in self.variants)
-        job = Job(rules, self.options, self.device, {}, keeps=keeps)
+        job = Job(rules, self.options, self.device, {}, Reserve(needs.reserve), keeps=keeps)
         sizes = {t.pair.name: n for t, n in zip(self.plan.tensors, needs.sizes, strict=True)}
         with Pool(num_workers(self.device), needs.bound, self.device) as pool:
             budgets = allocate_budgets(job, self.plan, pool, needs.sizes, writer, self.observe)

@@ -1,0 +1,120 @@
+"""Leading triplets of a matrix whose first values dwarf the others that are wanted.
+
+A LoRA update that was merged into the weights is of that kind: a few large values over the
+rounding of storage. Products with such a matrix round by its first value, and what is
+wanted beside it drowns. So its head is taken out, and the rest is iterated on by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Generator, Tensor
+
+from svdcut.svd.decomposition import (
+    multiply,
+    multiply_rows,
+    normalise,
+    row_blocks,
+    sum_of_squares,
+)
+from svdcut.svd.dense import gram_triplets
+from svdcut.svd.krylov import Head, KrylovResult, krylov_triplets, measured
+from svdcut.svd.route import gram_bytes
+
+
+def leading_triplets(
+    a: Tensor,
+    k: int,
+    *,
+    energy: float,
+    tolerance: float,
+    generator: Generator,
+    escalate: Callable[[int], object] = lambda _: None,
+) -> KrylovResult | None:
+    """Return at least the `k` + 1 leading triplets of `a`.
+
+    Parameters
+    ----------
+    a, k, energy, tolerance, generator
+        As for `krylov_triplets`.
+    escalate : callable
+        As for `svdcut.svd.engine.decompose`.
+
+    Returns
+    -------
+    KrylovResult or None
+        As of `krylov_triplets`; in float64 where there was a head to take out.
+
+    Notes
+    -----
+    With `V` the right vectors of the head, the rest ``a - a V V.T`` is what `a` is at right
+    angles to them: the largest value beyond its triplets is that of `a` beyond both. All of
+    them together are rotated and measured on `a` itself, in float64, so that how well the
+    head was separated is seen in their residuals.
+    """
+    rest, exponent = a, 0
+    head = torch.zeros(a.shape[1], 0, dtype=torch.float64, device=a.device)
+    while True:
+        found = krylov_triplets(
+            rest,
+            k - head.shape[1],
+            energy=energy if rest is a else sum_of_squares(rest),
+            tolerance=tolerance,
+            generator=generator,
+        )
+        if not isinstance(found, Head):
+            break
+        if rest is a:
+            escalate(a.nbytes)
+            rest = torch.empty_like(a)
+        head = _sharpened(a, torch.cat((head, found.right), dim=1))
+        exponent = _take_out(a, head, rest)
+    if rest is a:
+        return found
+    if found is None:
+        escalate(rest.nbytes + gram_bytes(rest.shape[1]))
+        tail, beyond = _dense_tail(rest, k - head.shape[1])
+    else:
+        tail, beyond = found.triplets.right.double(), found.next_square
+    every = torch.cat((head, tail), dim=1)
+    return _measured(a, every, energy=energy, next_square=beyond * 4.0**exponent)
+
+
+def _sharpened(a: Tensor, right: Tensor) -> Tensor:
+    """Return vectors, (n, h), with less of the rest in them: by two steps of the power method."""
+    for _ in range(2):
+        right = torch.linalg.qr(multiply_rows(multiply(a, right).T, a).T).Q
+    return right
+
+
+def _take_out(a: Tensor, right: Tensor, rest: Tensor) -> int:
+    """Make `rest` what is left of `a`, scaled by a power of two, and return the power."""
+    left = multiply(a, right)
+    for start, stop in row_blocks(*a.shape):
+        block = a[start:stop].to(torch.float64, copy=True)
+        rest[start:stop] = block.addmm_(left[start:stop], right.T, alpha=-1)
+    return normalise(rest)[1]
+
+
+def _dense_tail(rest: Tensor, k: int) -> tuple[Tensor, float]:
+    """Return the right vectors of `k` + 1 triplets, and the largest square beyond."""
+    triplets = gram_triplets(rest, energy=sum_of_squares(rest))
+    beyond = triplets.squares[k + 1 :] + triplets.residuals[k + 1 :]
+    return triplets.right[:, : k + 1], float(beyond.max()) if len(beyond) else 0.0
+
+
+def _measured(a: Tensor, right: Tensor, *, energy: float, next_square: float) -> KrylovResult:
+    """Return the triplets of `a` in the span of some vectors, (n, j), measured in float64."""
+    basis = torch.linalg.qr(right).Q
+    images, triangle = torch.linalg.qr(multiply(a, basis))
+    left, s, rotation = torch.linalg.svd(triangle)
+    return measured(
+        a,
+        rotation @ basis.T,
+        ((images @ left) * s).T.contiguous(),
+        s,
+        energy=energy,
+        beyond=lambda _: next_square,
+    )
