@@ -123,6 +123,23 @@ def test_the_edge_scales_with_the_weights():
     assert scaled == pytest.approx(edge * 2**-10, rel=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("shape", "touched"), [((300, 300), 3), ((300, 300), 6), ((4, 500), 4), ((500, 4), 500)]
+)
+def test_noise_in_few_dimensions_is_noise(shape, touched):
+    """What a unit leaves of a small white update has no signal, in few rows neither."""
+    above = 0
+    for seed in range(30):
+        base = (0.02 * noise(*shape, seed=seed)).bfloat16()
+        tuned = (base.float() + 1e-5 * noise(*shape, seed=1000 + seed)).bfloat16()
+        tuned[touched:] = base[touched:]
+        update = tuned.double() - base.double()
+        s = torch.linalg.svdvals(update).tolist()
+        edge = storage_edge(meter(tuned, base), s)
+        above += s[0] > edge
+    assert above <= 2
+
+
 EXACT = 0.94
 """Share of the clear tensors whose count is the rank; docs/noise.md has them all."""
 

@@ -22,11 +22,11 @@ _FEW_ZEROS = 0.1
 """Share of exact zeros up to which an update is so far above its rounding that the measured
 variances tell all."""
 
-_GAP = 1.35
-"""Ratio of neighbouring values that no bulk of noise has (measured)."""
+_HEADROOM = 1.02
+"""Of a hundred updates one is above the 99 % quantile, and a checkpoint has hundreds (measured)."""
 
-_LOWEST = 0.5
-"""How far below the variances' edge a gap is looked for, as a share of it (measured)."""
+_BEND = 0.5
+"""Bend of a value, as a share of it, where all of an update is lost in the unit (measured)."""
 
 _CLASS_WIDTH = 0.1
 """Of classes of variances, as a logarithm: their spread within one matters in second order."""
@@ -226,38 +226,51 @@ def storage_edge(storage: Storage, s: Sequence[float] | None) -> float | None:
         return edge
     edge *= 1 + storage.zero_fraction / 2
     observed = variance_edge(storage.observed)
-    edge = min(edge, observed)
+    edge = _HEADROOM * min(edge, observed)
     if storage.zero_fraction < _FEW_ZEROS:
         return edge
     if s is None:
         return None
-    if not s or s[0] == 0:
+    total = float(storage.observed.rows.sum())
+    if not s or s[0] == 0 or total == 0:
         return edge
-    total = min(float(storage.observed.rows.sum()), float(storage.observed.columns.sum()))
-    shape = observed / math.sqrt(total) if total else 0.0
-    edge = _lowered(edge, shape, s)
+    edge = _lowered(edge, observed / math.sqrt(total), storage.observed, s)
     return max(edge, _leftover(edge, storage, s))
 
 
-def _lowered(edge: float, shape: float, s: Sequence[float]) -> float:
-    """Return the middle of the last gap below an edge, or the edge.
+def _lowered(edge: float, per_norm: float, variances: Margins, s: Sequence[float]) -> float:
+    """Return the edge that fits what lies below it.
 
-    A gap counts if the value above it is above the edge of what lies below it, by a
-    margin that is larger the fewer values stand out: what rounding leaves of a single
-    product is a single product.
+    From the largest value on, each is compared with the geometric mean of two edges: the
+    one given, which overstates, and that of noise whose norm is that of the values
+    below, which signals among those raise and a wrong shape of the variances lowers.
+    The first value that is not above it is noise, and so is all that follows.
 
-    `shape` is the edge of noise of unit norm.
+    Parameters
+    ----------
+    edge : float
+        Of the variances; it is not exceeded.
+    per_norm : float
+        Edge of noise of unit norm.
+    variances : Margins
+        Rows and columns without any have no noise.
+    s : sequence of float
+        As for `storage_edge`.
+
+    Returns
+    -------
+    float
+        At most `edge`.
     """
+    m, n = (int(np.count_nonzero(sums)) for sums in (variances.rows, variances.columns))
     rests = list(accumulate(value * value for value in reversed(s)))[::-1]
-    lowered, floor = edge, _LOWEST * edge
-    first = sum(value > edge for value in s)
-    for k in range(first + 1, len(s)):
-        last, following = s[k - 1], s[k]
-        if last < floor:
+    lowered = edge
+    for removed in range(1, min(m, n, len(s))):
+        # With each value that is set aside, noise loses a row and a column.
+        energy = rests[removed] * m / (m - removed) * n / (n - removed)
+        lowered = math.sqrt(edge * min(edge, per_norm * math.sqrt(energy)))
+        if s[removed - 1] <= lowered:
             break
-        margin = 1 + 2 / _spread(s[:k])
-        if last >= _GAP * following and last * last > shape * shape * margin * rests[k]:
-            lowered = math.sqrt(last * following)
     return lowered
 
 
@@ -265,20 +278,16 @@ def _leftover(edge: float, storage: Storage, s: Sequence[float]) -> float:
     """Return the largest singular value of what is left of a rounded low-rank update.
 
     The mean of a rounded value is an odd function of the value, and no straight one
-    below the unit in the last place. Its bend, of third order, has p (p + 1) (p + 2) / 6
-    equal values where the update has p equal ones. Its share of the energy is 15 % where
-    all of an update is lost in the unit (the square of a normal variable, with its sign:
-    1 - 8 / (3 pi)), and less where it is above (measured).
+    below the unit in the last place: its bend is of low rank too. It grows with the
+    values above the edge and with what of the update is lost in the unit.
     """
     above = [value for value in s if value > edge]
     if not above:
         return 0.0
     energy = math.fsum(value * value for value in s)
     lost = storage.zero_fraction * min(1.0, storage.within_unit / energy)
-    share = min(0.15, 0.5 * lost**3)
-    p = _spread(above)
     leading = math.fsum(value * value for value in above)
-    return math.sqrt(share * leading * 6 / (p * (p + 1) * (p + 2)))
+    return _BEND * lost * math.sqrt(leading / _spread(above))
 
 
 def _spread(s: Sequence[float]) -> float:
