@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from matrices import Case, flat, noise, power_law, with_spectrum
+from matrices import Case, flat, merged, noise, power_law, with_spectrum
 from svdcut.cut import is_certified
 from svdcut.svd import krylov
 from svdcut.svd.certificate import ERROR_FLOOR, VALUE_FLOOR, VALUE_TOLERANCE
@@ -278,19 +278,12 @@ def test_the_energy_of_a_small_tail_is_not_lost_in_a_difference(share, seed):
         check(run(truth.a, k, Route.KRYLOV), k, truth)
 
 
-def merged(m, n, rank, dtype):
-    """A LoRA update as it is after it was merged into weights of a dtype."""
-    base = 0.02 * noise(m, n, seed=1)
-    update = 4e-3 * (noise(m, rank, seed=2) @ noise(rank, n, seed=3))
-    return (base + update).to(dtype).float() - base.to(dtype).float()
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", [(900, 800), (700, 1400)])
 @pytest.mark.parametrize("k", [8, 9, 40])
 def test_a_merged_lora_update_is_iterated_on_beside_its_head(dtype, shape, k):
     """From its rank on what is wanted is the rounding of storage, far below the head."""
-    truth = refer(merged(*shape, 8, dtype))
+    truth = refer(merged(*shape, 8, dtype).float())
     found = run(truth.a, k, Route.KRYLOV)
     assert (found.method, found.rejected) == (Method.KRYLOV, ())
     check(found, k, truth)
@@ -332,7 +325,7 @@ def test_more_memory_is_asked_for_before_a_head_is_taken_out():
     asked = []
     run(with_spectrum(500, 400, power_law(400)), 12, Route.KRYLOV, escalate=asked.append)
     assert not asked
-    a = merged(900, 800, 4, torch.float32)
+    a = merged(900, 800, 4, torch.float32).float()
     run(a, 12, Route.KRYLOV, escalate=asked.append)
     assert asked == [a.nbytes]
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from matrices import SPECTRA, Case, noise, with_spectrum
+from matrices import SPECTRA, Case, merged, noise, with_spectrum
 from svdcut.svd import values as module
 from svdcut.svd.certificate import VALUE_FLOOR, VALUE_TOLERANCE
 from svdcut.svd.decomposition import UNCOUNTED, SolverError
@@ -108,6 +108,16 @@ def test_a_steep_spectrum_without_its_head(kind, shape):
     assert found.singular_values == sorted(found.singular_values, reverse=True)
     assert found.bound <= VALUE_TOLERANCE
     assert float(errors(found.singular_values, a).max()) <= found.bound + 1e-13
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(620, 600), (500, 1200)])
+def test_a_merged_lora_update_needs_no_exact_route(dtype, shape):
+    a = merged(*shape, 8, dtype)
+    found = singular_values(a.clone(), steep=True)
+    assert found.method is Method.GRAM
+    assert found.bound <= VALUE_TOLERANCE
+    assert float(errors(found.singular_values, a).max()) <= VALUE_TOLERANCE
 
 
 def test_the_tail_of_a_square_update_needs_no_exact_route():

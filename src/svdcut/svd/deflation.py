@@ -13,6 +13,7 @@ import torch
 from torch import Generator, Tensor
 
 from svdcut.svd.decomposition import (
+    Triplets,
     multiply,
     multiply_rows,
     normalise,
@@ -80,6 +81,26 @@ def leading_triplets(
         tail, beyond = found.triplets.right.double(), found.next_square
     every = torch.cat((head, tail), dim=1)
     return _measured(a, every, energy=energy, next_square=beyond * 4.0**exponent)
+
+
+def find_head(a: Tensor, k: int, *, energy: float, generator: Generator) -> Triplets | None:
+    """Return leading triplets beside which float32 does not see the one after the `k`-th.
+
+    Parameters
+    ----------
+    a, k, energy, generator
+        As for `krylov_triplets`.
+
+    Notes
+    -----
+    Costs the first 3 k columns or so of an iteration in float32. The triplets are in float64.
+    """
+    found = krylov_triplets(
+        a.float(), k, energy=energy, tolerance=0.0, generator=generator, num_looks=1
+    )
+    if not isinstance(found, Head):
+        return None
+    return _measured(a, _sharpened(a, found.right), energy=energy, next_square=0.0).triplets
 
 
 def _sharpened(a: Tensor, right: Tensor) -> Tensor:

@@ -75,7 +75,13 @@ class Head:
 
 
 def krylov_triplets(
-    a: Tensor, k: int, *, energy: float, tolerance: float, generator: Generator
+    a: Tensor,
+    k: int,
+    *,
+    energy: float,
+    tolerance: float,
+    generator: Generator,
+    num_looks: int | None = None,
 ) -> KrylovResult | Head | None:
     """Return at least the `k` + 1 leading triplets of `a`.
 
@@ -89,12 +95,15 @@ def krylov_triplets(
         Relative excess error at rank `k` to aim for.
     generator : Generator
         On the CPU; the random blocks are drawn from it on every device alike.
+    num_looks : int, optional
+        Give up when so many looks have not found convergence.
 
     Returns
     -------
     KrylovResult, Head or None
-        A head if the iteration can find no more than that; None if the basis grew to half
-        of `n` columns without convergence, where a dense route is the better choice.
+        A head if the iteration can find no more than that; None if it was given up, or if
+        the basis grew to half of `n` columns without convergence, where a dense route is
+        the better choice.
 
     Notes
     -----
@@ -108,7 +117,7 @@ def krylov_triplets(
     limit = max(n // 2, num_wanted + 3 * width)
     lanczos = _Lanczos(a, energy=energy, generator=generator)
     lanczos.inject(width)
-    next_check = num_wanted + 3 * width
+    next_check, looks = num_wanted + 3 * width, 0
     while lanczos.num_pending and lanczos.size <= limit:
         lanczos.step()
         if lanczos.num_pending and lanczos.size < next_check:
@@ -124,6 +133,9 @@ def krylov_triplets(
         converged = ritz.converged(k, energy, tolerance * _SAFETY)
         if converged and not ritz.may_hide_copies(lanczos.num_random):
             return lanczos.measure(ritz)
+        looks += 1
+        if looks == num_looks:
+            return None
         if converged or not lanczos.num_pending:
             lanczos.inject(width)
     return None

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from svdcut.svd.certificate import VALUE_FLOOR, VALUE_TOLERANCE
 from svdcut.svd.decomposition import (
@@ -23,6 +23,7 @@ from svdcut.svd.decomposition import (
     solver_errors,
     sum_of_squares,
 )
+from svdcut.svd.deflation import find_head
 from svdcut.svd.dense import gram, is_tall, triangle
 from svdcut.svd.factored import reduce_product
 from svdcut.svd.krylov import KrylovResult, krylov_triplets
@@ -50,7 +51,8 @@ _TAIL_SHARE = 32
 """Up to this part of the values may be found anew, the smallest ones."""
 
 _SQUARE = 1.5
-"""Up to this aspect ratio the smallest values of noise are as small as they can be."""
+"""Up to this aspect ratio the smallest values of noise are as small as they can be, so that the
+head is looked for at once; beyond, only where the Gram matrix does not tell them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +116,9 @@ def singular_values(
     whose norm is smaller, often by a hundred: the smallest value can be a tenth as large. With
     the residual norm `r` of `V`, an eigenvalue is moved by at most `r`, and by
     ``r^2 / gap`` with the gap to the other part's [1]_. Both are nothing once the iteration
-    is at its rounding.
+    is at its rounding. The head is what dwarfs the rest, where something does, as the update
+    of a LoRA adapter that was merged; else some dozens of triplets. Of a tall matrix it is
+    looked for only where the Gram matrix alone is not enough.
 
     Where no more than a 32nd of the values are not known well enough, the smallest, they come
     from inverse iteration on a QR: see `smallest_values`. Where that is not enough the exact
@@ -138,8 +142,11 @@ def singular_values(
         found = _by_factors(tall)
     else:
         tall, exponent = normalise(tall)
-        head = _leading(tall, seed) if steep else None
+        head = _leading(tall, seed) if steep and tall.shape[0] <= _SQUARE * tall.shape[1] else None
         found = _by_gram(tall, head, tolerance, seed, escalate)
+        if steep and head is None and (found is None or found.bound > tolerance):
+            head = _leading(tall, seed)
+            found = found if head is None else _by_gram(tall, head, tolerance, seed, escalate)
     if found is None or found.bound > tolerance:
         escalate(UNCOUNTED)
         found = _by_exact(tall)
@@ -149,25 +156,27 @@ def singular_values(
 
 def _leading(a: Tensor, seed: int) -> Triplets | None:
     """Return leading triplets in float64, or None where they do not pay or are not found."""
-    m, n = a.shape
+    n = a.shape[1]
     count = min(_HEAD, n // _HEAD_SHARE)
-    if m > _SQUARE * n or choose_route(n, count) is not Route.KRYLOV:
+    if choose_route(n, count) is not Route.KRYLOV:
         return None
     energy = sum_of_squares(a)
     if energy == 0:
         return None
     try:
-        found = krylov_triplets(
-            a.double(),
-            count,
-            energy=energy,
-            tolerance=_HEAD_EXCESS,
-            generator=torch.Generator().manual_seed(seed),
-        )
-    except RuntimeError as failure:
-        if not is_solver_failure(failure):
-            raise
+        with solver_errors():
+            return _iterate(a, count, energy, torch.Generator().manual_seed(seed))
+    except SolverError:
         return None
+
+
+def _iterate(a: Tensor, count: int, energy: float, generator: Generator) -> Triplets | None:
+    head = find_head(a, count, energy=energy, generator=generator)
+    if head is not None:
+        return head
+    found = krylov_triplets(
+        a.double(), count, energy=energy, tolerance=_HEAD_EXCESS, generator=generator
+    )
     return found.triplets if isinstance(found, KrylovResult) else None
 
 
