@@ -21,7 +21,7 @@ from svdcut.svd.decomposition import (
     sum_of_squares,
 )
 from svdcut.svd.dense import gram_triplets
-from svdcut.svd.krylov import Head, KrylovResult, krylov_triplets, measured
+from svdcut.svd.krylov import Head, KrylovResult, krylov_triplets, measure_triplets
 from svdcut.svd.route import gram_bytes
 
 
@@ -131,7 +131,7 @@ def _measured(a: Tensor, right: Tensor, *, energy: float, next_square: float) ->
     basis = torch.linalg.qr(right).Q
     images, triangle = torch.linalg.qr(multiply(a, basis))
     left, s, rotation = torch.linalg.svd(triangle)
-    return measured(
+    return measure_triplets(
         a,
         rotation @ basis.T,
         ((images @ left) * s).T.contiguous(),

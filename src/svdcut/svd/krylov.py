@@ -352,10 +352,12 @@ class _Lanczos:
         s, rotation = self._diagonalise(vectors)
         right = rotation @ torch.linalg.solve_triangular(factor, right, upper=False)
         left = (rotation @ vectors).to(dtype) @ self._images.rows
-        return measured(self._a, right.to(dtype), left, s, energy=self._energy, beyond=ritz.beyond)
+        return measure_triplets(
+            self._a, right.to(dtype), left, s, energy=self._energy, beyond=ritz.beyond
+        )
 
 
-def measured(
+def measure_triplets(
     a: Tensor,
     right: Tensor,
     left: Tensor,

@@ -145,6 +145,7 @@ def singular_values(
         head = _leading(tall, seed) if steep and tall.shape[0] <= _SQUARE * tall.shape[1] else None
         found = _by_gram(tall, head, tolerance, seed, escalate)
         if steep and head is None and (found is None or found.bound > tolerance):
+            escalate(UNCOUNTED)
             head = _leading(tall, seed)
             found = found if head is None else _by_gram(tall, head, tolerance, seed, escalate)
     if found is None or found.bound > tolerance:
