@@ -212,6 +212,18 @@ def test_perfect_triplets_lack_nothing():
     assert bounds == Bounds(0.0, 0.0)
 
 
+@pytest.mark.parametrize("cut", [1e-10, 1e-14, 1e-16, 1e-17])
+def test_the_excess_is_what_the_error_is_above_the_best_one(cut):
+    """Of the best error, or of what float32 can store where that is more."""
+    lacking = 1e-17  # by a residual of its root, at a gap of about one
+    residuals = [math.sqrt(lacking), 0.0]
+    zeros = [0.0, 0.0]
+    found = bound_cut([1.0, 0.0], residuals, zeros, 1, rest=cut, beyond=0.0, epsilon=0.0)
+    best = math.sqrt(cut - lacking)
+    excess = (math.sqrt(cut) - best) / max(best, ERROR_FLOOR)
+    assert found.excess == pytest.approx(excess, rel=1e-3)
+
+
 def test_zeros_are_certain():
     assert bound_cut([0.0], [0.0], [0.0], 0, rest=0.0, beyond=0.0, epsilon=1.0) == Bounds(0, 0)
 

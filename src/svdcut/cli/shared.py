@@ -13,14 +13,14 @@ COMPUTATION = "Computation"
 SCREEN = "Screen"
 
 
-def new_app(**settings: Any) -> typer.Typer:  # noqa: ANN401 - typer's own
+def new_app(*, add_completion: bool = False, **settings: Any) -> typer.Typer:  # noqa: ANN401
     """Return an application for one command, or for the root."""
-    defaults: dict[str, Any] = {"add_completion": False}
     return typer.Typer(
+        add_completion=add_completion,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
         rich_markup_mode="rich",
-        **(defaults | settings),
+        **settings,
     )
 
 
