@@ -94,6 +94,23 @@ def test_random_numbers_of_the_caller_are_left_alone(pair, tmp_path):
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
+def test_precision_of_the_callers_products(pair, reference, tmp_path):
+    """On some processors they are rounded to bfloat16."""
+    torch.set_float32_matmul_precision("medium")
+    try:
+        assert run(pair, tmp_path) == reference
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_the_callers_default_dtype(pair, reference, tmp_path):
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert run(pair, tmp_path) == reference
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 @pytest.mark.parametrize("workers", [1, 2, 4])
 def test_number_of_workers(pair, reference, tmp_path, monkeypatch, workers):
     monkeypatch.setattr("svdcut.truncation.num_workers", lambda device: workers)

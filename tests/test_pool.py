@@ -2,6 +2,7 @@
 
 import threading
 import time
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -74,8 +75,35 @@ def test_each_task_computes_on_one_thread_and_the_setting_comes_back():
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+def test_float32_products_are_in_float32_and_the_setting_comes_back(precision):
+    torch.set_float32_matmul_precision(precision)
+    try:
+        with Pool(1, 10) as pool:
+            found = pool.map(lambda _: torch.get_float32_matmul_precision(), [1])
+        assert found == ["highest"]
+        assert torch.get_float32_matmul_precision() == precision
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.skipif(
+    not hasattr(torch.backends.mkldnn.matmul, "fp32_precision"), reason="torch has no such setting"
+)
+def test_the_same_where_it_was_set_for_one_backend():
+    products = torch.backends.mkldnn.matmul
+    products.fp32_precision = "bf16"
+    try:
+        with Pool(1, 10) as pool:
+            assert pool.map(lambda _: products.fp32_precision, [1]) == ["ieee"]
+        assert products.fp32_precision == "bf16"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
 def test_each_thread_has_its_own_stream_on_a_gpu(monkeypatch):
     streams = {}
+    monkeypatch.setattr("svdcut.pool.workers_on", lambda _: nullcontext())
     monkeypatch.setattr("torch.cuda.Stream", lambda device: (device, object()))
     monkeypatch.setattr(
         "torch.cuda.set_stream", lambda stream: streams.update({threading.get_ident(): stream})

@@ -704,7 +704,8 @@ def test_work_in_blocks_of_rows(pairs, tmp_path, monkeypatch, route, rule):
         assert torch.allclose(stored.value, results[1][name].value, rtol=1e-5, atol=1e-9)
 
 
-def blocks_of_five(rows, columns, **sizes):
+def blocks_of_five(shape, device, **sizes):
+    rows = shape[0]
     return [(start, min(rows, start + 5)) for start in range(0, rows, 5)]
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from svdcut.errors import UsageError
@@ -43,6 +46,46 @@ def device_name(device: torch.device) -> str:
 def num_workers(device: torch.device) -> int:
     """Return how many threads keep a device busy."""
     return num_cores() if device.type == "cpu" else min(num_cores(), _CUDA_WORKERS)
+
+
+@contextmanager
+def workers_on(device: torch.device) -> Iterator[None]:
+    """Make the process ready for threads that compute on a device, and put it back.
+
+    Whatever it was set to: products of float32 are rounded as float32 is, not as bfloat16
+    or TF32; and a worker computes on one core.
+    """
+    threads = torch.get_num_threads()
+    try:
+        with _full_precision():
+            if device.type == "cuda":
+                # Loads a library, at which threads that do so at once fail:
+                # https://github.com/pytorch/pytorch/issues/90613
+                torch.linalg.cholesky(torch.ones(1, 1, dtype=torch.float64, device=device))
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """Have float32 products in float32, for as long as the context lasts."""
+    products = [backend.matmul for backend in (torch.backends.cuda, torch.backends.mkldnn)]
+    # Set one by one, where torch can (2.9), or for all; it refuses to tell the latter after
+    # the former.
+    single = [getattr(product, "fp32_precision", None) for product in products]
+    try:
+        of_all = torch.get_float32_matmul_precision()
+    except RuntimeError:
+        of_all = "highest"
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(of_all)
+        for product, precision in zip(products, single, strict=True):
+            if precision is not None:
+                product.fp32_precision = precision
 
 
 def start_worker(device: torch.device) -> None:

@@ -25,9 +25,6 @@ TORCH_DTYPES = {
     Dtype.F64: torch.float64,
 }
 
-_BLOCK_BYTES = {"cpu": 2 << 20, "cuda": 128 << 20}
-"""Of a block of rows in float64. Small ones stay in the cache of a processor."""
-
 
 class Side(Enum):
     """The two checkpoints, as messages call them."""
@@ -57,7 +54,7 @@ class MatrixEntry:
 
         On the CPU, each lies where the one before it lay.
         """
-        ranges = row_blocks(*self.shape, num_bytes=_BLOCK_BYTES[device.type])
+        ranges = row_blocks(self.shape, device)
         begin, end = self._range(*ranges[0]) if ranges else (0, 0)
         buffer = host_buffer(end - begin, device)
         for start, stop in ranges:
@@ -105,6 +102,8 @@ def nonfinite_error(entry: TensorEntry, side: Side) -> NonFiniteError:
 
 def to_bytes(values: Tensor) -> memoryview:
     """Return the bytes of the elements of a tensor, in order."""
-    flat = values.contiguous().cpu().reshape(-1).view(torch.uint8)
+    flat = values.contiguous().reshape(-1).view(torch.uint8)
+    if flat.device.type != "cpu":
+        flat = host_buffer(len(flat), flat.device).copy_(flat)
     view: memoryview = flat.numpy().data
     return view

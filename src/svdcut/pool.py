@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import torch
 
-from svdcut.device import start_worker
+from svdcut.device import start_worker, workers_on
 from svdcut.svd.decomposition import SolverError
 
 T = TypeVar("T")
@@ -108,7 +108,8 @@ class Pool:
         self._executor = ThreadPoolExecutor(workers, thread_name_prefix="svdcut")
 
     def __enter__(self) -> Pool:
-        self._num_threads = torch.get_num_threads()
+        self._workers = workers_on(self._device)
+        self._workers.__enter__()
         return self
 
     def __exit__(
@@ -118,7 +119,7 @@ class Pool:
         trace: TracebackType | None,
     ) -> None:
         self._executor.shutdown(wait=True, cancel_futures=kind is not None)
-        torch.set_num_threads(self._num_threads)
+        self._workers.__exit__(kind, error, trace)
 
     def map(self, task: Callable[[int], T], sizes: Sequence[int]) -> list[T]:
         """Return ``[task(0), task(1), ...]``, started in this order as memory allows.

@@ -16,6 +16,7 @@ from typing import Any
 from svdcut._version import __version__
 from svdcut.checkpoint import Checkpoint
 from svdcut.errors import InputChangedError
+from svdcut.machine import num_cores
 from svdcut.manifest import FileFact, Source
 from svdcut.options import Options
 from svdcut.plan import Output, Plan
@@ -24,6 +25,9 @@ from svdcut.writer import CheckpointWriter
 
 _INPUT = "input"
 """Kind of a record of an input's hash."""
+
+_CORES_PER_HASH = 4
+"""A GPU is done sooner than one core has hashed both sides, which are two files at least."""
 
 
 def identify_run(
@@ -94,7 +98,8 @@ class InputHashes:
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self._stop = threading.Event()
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="svdcut-hash")
+        threads = max(1, num_cores() // _CORES_PER_HASH)
+        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="svdcut-hash")
 
     def __enter__(self) -> InputHashes:
         files = (*self._plan.base.files, *self._plan.finetuned.files)

@@ -86,7 +86,6 @@ def run_truncation(
     """
     began = time.monotonic()
     device = resolve_device(options.device)
-    torch.backends.cuda.matmul.allow_tf32 = False
     identity = identify_run(
         plan,
         outputs,

@@ -58,7 +58,6 @@ def stream_tensors(
     SvdcutError
         If no decomposition converges, with the name of the tensor.
     """
-    torch.backends.cuda.matmul.allow_tf32 = False
     reserve = Reserve(needs.reserve)
     sizes = [sum(pair.finetuned.size_bytes for pair in task) for task in tasks]
 

@@ -174,7 +174,8 @@ UNCOUNTED = 1 << 62
 """Bytes that a dense route asks for: as many as it takes."""
 
 PRODUCT_BYTES = 32 << 20
-"""Of a block of rows that a matrix product takes, in float64."""
+"""Of a block of rows that a matrix product takes, in float64; on a GPU, of any block, as each
+costs some launches of kernels whatever its size."""
 
 _PASS_BYTES = 2 << 20
 """Of one that is only passed over: it stays in the cache, and the allocator reuses its
@@ -182,9 +183,19 @@ place, where it would map a larger one anew, page by page (measured, CPU)."""
 
 
 def row_blocks(
-    rows: int, columns: int, *, itemsize: int = 8, num_bytes: int = _PASS_BYTES
+    shape: Sequence[int],
+    device: torch.device,
+    *,
+    itemsize: int = 8,
+    num_bytes: int = _PASS_BYTES,
 ) -> list[tuple[int, int]]:
-    """Return row ranges whose blocks take about `num_bytes` each."""
+    """Return ranges of the rows of a matrix whose blocks take about `num_bytes` each.
+
+    On a GPU they are of `PRODUCT_BYTES`, whatever is asked for.
+    """
+    if device.type != "cpu":
+        num_bytes = PRODUCT_BYTES
+    rows, columns = shape
     step = max(1, num_bytes // max(1, columns * itemsize))
     return [(start, min(rows, start + step)) for start in range(0, rows, step)]
 
@@ -196,7 +207,7 @@ def multiply(a: Tensor | Product, b: Tensor) -> Tensor:
     if a.dtype == b.dtype:
         return a @ b
     out = torch.empty(a.shape[0], b.shape[1], dtype=b.dtype, device=a.device)
-    for start, stop in row_blocks(*a.shape, num_bytes=PRODUCT_BYTES):
+    for start, stop in row_blocks(a.shape, a.device, num_bytes=PRODUCT_BYTES):
         torch.matmul(a[start:stop].to(b.dtype), b, out=out[start:stop])
     return out
 
@@ -206,19 +217,19 @@ def multiply_rows(b: Tensor, a: Tensor) -> Tensor:
     if a.dtype == b.dtype:
         return b @ a
     out = torch.zeros(b.shape[0], a.shape[1], dtype=b.dtype, device=a.device)
-    for start, stop in row_blocks(*a.shape, num_bytes=PRODUCT_BYTES):
+    for start, stop in row_blocks(a.shape, a.device, num_bytes=PRODUCT_BYTES):
         out.addmm_(b[:, start:stop], a[start:stop].to(b.dtype))
     return out
 
 
 def sum_of_squares(a: Tensor) -> float:
     """Return the sum of squares of all entries, accumulated in float64."""
-    total = 0.0
-    for start, stop in row_blocks(a.shape[0], a[0].numel() if len(a) else 1):
+    total = torch.zeros((), dtype=torch.float64, device=a.device)
+    for start, stop in row_blocks((a.shape[0], a[0].numel() if len(a) else 1), a.device):
         # In place, unless it is the caller's own.
         block = a[start:stop].to(torch.float64, copy=True)
-        total += float(block.square_().sum())
-    return total
+        total += block.square_().sum()
+    return float(total)
 
 
 def normalise(a: Tensor) -> tuple[Tensor, int]:

@@ -113,7 +113,7 @@ def _sharpened(a: Tensor, right: Tensor) -> Tensor:
 def _take_out(a: Tensor, right: Tensor, rest: Tensor) -> int:
     """Make `rest` what is left of `a`, scaled by a power of two, and return the power."""
     left = multiply(a, right)
-    for start, stop in row_blocks(*a.shape):
+    for start, stop in row_blocks(a.shape, a.device):
         block = a[start:stop].to(torch.float64, copy=True)
         rest[start:stop] = block.addmm_(left[start:stop], right.T, alpha=-1)
     return normalise(rest)[1]

@@ -123,7 +123,7 @@ def gram(a: Tensor, *, without: Tensor | None = None) -> Tensor:
     n = a.shape[1]
     product = torch.zeros(n, n, dtype=torch.float64, device=a.device)
     panels = [slice(start, start + _PANEL) for start in range(0, n, _PANEL)]
-    for start, stop in row_blocks(*a.shape, num_bytes=PRODUCT_BYTES):
+    for start, stop in row_blocks(a.shape, a.device, num_bytes=PRODUCT_BYTES):
         block = a[start:stop].double()
         if without is not None:
             block = block.addmm(block @ without, without.T, alpha=-1)

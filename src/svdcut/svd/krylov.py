@@ -30,7 +30,7 @@ _WIDTH = 24
 """Random vectors to start with. Fewer make slower products, more need more of them
 (measured, CPU)."""
 
-_PANEL_BYTES = {"cpu": 1 << 20, "cuda": 1 << 40}
+_PANEL_BYTES = 1 << 20
 """Of the rows that are multiplied both ways while they are in the cache: as small as that,
 the second product is half as fast again as in panels of 4 MB (measured, CPU with AVX-512)."""
 
@@ -242,7 +242,7 @@ class _Lanczos:
         count = min(count, self._a.shape[1] - len(self._basis.rows))
         if count <= 0:
             return
-        block = torch.randn(count, self._a.shape[1], generator=self._generator)
+        block = torch.randn(count, self._a.shape[1], generator=self._generator, dtype=torch.float32)
         block = block.to(self._a.device, self._a.dtype)
         self._extend(block, negligible=0.0)
         self.num_random += count
@@ -253,11 +253,11 @@ class _Lanczos:
         columns = pending.T.contiguous()
         images = self._a.new_empty(self._a.shape[0], len(pending))
         returned = torch.zeros_like(pending)
-        num_bytes = _PANEL_BYTES[self._a.device.type]
+        a = self._a
         for start, stop in row_blocks(
-            *self._a.shape, itemsize=self._a.itemsize, num_bytes=num_bytes
+            a.shape, a.device, itemsize=a.itemsize, num_bytes=_PANEL_BYTES
         ):
-            panel, part = self._a[start:stop], images[start:stop]
+            panel, part = a[start:stop], images[start:stop]
             torch.matmul(panel, columns, out=part)
             returned.addmm_(part.T, panel)
         self._images.append(images.T)
@@ -306,7 +306,7 @@ class _Lanczos:
             return self._gram
         gram = self._gram.new_zeros(len(images), len(images))
         gram[:old, :old] = self._gram
-        for start, stop in row_blocks(self._a.shape[0], len(images)):
+        for start, stop in row_blocks((self._a.shape[0], len(images)), images.device):
             part = images[:, start:stop].double()
             gram[old:].addmm_(part[old:], part.T)
         gram[:old, old:] = gram[old:, :old].T
@@ -400,7 +400,7 @@ def _rest(a: Tensor, left: Tensor, right: Tensor, rest: float, energy: float) ->
     # The difference would have no correct digits left: measure it.
     return math.fsum(
         float((block.double() - part.double() @ right.double()).square_().sum())
-        for start, stop in row_blocks(*a.shape)
+        for start, stop in row_blocks(a.shape, a.device)
         for block, part in [(a[start:stop], left[start:stop])]
     )
 

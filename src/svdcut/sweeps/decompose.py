@@ -95,7 +95,6 @@ def decompose_update(
     ``8 k (m + n)`` bytes a matrix, and as much again at work.
     """
     device = resolve_device(options.device)
-    torch.backends.cuda.matmul.allow_tf32 = False
     identity = identify_work(plan, options)
     if not restart:
         found = open_decomposed(plan, variants, options, folder, identity)

@@ -109,7 +109,9 @@ def measure_stored(
     theirs = update.base.read(stored.device)
     scaled = found.matrix.T if found.transposed else found.matrix
     squares = torch.zeros(4, dtype=torch.float64)
-    for start, stop in row_blocks(*stored.shape, itemsize=8 * _COPIES, num_bytes=PRODUCT_BYTES):
+    for start, stop in row_blocks(
+        stored.shape, stored.device, itemsize=8 * _COPIES, num_bytes=PRODUCT_BYTES
+    ):
         ours, base = stored[start:stop].double(), theirs[start:stop].double()
         ideal = rows_of(scaled, start, stop).double() * found.scale
         error = ideal - (ours - base) / scale if scale else torch.zeros(())
@@ -189,7 +191,9 @@ def _tail(base: Tensor, stored: Tensor, found: tuple[Tensor, bool], limit: float
 
 def _changes(base: Tensor, stored: Tensor) -> Iterator[tuple[int, Tensor]]:
     """Yield blocks of rows of ``stored - base`` in float64, each with its first row."""
-    for start, stop in row_blocks(*stored.shape, itemsize=8 * _COPIES, num_bytes=PRODUCT_BYTES):
+    for start, stop in row_blocks(
+        stored.shape, stored.device, itemsize=8 * _COPIES, num_bytes=PRODUCT_BYTES
+    ):
         yield start, stored[start:stop].double() - base[start:stop].double()
 
 
