@@ -139,9 +139,9 @@ def _refuse_race(name: str) -> None:
 
 
 def _is_device(value: Any) -> bool:
-    return isinstance(value, torch.device) or (
-        isinstance(value, str) and value in ("cpu", "cuda", "cuda:0")
-    )
+    if isinstance(value, torch.device):
+        return value.type in ("cpu", "cuda")  # and not "meta"
+    return isinstance(value, str) and value in ("cpu", "cuda", "cuda:0")
 
 
 def _on_host(value: Any) -> Any:
