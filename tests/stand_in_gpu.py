@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 import svdcut.pool
-from svdcut.device import start_worker
+from svdcut.device import workers_on
 
 NAME = "a stand-in for a GPU"
 
@@ -169,10 +169,16 @@ def stand_in_gpu(patch: pytest.MonkeyPatch) -> Iterator[None]:
     patch.setattr(torch.cuda, "set_stream", lambda stream: None)
     patch.setattr(torch.cuda, "empty_cache", lambda: None)
 
-    def start(device: torch.device) -> None:
-        start_worker(device)
-        _Factories().__enter__()  # of the thread, which ends with it
+    @contextmanager
+    def workers(device: torch.device) -> Iterator[Callable[[], None]]:
+        with workers_on(device) as start:
 
-    patch.setattr(svdcut.pool, "start_worker", start)
+            def start_here() -> None:
+                start()
+                _Factories().__enter__()  # of the thread, which ends with it
+
+            yield start_here
+
+    patch.setattr(svdcut.pool, "workers_on", workers)
     with _Factories():
         yield

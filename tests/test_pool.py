@@ -2,11 +2,12 @@
 
 import threading
 import time
-from contextlib import nullcontext
+from contextlib import contextmanager
 
 import pytest
 import torch
 
+from stand_in_gpu import stand_in_gpu
 from svdcut.device import host_buffer
 from svdcut.pool import MemoryGate, Pool, Reserve
 
@@ -101,27 +102,30 @@ def test_the_same_where_it_was_set_for_one_backend():
         torch.set_float32_matmul_precision("highest")
 
 
-def test_each_thread_has_its_own_stream_on_a_gpu(monkeypatch):
+def test_threads_share_some_streams_of_a_gpu(monkeypatch):
     streams = {}
-    monkeypatch.setattr("svdcut.pool.workers_on", lambda _: nullcontext())
-    monkeypatch.setattr("torch.cuda.Stream", lambda device: (device, object()))
-    monkeypatch.setattr(
-        "torch.cuda.set_stream", lambda stream: streams.update({threading.get_ident(): stream})
-    )
     device = torch.device("cuda", 1)
-    with Pool(3, 10, device) as pool:
-        at_work = set(pool.map(lambda _: (time.sleep(0.05), threading.get_ident())[1], [1] * 6))
-    assert len(at_work) == 3
+    with stand_in_gpu(monkeypatch):
+        monkeypatch.setattr(
+            "torch.cuda.set_stream", lambda stream: streams.update({threading.get_ident(): stream})
+        )
+        with Pool(6, 10, device) as pool:
+            at_work = set(pool.map(lambda _: (time.sleep(0.05), threading.get_ident())[1], [1] * 9))
+    assert len(at_work) == 6
     assert set(streams) == at_work
-    assert {on for on, _ in streams.values()} == {device}
-    assert len({id(stream) for _, stream in streams.values()}) == 3
+    assert {stream.device for stream in streams.values()} == {device}
+    assert len({id(stream) for stream in streams.values()}) == 4
 
 
 def test_a_thread_that_cannot_start_is_an_error_of_its_task(monkeypatch):
-    def fail(device):
+    @contextmanager
+    def workers(device):
+        yield fail
+
+    def fail():
         raise RuntimeError("no stream")
 
-    monkeypatch.setattr("svdcut.pool.start_worker", fail)
+    monkeypatch.setattr("svdcut.pool.workers_on", workers)
     with pytest.raises(RuntimeError, match="no stream"), Pool(2, 1) as pool:
         pool.map(lambda _: None, [1] * 8)
 

@@ -18,6 +18,7 @@ import pytest
 import torch
 from kills import Course, comparable
 
+import stand_in_gpu
 import svdcut
 import svdcut.budget
 import svdcut.provenance
@@ -541,19 +542,18 @@ def test_killed_at_any_moment(pairs, tmp_path, seed, command):
 
 @pytest.fixture
 def small_gpu(monkeypatch):
-    """A device that has room for small matrices alone, and is no real one."""
+    """A device that has room for small matrices alone."""
     read = svdcut.tensor_job.read_update
 
     def limited(sides, device, **options):
         if device.type == "cuda" and math.prod(sides.finetuned.shape) > 24 * 32:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return read(sides, torch.device("cpu"), **options)
+        return read(sides, device, **options)
 
     for module in (svdcut.tensor_job, svdcut.budget):
         monkeypatch.setattr(module, "read_update", limited)
-    monkeypatch.setattr(svdcut.truncation, "resolve_device", lambda _: torch.device("cuda"))
-    monkeypatch.setattr(svdcut.truncation, "device_name", lambda _: "small")
-    monkeypatch.setattr("svdcut.pool.start_worker", lambda _: torch.set_num_threads(1))
+    with stand_in_gpu.stand_in_gpu(monkeypatch):
+        yield
 
 
 @pytest.mark.parametrize("rank", ["4", "budget=0.3"])
@@ -564,7 +564,7 @@ def test_tensor_that_finds_no_room_on_the_device_is_done_on_the_cpu(
     rejected = {n: f.truncation.svd.rejected for n, f in manifest.tensors.items() if f.truncation}
     assert rejected.pop("embed.weight")[0] == "cuda: out of memory"
     assert all("cuda: out of memory" not in routes for routes in rejected.values())
-    assert manifest.device == "small"
+    assert manifest.device == stand_in_gpu.NAME
 
 
 def test_other_errors_are_no_matter_of_solvers(pair, out, small_gpu, monkeypatch):

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import cycle
 
 import torch
 
 from svdcut.errors import UsageError
 from svdcut.machine import num_cores
 
-_CUDA_WORKERS = 4
-"""Threads for one GPU: while one computes, the others read, hash and write."""
+_CUDA_WORKERS = 8
+"""Threads for one GPU: while one computes, the others read, hash and write, which takes most
+of their time."""
+
+_STREAMS = 4
+"""Of one GPU. What was freed in one is not given to another, so that each costs memory."""
 
 
 def resolve_device(name: str) -> torch.device:
@@ -49,20 +54,34 @@ def num_workers(device: torch.device) -> int:
 
 
 @contextmanager
-def workers_on(device: torch.device) -> Iterator[None]:
+def workers_on(device: torch.device) -> Iterator[Callable[[], None]]:
     """Make the process ready for threads that compute on a device, and put it back.
 
     Whatever it was set to: products of float32 are rounded as float32 is, not as bfloat16
     or TF32; and a worker computes on one core.
+
+    Yields
+    ------
+    callable
+        Makes the thread that calls it such a worker. On a GPU in one of a few streams, so
+        that the copies and products of different threads overlap.
     """
     threads = torch.get_num_threads()
+    streams: Iterator[torch.cuda.Stream] | None = None
+
+    def start() -> None:
+        torch.set_num_threads(1)
+        if streams is not None:
+            torch.cuda.set_stream(next(streams))
+
     try:
         with _full_precision():
             if device.type == "cuda":
                 # Loads a library, at which threads that do so at once fail:
                 # https://github.com/pytorch/pytorch/issues/90613
                 torch.linalg.cholesky(torch.ones(1, 1, dtype=torch.float64, device=device))
-            yield
+                streams = cycle([torch.cuda.Stream(device) for _ in range(_STREAMS)])  # type: ignore[no-untyped-call]
+            yield start
     finally:
         torch.set_num_threads(threads)
 
@@ -86,17 +105,6 @@ def _full_precision() -> Iterator[None]:
         for product, precision in zip(products, single, strict=True):
             if precision is not None:
                 product.fp32_precision = precision
-
-
-def start_worker(device: torch.device) -> None:
-    """Make the calling thread ready to compute on a device beside others.
-
-    On one core each; on a GPU in a stream of its own, so that the copies and products of
-    different threads overlap.
-    """
-    torch.set_num_threads(1)
-    if device.type == "cuda":
-        torch.cuda.set_stream(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
 
 
 def host_buffer(num_bytes: int, device: torch.device) -> torch.Tensor:

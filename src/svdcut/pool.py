@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import torch
 
-from svdcut.device import start_worker, workers_on
+from svdcut.device import workers_on
 from svdcut.svd.decomposition import SolverError
 
 T = TypeVar("T")
@@ -109,7 +109,7 @@ class Pool:
 
     def __enter__(self) -> Pool:
         self._workers = workers_on(self._device)
-        self._workers.__enter__()
+        self._start = self._workers.__enter__()
         return self
 
     def __exit__(
@@ -153,7 +153,7 @@ class Pool:
         try:
             # Here rather than as the executor's initializer: a failure is the task's.
             if not hasattr(self._started, "done"):
-                start_worker(self._device)
+                self._start()
                 self._started.done = True
             return task(number)
         except BaseException:
