@@ -5,12 +5,13 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, TypeVar
 
 import typer
 
-from svdcut.api import CutOptions, Request, carry_out
+from svdcut.api import CutOptions, Request, ShapeOptions, carry_out
 from svdcut.cli.guard import Unfinished, guard, warn
 from svdcut.cli.output import (
     print_json,
@@ -20,7 +21,15 @@ from svdcut.cli.output import (
     warn_of_unmatched,
 )
 from svdcut.cli.plan import print_plan
-from svdcut.cli.shared import COMPUTATION, TENSORS, parse_rename, screen_flag
+from svdcut.cli.shared import (
+    COMPUTATION,
+    TENSORS,
+    DeviceOption,
+    QuietOption,
+    RenameOption,
+    parse_rename,
+    screen_flag,
+)
 from svdcut.destination import partial_path
 from svdcut.errors import UsageError
 from svdcut.journal import count_finished
@@ -79,56 +88,6 @@ RankOption = Annotated[
         rich_help_panel=RANK,
     ),
 ]
-RankForOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--rank-for",
-        metavar="GLOB=RULE",
-        help="Use another rule for tensors whose name matches; the last match wins.",
-        rich_help_panel=RANK,
-    ),
-]
-KeepOption = Annotated[
-    Keep,
-    typer.Option(
-        "--keep",
-        help="Which triplets stay; bottom and random are the controls of an experiment.",
-        rich_help_panel=RANK,
-    ),
-]
-SeedOption = Annotated[
-    int, typer.Option("--seed", metavar="N", help="Seed of --keep random.", rich_help_panel=RANK)
-]
-ScaleOption = Annotated[
-    float,
-    typer.Option(
-        "--scale", metavar="F", help="Multiply the kept update by this.", rich_help_panel=RANK
-    ),
-]
-OnlyOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--only",
-        metavar="GLOB",
-        help="Truncate only tensors whose name matches.",
-        rich_help_panel=TENSORS,
-    ),
-]
-SkipOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--skip",
-        metavar="GLOB",
-        help="Do not truncate tensors whose name matches, as '*embed*'.",
-        rich_help_panel=TENSORS,
-    ),
-]
-RestOption = Annotated[
-    Rest,
-    typer.Option(
-        "--rest", help="Which side every other tensor comes from.", rich_help_panel=TENSORS
-    ),
-]
 DtypeOption = Annotated[
     StoredDtype,
     typer.Option(
@@ -137,103 +96,154 @@ DtypeOption = Annotated[
         rich_help_panel=OUTPUT,
     ),
 ]
-ForceOption = Annotated[
-    bool,
-    typer.Option("--force", metavar="", help="Replace an existing OUT.", rich_help_panel=OUTPUT),
-]
-RestartOption = Annotated[
-    bool,
-    typer.Option(
-        "--restart",
-        metavar="",
-        help="Drop unfinished work in OUT.partial, instead of going on from it.",
-        rich_help_panel=OUTPUT,
-    ),
-]
-DryRunOption = Annotated[
-    bool,
-    typer.Option(
-        "--dry-run",
-        metavar="",
-        help="Show the plan, from headers alone; write nothing.",
-        rich_help_panel=OUTPUT,
-    ),
-]
-SvdOption = Annotated[
-    Route,
-    typer.Option(
-        "--svd",
-        help="Algorithm to start with; a more careful one follows where its error bound is "
-        "not met.",
-        rich_help_panel=COMPUTATION,
-    ),
-]
-ToleranceOption = Annotated[
-    float,
-    typer.Option(
-        "--tolerance",
-        metavar="F",
-        help="Certify the error of every cut to be within this share of the best possible "
-        "error at its rank.",
-        rich_help_panel=COMPUTATION,
-    ),
-]
-JsonOption = Annotated[
-    bool, screen_flag("--json", help="Print the manifest on stdout, or the plan of a dry run.")
-]
-QuietOption = Annotated[
-    bool, screen_flag("--quiet", "-q", help="Print nothing but warnings and errors.")
-]
-VerboseOption = Annotated[
-    bool,
-    screen_flag(
-        "--verbose", "-v", help="Print a line for each tensor, and the traceback of an error."
-    ),
-]
+
+
+@dataclass(frozen=True, slots=True)
+class ShapeParameters:
+    """Options that shape a cut."""
+
+    rank_for: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="GLOB=RULE",
+            help="Use another rule for tensors whose name matches; the last match wins.",
+            rich_help_panel=RANK,
+        ),
+    ] = None
+    scale: Annotated[
+        float,
+        typer.Option(metavar="F", help="Multiply the kept update by this.", rich_help_panel=RANK),
+    ] = 1.0
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="GLOB",
+            help="Truncate only tensors whose name matches.",
+            rich_help_panel=TENSORS,
+        ),
+    ] = None
+    skip: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="GLOB",
+            help="Do not truncate tensors whose name matches, as '*embed*'.",
+            rich_help_panel=TENSORS,
+        ),
+    ] = None
+    rest: Annotated[
+        Rest,
+        typer.Option(help="Which side every other tensor comes from.", rich_help_panel=TENSORS),
+    ] = Rest.FINETUNED
+    rename: RenameOption = None
+    device: DeviceOption = "auto"
+    svd: Annotated[
+        Route,
+        typer.Option(
+            help="Algorithm to start with; a more careful one follows where its error bound is "
+            "not met.",
+            rich_help_panel=COMPUTATION,
+        ),
+    ] = Route.AUTO
+
+    def shape(self) -> ShapeOptions:
+        """Return them as the API takes them."""
+        return {
+            "rank_for": self.rank_for or [],
+            "scale": self.scale,
+            "only": self.only or [],
+            "skip": self.skip or [],
+            "rest": self.rest.value,
+            "map": dict(parse_rename(text) for text in self.rename or []),
+            "device": self.device,
+            "svd": self.svd.value,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class RunParameters:
+    """Options of how a cut is carried out and told of."""
+
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force", metavar="", help="Replace an existing OUT.", rich_help_panel=OUTPUT
+        ),
+    ] = False
+    restart: Annotated[
+        bool,
+        typer.Option(
+            "--restart",
+            metavar="",
+            help="Drop unfinished work in OUT.partial, instead of going on from it.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = False
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            metavar="",
+            help="Show the plan, from headers alone; write nothing.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = False
+    json: Annotated[
+        bool,
+        screen_flag("--json", help="Print the manifest on stdout, or the plan of a dry run."),
+    ] = False
+    quiet: QuietOption = False
+    verbose: Annotated[
+        bool,
+        screen_flag(
+            "--verbose",
+            "-v",
+            help="Print a line for each tensor, and the traceback of an error.",
+        ),
+    ] = False
+
+
+@dataclass(frozen=True, slots=True)
+class CutParameters(ShapeParameters):
+    """Options of ``truncate`` and ``extract``."""
+
+    keep: Annotated[
+        Keep,
+        typer.Option(
+            help="Which triplets stay; bottom and random are the controls of an experiment.",
+            rich_help_panel=RANK,
+        ),
+    ] = Keep.TOP
+    seed: Annotated[
+        int, typer.Option(metavar="N", help="Seed of --keep random.", rich_help_panel=RANK)
+    ] = 0
+    tolerance: Annotated[
+        float,
+        typer.Option(
+            metavar="F",
+            help="Certify the error of every cut to be within this share of the best possible "
+            "error at its rank.",
+            rich_help_panel=COMPUTATION,
+        ),
+    ] = 1e-6
+
+    def cut(self, dtype: StoredDtype, how: RunParameters) -> CutOptions:
+        """Return them, and those of `how`, as the API takes them."""
+        return {
+            **self.shape(),
+            "keep": self.keep.value,
+            "seed": self.seed,
+            "tolerance": self.tolerance,
+            "dtype": dtype.value,
+            "force": how.force,
+            "restart": how.restart,
+            "quiet": how.quiet,
+        }
 
 
 def explain_rules(command: _Command) -> _Command:
     """Add the rules to what a command says of itself."""
     command.__doc__ = f"{inspect.getdoc(command)}\n\n{_RULES}"
     return command
-
-
-def cut_options(
-    *,
-    rank_for: list[str] | None,
-    keep: Keep,
-    seed: int,
-    scale: float,
-    only: list[str] | None,
-    skip: list[str] | None,
-    rest: Rest,
-    rename: list[str] | None,
-    dtype: StoredDtype,
-    force: bool,
-    restart: bool,
-    device: str,
-    svd: Route,
-    tolerance: float,
-    quiet: bool,
-) -> CutOptions:
-    """Return the options of both commands as the API takes them."""
-    return {
-        "rank_for": rank_for or [],
-        "keep": keep.value,
-        "seed": seed,
-        "scale": scale,
-        "only": only or [],
-        "skip": skip or [],
-        "rest": rest.value,
-        "map": dict(parse_rename(text) for text in rename or []),
-        "dtype": dtype.value,
-        "force": force,
-        "restart": restart,
-        "device": device,
-        "svd": svd.value,
-        "tolerance": tolerance,
-        "quiet": quiet,
-    }
 
 
 def outputs(rank: str, out: str) -> dict[str, Path]:
@@ -244,45 +254,37 @@ def outputs(rank: str, out: str) -> dict[str, Path]:
     return {str(rule): Path(out.replace("{k}", str(rule))) for rule in rules}
 
 
-def run(
-    prepare: Callable[[], Request],
-    *,
-    others: str,
-    dry_run: bool,
-    json: bool,
-    quiet: bool,
-    verbose: bool,
-) -> None:
+def run(prepare: Callable[[], Request], how: RunParameters, *, others: str) -> None:
     """Prepare a request, carry it out, and print what was done.
 
     Parameters
     ----------
     prepare : callable
         Called under the guard of errors and signals.
+    how : RunParameters
+        As the options say.
     others : str
         What becomes of matrices that base has nothing to compare with.
-    dry_run, json, quiet, verbose
-        As the options say.
     """
     planned: list[Request] = []
-    with guard(verbose=verbose, find_unfinished=lambda: _find_unfinished(planned)):
+    with guard(verbose=how.verbose, find_unfinished=lambda: _find_unfinished(planned)):
         request = prepare()
         for text in request.preflight.warnings():
             warn(text)
         warn_of_unmatched(request.plan.pairing, others)
-        if dry_run:
-            print_plan(request, as_json=json)
+        if how.dry_run:
+            print_plan(request, as_json=how.json)
             request.preflight.refuse()
             return
         planned.append(request)
-        with show_progress(quiet=quiet, verbose=verbose) as observe:
+        with show_progress(quiet=how.quiet, verbose=how.verbose) as observe:
             manifests = carry_out(request, command=["svdcut", *sys.argv[1:]], observe=observe)
         for manifest in manifests:
             warn_of_rounding(manifest)
-        if json:
+        if how.json:
             documents = [manifest.to_json() for manifest in manifests]
             print_json(documents if len(documents) > 1 else documents[0])
-        elif not quiet:
+        elif not how.quiet:
             print_result(request, manifests)
 
 

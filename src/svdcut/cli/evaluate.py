@@ -8,26 +8,19 @@ from typing import Annotated
 import typer
 
 from svdcut import api
-from svdcut.cli.evaluating import (
-    AlignedOption,
-    BatchSizeOption,
-    GroupColumnsOption,
-    GroupOption,
-    LabelOption,
-    LabelsOption,
-    LimitOption,
-    NormalizeOption,
-    PromptOption,
-    SeedOption,
-    TextOption,
-    TextPairOption,
-    data_options,
-    note_cut_texts,
-)
+from svdcut.cli.evaluating import DataParameters, note_cut_texts
 from svdcut.cli.evaluation_screen import print_evaluation
+from svdcut.cli.groups import grouped
 from svdcut.cli.guard import guard
 from svdcut.cli.output import print_json, show_progress
-from svdcut.cli.shared import DeviceOption, new_app, screen_flag
+from svdcut.cli.shared import (
+    COMPUTATION,
+    DeviceOption,
+    QuietOption,
+    VerboseOption,
+    new_app,
+    screen_flag,
+)
 
 _OUTPUT = "Output"
 
@@ -54,6 +47,7 @@ svdcut evaluate ft/ test.csv --group label --predictions rows.csv  # keep each p
 svdcut evaluate ft/ test.csv --group label --json | jq .gap  # use the numbers
 """,
 )
+@grouped
 def evaluate(
     checkpoint: Annotated[
         str,
@@ -69,6 +63,7 @@ def evaluate(
             metavar="DATA", help="A table of labelled texts: .csv, .tsv, .jsonl, .json or .parquet."
         ),
     ],
+    *,
     base: Annotated[
         str | None,
         typer.Option(
@@ -78,18 +73,15 @@ def evaluate(
             rich_help_panel="Model",
         ),
     ] = None,
-    text: TextOption = "text",
-    text_pair: TextPairOption = None,
-    label: LabelOption = "label",
-    group: GroupOption = None,
-    group_columns: GroupColumnsOption = None,
-    aligned: AlignedOption = None,
-    prompt: PromptOption = None,
-    labels: LabelsOption = None,
-    normalize: NormalizeOption = False,
-    limit: LimitOption = None,
-    seed: SeedOption = 0,
-    batch_size: BatchSizeOption = 32,
+    asked: DataParameters,
+    seed: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            help="Seed of --limit, and of the intervals.",
+            rich_help_panel=COMPUTATION,
+        ),
+    ] = 0,
     device: DeviceOption = "auto",
     predictions: Annotated[
         Path | None,
@@ -100,12 +92,8 @@ def evaluate(
         ),
     ] = None,
     json: Annotated[bool, screen_flag("--json", help="Print every number on stdout.")] = False,
-    quiet: Annotated[
-        bool, screen_flag("--quiet", "-q", help="Print nothing but warnings and errors.")
-    ] = False,
-    verbose: Annotated[
-        bool, screen_flag("--verbose", "-v", help="Print the traceback of an error.")
-    ] = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Measure the accuracy of CHECKPOINT on DATA, over all texts and in each group.
 
@@ -122,22 +110,7 @@ def evaluate(
     of the package brings.
     """
     with guard(verbose=verbose):
-        options = data_options(
-            text=text,
-            text_pair=text_pair,
-            label=label,
-            group=group,
-            group_columns=group_columns,
-            aligned=aligned,
-            prompt=prompt,
-            labels=labels,
-            normalize=normalize,
-            limit=limit,
-            seed=seed,
-            batch_size=batch_size,
-            device=device,
-            quiet=quiet,
-        )
+        options = asked.data(seed=seed, device=device, quiet=quiet)
         request = api.prepare_evaluation(
             checkpoint, data, base=base, predictions=predictions, **options
         )

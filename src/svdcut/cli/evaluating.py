@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated
 
 import typer
@@ -22,125 +23,102 @@ def _column(what: str) -> typer.models.OptionInfo:
     return option
 
 
-TextOption = Annotated[
-    str,
-    typer.Option(metavar="COLUMN", help="The text.", rich_help_panel=_COLUMNS),
-]
-TextPairOption = Annotated[str | None, _column("The other text, where the task is on pairs.")]
-LabelOption = Annotated[
-    str,
-    typer.Option(metavar="COLUMN", help="The label.", rich_help_panel=_COLUMNS),
-]
-GroupOption = Annotated[
-    list[str] | None,
-    _column("What parts the texts into groups; of several columns, the values together."),
-]
-GroupColumnsOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="COLUMN,COLUMN",
-        help="Columns of numbers from 0 to 1, each of a group that a text is in from 0.5 up, "
-        "and that its label parts; they may overlap.",
-        show_default=False,
-        rich_help_panel=_COLUMNS,
-    ),
-]
-AlignedOption = Annotated[
-    str | None,
-    _column("1 where the shortcut leads to the right label, 0 where to a wrong one."),
-]
-PromptOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="TEMPLATE",
-        help=r"Prompt of a language model, with {text} in it, and {text_pair} for pairs; \n "
-        "is a new line. A word follows after a space, where the prompt ends without one.",
-        show_default=r"'{text}\n'",
-        rich_help_panel=_MODEL,
-    ),
-]
-LabelsOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="WORD,WORD",
-        help="What the model calls the labels, in their order, or as LABEL=WORD,LABEL=WORD: "
-        "words after the prompt, or classes of the head.",
-        show_default="as DATA calls them",
-        rich_help_panel=_MODEL,
-    ),
-]
-NormalizeOption = Annotated[
-    bool,
-    typer.Option(
-        "--normalize",
-        metavar="",
-        help="Divide the log-likelihood of a word by its number of characters.",
-        rich_help_panel=_MODEL,
-    ),
-]
-LimitOption = Annotated[
-    int | None,
-    typer.Option(
-        metavar="N",
-        min=1,
-        help="Take only N rows, at random.",
-        show_default="all",
-        rich_help_panel=COMPUTATION,
-    ),
-]
-SeedOption = Annotated[
-    int,
-    typer.Option(
-        metavar="N",
-        help="Seed of that choice, and of the intervals.",
-        rich_help_panel=COMPUTATION,
-    ),
-]
-BatchSizeOption = Annotated[
-    int,
-    typer.Option(
-        metavar="N",
-        min=1,
-        help="Texts that go through the model at once.",
-        rich_help_panel=COMPUTATION,
-    ),
-]
+@dataclass(frozen=True, slots=True)
+class DataParameters:
+    """Options of the data, and of what a model is asked."""
 
+    text: Annotated[
+        str, typer.Option(metavar="COLUMN", help="The text.", rich_help_panel=_COLUMNS)
+    ] = "text"
+    text_pair: Annotated[str | None, _column("The other text, where the task is on pairs.")] = None
+    label: Annotated[
+        str, typer.Option(metavar="COLUMN", help="The label.", rich_help_panel=_COLUMNS)
+    ] = "label"
+    group: Annotated[
+        list[str] | None,
+        _column("What parts the texts into groups; of several columns, the values together."),
+    ] = None
+    group_columns: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="COLUMN,COLUMN",
+            help="Columns of numbers from 0 to 1, each of a group that a text is in from 0.5 up, "
+            "and that its label parts; they may overlap.",
+            show_default=False,
+            rich_help_panel=_COLUMNS,
+        ),
+    ] = None
+    aligned: Annotated[
+        str | None,
+        _column("1 where the shortcut leads to the right label, 0 where to a wrong one."),
+    ] = None
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEMPLATE",
+            help=r"Prompt of a language model, with {text} in it, and {text_pair} for pairs; \n "
+            "is a new line. A word follows after a space, where the prompt ends without one.",
+            show_default=r"'{text}\n'",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WORD,WORD",
+            help="What the model calls the labels, in their order, or as LABEL=WORD,LABEL=WORD: "
+            "words after the prompt, or classes of the head.",
+            show_default="as DATA calls them",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None
+    normalize: Annotated[
+        bool,
+        typer.Option(
+            "--normalize",
+            metavar="",
+            help="Divide the log-likelihood of a word by its number of characters.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = False
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Take only N rows, at random.",
+            show_default="all",
+            rich_help_panel=COMPUTATION,
+        ),
+    ] = None
+    batch_size: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Texts that go through the model at once.",
+            rich_help_panel=COMPUTATION,
+        ),
+    ] = 32
 
-def data_options(
-    *,
-    text: str,
-    text_pair: str | None,
-    label: str,
-    group: list[str] | None,
-    group_columns: list[str] | None,
-    aligned: str | None,
-    prompt: str | None,
-    labels: str | None,
-    normalize: bool,
-    limit: int | None,
-    seed: int,
-    batch_size: int,
-    device: str,
-    quiet: bool,
-) -> DataOptions:
-    """Return the options as the API takes them."""
-    return {
-        "text": text,
-        "text_pair": text_pair,
-        "label": label,
-        "group": group or [],
-        "group_columns": split_names(*(group_columns or [])),
-        "aligned": aligned,
-        "prompt": None if prompt is None else prompt.replace(r"\n", "\n"),
-        "labels": [] if labels is None else labels.split(","),
-        "normalize": normalize,
-        "limit": limit,
-        "seed": seed,
-        "batch_size": batch_size,
-        "device": device,
-        "quiet": quiet,
-    }
+    def data(self, *, seed: int, device: str, quiet: bool) -> DataOptions:
+        """Return them, and others, as the API takes them."""
+        return {
+            "text": self.text,
+            "text_pair": self.text_pair,
+            "label": self.label,
+            "group": self.group or [],
+            "group_columns": split_names(*(self.group_columns or [])),
+            "aligned": self.aligned,
+            "prompt": None if self.prompt is None else self.prompt.replace(r"\n", "\n"),
+            "labels": [] if self.labels is None else self.labels.split(","),
+            "normalize": self.normalize,
+            "limit": self.limit,
+            "seed": seed,
+            "batch_size": self.batch_size,
+            "device": device,
+            "quiet": quiet,
+        }
 
 
 def note_cut_texts(evaluation: Evaluation) -> None:

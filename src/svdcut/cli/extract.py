@@ -10,33 +10,18 @@ from svdcut.api import ExtractOptions, Request, prepare
 from svdcut.cli.cutting import (
     OUTPUT,
     BaseArgument,
-    DryRunOption,
+    CutParameters,
     FinetunedArgument,
-    ForceOption,
-    JsonOption,
-    KeepOption,
-    OnlyOption,
-    QuietOption,
-    RankForOption,
     RankOption,
-    RestartOption,
-    RestOption,
-    ScaleOption,
-    SeedOption,
-    SkipOption,
-    SvdOption,
-    ToleranceOption,
-    VerboseOption,
-    cut_options,
+    RunParameters,
     explain_rules,
     outputs,
     run,
 )
-from svdcut.cli.shared import TENSORS, DeviceOption, RenameOption, new_app
-from svdcut.options import Rest, StoredDtype
+from svdcut.cli.groups import grouped
+from svdcut.cli.shared import TENSORS, new_app
+from svdcut.options import StoredDtype
 from svdcut.plan import Form
-from svdcut.ranks import Keep
-from svdcut.svd.route import Route
 
 app = new_app()
 
@@ -54,6 +39,7 @@ svdcut extract base/ ft/ -k 64 --drop '*norm*' -o lora/  # leave norms as in bas
 """,
 )
 @explain_rules
+@grouped
 def extract(
     base: BaseArgument,
     finetuned: FinetunedArgument,
@@ -68,13 +54,8 @@ def extract(
             rich_help_panel=OUTPUT,
         ),
     ],
-    rank_for: RankForOption = None,
-    keep: KeepOption = Keep.TOP,
-    seed: SeedOption = 0,
-    scale: ScaleOption = 1.0,
-    only: OnlyOption = None,
-    skip: SkipOption = None,
-    rest: RestOption = Rest.FINETUNED,
+    cut: CutParameters,
+    *,
     drop: Annotated[
         list[str] | None,
         typer.Option(
@@ -84,7 +65,6 @@ def extract(
             rich_help_panel=TENSORS,
         ),
     ] = None,
-    rename: RenameOption = None,
     dtype: Annotated[
         StoredDtype,
         typer.Option(
@@ -93,15 +73,7 @@ def extract(
             rich_help_panel=OUTPUT,
         ),
     ] = StoredDtype.AUTO,
-    force: ForceOption = False,
-    restart: RestartOption = False,
-    dry_run: DryRunOption = False,
-    device: DeviceOption = "auto",
-    svd: SvdOption = Route.AUTO,
-    tolerance: ToleranceOption = 1e-6,
-    json: JsonOption = False,
-    quiet: QuietOption = False,
-    verbose: VerboseOption = False,
+    how: RunParameters,
 ) -> None:
     """Write the truncated update of FT as a PEFT LoRA adapter of BASE.
 
@@ -116,31 +88,7 @@ def extract(
     """
 
     def request() -> Request:
-        shared = cut_options(
-            rank_for=rank_for,
-            keep=keep,
-            seed=seed,
-            scale=scale,
-            only=only,
-            skip=skip,
-            rest=rest,
-            rename=rename,
-            dtype=dtype,
-            force=force,
-            restart=restart,
-            device=device,
-            svd=svd,
-            tolerance=tolerance,
-            quiet=quiet,
-        )
-        options: ExtractOptions = {**shared, "drop": drop or []}
+        options: ExtractOptions = {**cut.cut(dtype, how), "drop": drop or []}
         return prepare(base, finetuned, outputs(rank, out), form=Form.ADAPTER, **options)
 
-    run(
-        request,
-        others="stored whole",
-        dry_run=dry_run,
-        json=json,
-        quiet=quiet,
-        verbose=verbose,
-    )
+    run(request, how, others="stored whole")

@@ -38,7 +38,12 @@ DeviceOption = Annotated[
     ),
 ]
 
-
+QuietOption = Annotated[
+    bool, screen_flag("--quiet", "-q", help="Print nothing but warnings and errors.")
+]
+VerboseOption = Annotated[
+    bool, screen_flag("--verbose", "-v", help="Print the traceback of an error.")
+]
 RenameOption = Annotated[
     list[str] | None,
     typer.Option(

@@ -22,7 +22,9 @@ from svdcut.cli.shared import (
     COMPUTATION,
     TENSORS,
     DeviceOption,
+    QuietOption,
     RenameOption,
+    VerboseOption,
     new_app,
     parse_rename,
     screen_flag,
@@ -170,12 +172,8 @@ def spectrum(
     as_csv: Annotated[
         bool, screen_flag("--csv", help="Print a line for each matrix, separated by commas.")
     ] = False,
-    quiet: Annotated[
-        bool, screen_flag("--quiet", "-q", help="Print nothing but warnings and errors.")
-    ] = False,
-    verbose: Annotated[
-        bool, screen_flag("--verbose", "-v", help="Print the traceback of an error.")
-    ] = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Show the singular values of CHECKPOINT's weights, or of the update from it to FT.
 

@@ -13,49 +13,22 @@ import typer
 from svdcut import api
 from svdcut.api import ShapeOptions, SweepOptions
 from svdcut.api.sweeps import DEFAULT_RANKS, DEFAULT_TOLERANCE
-from svdcut.cli.cutting import (
-    OUTPUT,
-    RANK,
-    BaseArgument,
-    DtypeOption,
-    OnlyOption,
-    RankForOption,
-    RestOption,
-    ScaleOption,
-    SkipOption,
-    SvdOption,
-)
-from svdcut.cli.evaluating import (
-    AlignedOption,
-    BatchSizeOption,
-    GroupColumnsOption,
-    GroupOption,
-    LabelOption,
-    LabelsOption,
-    LimitOption,
-    NormalizeOption,
-    PromptOption,
-    TextOption,
-    TextPairOption,
-    data_options,
-    note_cut_texts,
-    split_names,
-)
+from svdcut.cli.cutting import OUTPUT, RANK, BaseArgument, DtypeOption, ShapeParameters
+from svdcut.cli.evaluating import DataParameters, note_cut_texts, split_names
+from svdcut.cli.groups import grouped
 from svdcut.cli.guard import Unfinished, guard, note
 from svdcut.cli.output import print_json, show_progress, warn_of_unmatched
 from svdcut.cli.shared import (
     COMPUTATION,
-    DeviceOption,
-    RenameOption,
+    QuietOption,
+    VerboseOption,
     new_app,
-    parse_rename,
     screen_flag,
 )
 from svdcut.cli.sweep_screen import print_sweep
 from svdcut.destination import check_output
 from svdcut.errors import QualityError
-from svdcut.options import Rest, StoredDtype
-from svdcut.svd.route import Route
+from svdcut.options import StoredDtype
 from svdcut.sweeps.facts import Sweep
 
 _CHOICE = "Choice"
@@ -77,6 +50,7 @@ svdcut sweep base/ ft/ test.csv -o sweep/ --write out/  # write the cut, too
 svdcut sweep base/ ft/ -o sweep/ --eval-command './my-eval {model}'  # your own
 """,
 )
+@grouped
 def sweep(
     base: BaseArgument,
     finetuned: Annotated[
@@ -102,6 +76,7 @@ def sweep(
         Path | None,
         typer.Argument(metavar="DATA", help="A table of labelled texts, as evaluate takes it."),
     ] = None,
+    *,
     rank: Annotated[
         str,
         typer.Option(
@@ -121,13 +96,6 @@ def sweep(
             rich_help_panel=RANK,
         ),
     ] = None,
-    rank_for: RankForOption = None,
-    scale: ScaleOption = 1.0,
-    only: OnlyOption = None,
-    skip: SkipOption = None,
-    rest: RestOption = Rest.FINETUNED,
-    rename: RenameOption = None,
-    dtype: DtypeOption = StoredDtype.AUTO,
     tolerance: Annotated[
         float,
         typer.Option(
@@ -144,15 +112,9 @@ def sweep(
             rich_help_panel=_CHOICE,
         ),
     ] = None,
-    text: TextOption = "text",
-    text_pair: TextPairOption = None,
-    label: LabelOption = "label",
-    group: GroupOption = None,
-    group_columns: GroupColumnsOption = None,
-    aligned: AlignedOption = None,
-    prompt: PromptOption = None,
-    labels: LabelsOption = None,
-    normalize: NormalizeOption = False,
+    cut: ShapeParameters,
+    dtype: DtypeOption = StoredDtype.AUTO,
+    asked: DataParameters,
     eval_command: Annotated[
         str | None,
         typer.Option(
@@ -166,7 +128,6 @@ def sweep(
             rich_help_panel="What the model is asked",
         ),
     ] = None,
-    limit: LimitOption = None,
     seed: Annotated[
         int,
         typer.Option(
@@ -175,9 +136,6 @@ def sweep(
             rich_help_panel=COMPUTATION,
         ),
     ] = 0,
-    batch_size: BatchSizeOption = 32,
-    device: DeviceOption = "auto",
-    svd: SvdOption = Route.AUTO,
     restart: Annotated[
         bool,
         typer.Option(
@@ -188,12 +146,8 @@ def sweep(
         ),
     ] = False,
     json: Annotated[bool, screen_flag("--json", help="Print sweep.json on stdout.")] = False,
-    quiet: Annotated[
-        bool, screen_flag("--quiet", "-q", help="Print nothing but warnings and errors.")
-    ] = False,
-    verbose: Annotated[
-        bool, screen_flag("--verbose", "-v", help="Print the traceback of an error.")
-    ] = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Try many ranks of the update FT - BASE on DATA, and name the one to use.
 
@@ -210,35 +164,13 @@ def sweep(
     """
     with guard(verbose=verbose, find_unfinished=lambda: _find_unfinished(out)):
         shape: ShapeOptions = {
-            "rank_for": rank_for or [],
-            "scale": scale,
-            "only": only or [],
-            "skip": skip or [],
-            "rest": rest.value,
-            "map": dict(parse_rename(text) for text in rename or []),
+            **cut.shape(),
             "dtype": dtype.value,
-            "svd": svd.value,
             "seed": seed,
-            "device": device,
             "quiet": quiet,
         }
-        asked = data_options(
-            text=text,
-            text_pair=text_pair,
-            label=label,
-            group=group,
-            group_columns=group_columns,
-            aligned=aligned,
-            prompt=prompt,
-            labels=labels,
-            normalize=normalize,
-            limit=limit,
-            seed=seed,
-            batch_size=batch_size,
-            device=device,
-            quiet=quiet,
-        )
-        options: SweepOptions = {**shape, **asked, "restart": restart}
+        data_options = asked.data(seed=seed, device=cut.device, quiet=quiet)
+        options: SweepOptions = {**shape, **data_options, "restart": restart}
         if write is not None:
             sides = [Path(side) for side in (base, finetuned) if Path(side).exists()]
             check_output(write, [*sides, out], force=False)

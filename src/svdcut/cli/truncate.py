@@ -10,33 +10,18 @@ from svdcut.api import Request, TruncateOptions, prepare
 from svdcut.cli.cutting import (
     OUTPUT,
     BaseArgument,
-    DryRunOption,
+    CutParameters,
     DtypeOption,
     FinetunedArgument,
-    ForceOption,
-    JsonOption,
-    KeepOption,
-    OnlyOption,
-    QuietOption,
-    RankForOption,
     RankOption,
-    RestartOption,
-    RestOption,
-    ScaleOption,
-    SeedOption,
-    SkipOption,
-    SvdOption,
-    ToleranceOption,
-    VerboseOption,
-    cut_options,
+    RunParameters,
     explain_rules,
     outputs,
     run,
 )
-from svdcut.cli.shared import DeviceOption, RenameOption, new_app
-from svdcut.options import Rest, StoredDtype
-from svdcut.ranks import Keep
-from svdcut.svd.route import Route
+from svdcut.cli.groups import grouped
+from svdcut.cli.shared import new_app
+from svdcut.options import StoredDtype
 
 app = new_app()
 
@@ -64,6 +49,7 @@ svdcut truncate base/ ft/ -k 64 -o out/ --dry-run  # show the plan, write nothin
 """,
 )
 @explain_rules
+@grouped
 def truncate(
     base: BaseArgument,
     finetuned: FinetunedArgument,
@@ -78,14 +64,8 @@ def truncate(
             rich_help_panel=OUTPUT,
         ),
     ],
-    rank_for: RankForOption = None,
-    keep: KeepOption = Keep.TOP,
-    seed: SeedOption = 0,
-    scale: ScaleOption = 1.0,
-    only: OnlyOption = None,
-    skip: SkipOption = None,
-    rest: RestOption = Rest.FINETUNED,
-    rename: RenameOption = None,
+    cut: CutParameters,
+    *,
     dtype: DtypeOption = StoredDtype.AUTO,
     max_shard_size: Annotated[
         str | None,
@@ -104,15 +84,7 @@ def truncate(
             rich_help_panel=OUTPUT,
         ),
     ] = None,
-    force: ForceOption = False,
-    restart: RestartOption = False,
-    dry_run: DryRunOption = False,
-    device: DeviceOption = "auto",
-    svd: SvdOption = Route.AUTO,
-    tolerance: ToleranceOption = 1e-6,
-    json: JsonOption = False,
-    quiet: QuietOption = False,
-    verbose: VerboseOption = False,
+    how: RunParameters,
 ) -> None:
     """Write OUT = BASE + truncated update, a complete checkpoint.
 
@@ -123,32 +95,8 @@ def truncate(
     """
 
     def request() -> Request:
-        shared = cut_options(
-            rank_for=rank_for,
-            keep=keep,
-            seed=seed,
-            scale=scale,
-            only=only,
-            skip=skip,
-            rest=rest,
-            rename=rename,
-            dtype=dtype,
-            force=force,
-            restart=restart,
-            device=device,
-            svd=svd,
-            tolerance=tolerance,
-            quiet=quiet,
-        )
-        options: TruncateOptions = {**shared, "max_shard_size": max_shard_size}
+        options: TruncateOptions = {**cut.cut(dtype, how), "max_shard_size": max_shard_size}
         also = None if also_adapter is None else outputs(rank, also_adapter)
         return prepare(base, finetuned, outputs(rank, out), also_adapters=also, **options)
 
-    run(
-        request,
-        others="copied whole",
-        dry_run=dry_run,
-        json=json,
-        quiet=quiet,
-        verbose=verbose,
-    )
+    run(request, how, others="copied whole")
