@@ -63,12 +63,20 @@ def noise(m: int, n: int, *, seed: int = 0, dtype: torch.dtype = torch.float32) 
     return torch.randn(m, n, generator=generator, dtype=torch.float64).to(dtype)
 
 
-def merged(m: int, n: int, rank: int, dtype: torch.dtype) -> Tensor:
+def merged(m: int, n: int, rank: int, dtype: torch.dtype, *, strength: float = 4e-3) -> Tensor:
     """A LoRA update as it is after it was merged into weights of a dtype; in float64."""
     base = 0.02 * noise(m, n, seed=1, dtype=torch.float64)
     left = noise(m, rank, seed=2, dtype=torch.float64)
-    update = 4e-3 * left @ noise(rank, n, seed=3, dtype=torch.float64)
+    update = strength * left @ noise(rank, n, seed=3, dtype=torch.float64)
     return (base.to(dtype).double() + update).to(dtype).double() - base.to(dtype).double()
+
+
+def hadamard(n: int) -> Tensor:
+    """A matrix of 1 and -1 with columns at right angles, n a power of two; float64."""
+    h = torch.ones(1, 1, dtype=torch.float64)
+    while len(h) < n:
+        h = torch.cat((torch.cat((h, h), dim=1), torch.cat((h, -h), dim=1)))
+    return h
 
 
 SPECTRA = {

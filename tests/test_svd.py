@@ -11,11 +11,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from matrices import Case, flat, merged, noise, power_law, with_spectrum
+from matrices import Case, flat, hadamard, merged, noise, power_law, with_spectrum
 from svdcut.cut import is_certified
 from svdcut.svd import krylov
 from svdcut.svd.certificate import ERROR_FLOOR, VALUE_FLOOR, VALUE_TOLERANCE
 from svdcut.svd.decomposition import Decomposition
+from svdcut.svd.deflation import deflated_triplets
 from svdcut.svd.engine import decompose
 from svdcut.svd.measured import Method, Proof
 from svdcut.svd.route import Route
@@ -328,6 +329,73 @@ def test_more_memory_is_asked_for_before_a_head_is_taken_out():
     a = merged(900, 800, 4, torch.float32).float()
     run(a, 12, Route.KRYLOV, escalate=asked.append)
     assert asked == [a.nbytes]
+
+
+def run_for_all(a, ranks, **options) -> Decomposition:
+    """All triplets, so well that the cut at each of the ranks is certified."""
+
+    def accept(found):
+        return all(is_certified(found.measured().bounds(k), TOLERANCE) for k in ranks)
+
+    return decompose(a.clone(), None, accept=accept, tolerance=TOLERANCE, seed=1, **options)
+
+
+HIDDEN = "gram/float64: hidden by a head"
+
+
+@pytest.mark.parametrize("shape", [(700, 400), (400, 900)])
+@pytest.mark.parametrize("strength", [4e-3, 4e-5, 4e-6])
+def test_all_triplets_of_a_merged_lora_update_but_for_its_head_are_of_what_it_leaves(
+    shape, strength
+):
+    """The rounding of its Gram matrix hides what float32 storage rounded."""
+    truth = refer(merged(*shape, 8, torch.float32, strength=strength).float())
+    ranks = (3, 8, 9, 40, 200, 390, 400)
+    found = run_for_all(truth.a, ranks)
+    assert (found.method, found.proof) == (Method.GRAM, Proof.SPECTRUM)
+    assert found.rejected in [(HIDDEN,), ("gram/float64: bound missed",)]
+    check_vectors(found)
+    for k in ranks:
+        check(found, k, truth)
+
+
+def test_small_values_beside_a_head_take_no_exact_route():
+    """Those of a square: bfloat16 storage rounds more, but not enough for the last ones."""
+    truth = refer(merged(400, 400, 8, torch.bfloat16).float())
+    found = run_for_all(truth.a, (400,))
+    assert (found.method, found.rejected) == (Method.GRAM, ("gram/float64: bound missed",))
+    check(found, 400, truth)
+
+
+def test_what_a_head_leaves_is_known_within_its_bound_to_the_last_bit():
+    """The matrix and its singular values are exact, so that no reference rounds."""
+    n, levels = 512, torch.tensor([0.0, 1.0, 2.0, 3.0]).double()
+    exponents = torch.cat((levels.repeat_interleave(4), 20 + levels.repeat_interleave(124)))
+    h = hadamard(n)
+    found = run_for_all(h * 2.0**-exponents @ h.flip(0).T, (16, 140))
+    assert found.rejected == (HIDDEN,)
+    s = found.triplets.squares.sqrt() * found.scale
+    error = ((s - n * 2.0**-exponents) / s).abs().max()
+    assert 0 < error <= found.measured().value_bound(n) < 1e-6
+
+
+@pytest.mark.parametrize("base", [0.5, 0.9, 0.97])
+def test_a_spectrum_that_has_no_end_is_decomposed_all_the_same(base):
+    truth = refer(with_spectrum(500, 400, base ** torch.arange(400.0).double(), seed=7))
+    ranks = (1, 20, 60)
+    found = run_for_all(truth.a, ranks)
+    for k in ranks:
+        check(found, k, truth)
+
+
+def test_a_head_that_is_not_larger_than_the_rest_is_none():
+    a = with_spectrum(60, 50, power_law(50), dtype=torch.float64)
+    found = run(a, 50, Route.EXACT)
+    energy = found.energy
+    assert deflated_triplets(found.matrix, found.triplets.first(5), energy=energy) is not None
+    second = replace(found.triplets, right=found.triplets.right[:, 1:2])
+    second = replace(second, squares=found.triplets.squares[1:2])
+    assert deflated_triplets(found.matrix, second, energy=energy) is None
 
 
 @pytest.mark.parametrize("route", ROUTES)

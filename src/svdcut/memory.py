@@ -206,11 +206,11 @@ def _route_bytes(
     if route is Route.EXACT:
         squares = max(_TALL_COPIES * long * short, long * short + _EXACT_SQUARES * short**2)
         return matrix + 8 * squares, matrix + 8 * squares
+    rest = item * long * short  # what a head that is taken out leaves, or is found in
     if route is Route.GRAM or top is None or top >= short:
-        return gram, gram
+        return gram, gram + rest
     columns = min(short // 2, 5 * top + 100)
     bases = 2 * (long + short) * columns
-    rest = item * long * short  # what a head that is taken out leaves
     return matrix + item * bases, max(gram + rest, matrix + 8 * (long * short + bases))
 
 

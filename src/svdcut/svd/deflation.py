@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor
 
+from svdcut.svd.certificate import VALUE_TOLERANCE
 from svdcut.svd.decomposition import (
     Triplets,
     multiply,
@@ -20,9 +21,15 @@ from svdcut.svd.decomposition import (
     row_blocks,
     sum_of_squares,
 )
-from svdcut.svd.dense import gram_triplets
+from svdcut.svd.dense import gram, gram_triplets
 from svdcut.svd.krylov import Head, KrylovResult, krylov_triplets, measure_triplets
 from svdcut.svd.route import gram_bytes
+
+_LOOKED_AT = 16
+"""A head of more than this part of the values is not seen."""
+
+_ROUNDING = 4.0
+"""Of what is left of a matrix, in units of epsilon, by the norm of the whole."""
 
 
 def leading_triplets(
@@ -103,6 +110,103 @@ def find_head(a: Tensor, k: int, *, energy: float, generator: Generator) -> Trip
     return _measured(a, _sharpened(a, found.right), energy=energy, next_square=0.0).triplets
 
 
+def hides_rest(product: Tensor, *, generator: Generator) -> bool:
+    """Whether the rounding of a Gram matrix hides all but the leading part of its values.
+
+    Parameters
+    ----------
+    product : Tensor of shape (n, n), float64
+        Of a matrix, its short side along the columns.
+    generator : Generator
+        On the CPU.
+
+    Notes
+    -----
+    Looks at what a step of the power method with n / 16 vectors leaves: n^3 / 4 operations, a
+    hundredth of what `gram_triplets` takes.
+    """
+    n = len(product)
+    block = torch.randn(n, n // _LOOKED_AT, generator=generator, dtype=torch.float64)
+    block = torch.linalg.qr(product @ block.to(product.device)).Q
+    energy = float(product.trace())
+    rest = energy - float((block * (product @ block)).sum())
+    return torch.finfo(torch.float64).eps * energy * n > VALUE_TOLERANCE * rest
+
+
+def deflated_triplets(a: Tensor, head: Triplets, *, energy: float) -> Triplets | None:
+    """Return all triplets of `a`: those of its head as given, the others by a Gram matrix.
+
+    Parameters
+    ----------
+    a : Tensor of shape (m, n), m >= n, float32 or float64
+    head : Triplets
+        From `find_head`.
+    energy : float
+        Sum of squares of `a`.
+
+    Returns
+    -------
+    Triplets or None
+        All n, right vectors in float64, `left` on demand; None if the others are not smaller
+        than the head.
+
+    Raises
+    ------
+    torch.linalg.LinAlgError
+        If eigh does not converge.
+
+    Notes
+    -----
+    With `Q` an orthonormal basis of what is at right angles to the head, the others are those of
+    ``Q.T G Q``, `G` the Gram matrix of what the head leaves of `a`. That rounds by the energy
+    left, and not by all of it. What couples the two parts is in the measured residuals of the
+    head, and counts for the others by the ratio of their values. Costs what `gram_triplets`
+    does, a Gram matrix, and O(n^2 h) for h triplets of the head.
+    """
+    h = len(head.squares)
+    normals = _reflector(head.right)
+    product = gram(a, without=head.right)
+    for _ in range(2):
+        product = torch.addmm(product, normals, normals.T @ product, alpha=-2)[h:].T
+    rest = gram_triplets(product)
+    del product
+    if rest.squares[0] > head.squares[-1]:
+        return None
+    rounding = _ROUNDING * torch.finfo(torch.float64).eps * energy**0.5
+    coupling = float((head.residuals / head.squares.sqrt()).norm())
+    lost = rest.residuals + (rounding + coupling) * rest.squares.sqrt()
+    residuals = torch.cat((head.residuals + head.couplings, lost))
+    right = torch.cat((head.right, _beside(normals, rest.right)), dim=1)
+    return Triplets(right, None, torch.cat((head.squares, rest.squares)), residuals, residuals)
+
+
+def _reflector(right: Tensor) -> Tensor:
+    """Return `Y`, (n, h), with which ``1 - 2 Y Y.T`` turns vectors, (n, h), into the first axes.
+
+    Notes
+    -----
+    The block reflector of [1]_: both sets of vectors are at right angles to within rounding.
+
+    References
+    ----------
+    .. [1] R. Schreiber, B. Parlett, "Block reflectors: theory and computation", SIAM
+       Journal on Numerical Analysis 25, 1988.
+    """
+    h = right.shape[1]
+    u, _, vh = torch.linalg.svd(right[:h])
+    normals = right.clone()
+    normals[:h] += u @ vh
+    basis: Tensor = torch.linalg.qr(normals).Q
+    return basis
+
+
+def _beside(normals: Tensor, vectors: Tensor) -> Tensor:
+    """Return vectors, (n - h, j), at right angles to the first h axes, as they were before."""
+    h = normals.shape[1]
+    padded = torch.nn.functional.pad(vectors, (0, 0, h, 0))
+    return padded.addmm_(normals, normals[h:].T @ vectors, alpha=-2)
+
+
 def _sharpened(a: Tensor, right: Tensor) -> Tensor:
     """Return vectors, (n, h), with less of the rest in them: by two steps of the power method."""
     for _ in range(2):
@@ -121,7 +225,7 @@ def _take_out(a: Tensor, right: Tensor, rest: Tensor) -> int:
 
 def _dense_tail(rest: Tensor, k: int) -> tuple[Tensor, float]:
     """Return the right vectors of `k` + 1 triplets, and the largest square beyond."""
-    triplets = gram_triplets(rest, energy=sum_of_squares(rest))
+    triplets = gram_triplets(gram(rest))
     beyond = triplets.squares[k + 1 :] + triplets.residuals[k + 1 :]
     return triplets.right[:, : k + 1], float(beyond.max()) if len(beyond) else 0.0
 

@@ -60,14 +60,13 @@ def is_tall(a: Tensor) -> bool:
     return a.shape[0] >= _TALL * a.shape[1]
 
 
-def gram_triplets(a: Tensor, *, energy: float) -> Triplets:
-    """Return all triplets of `a` from the float64 Gram matrix of its short side.
+def gram_triplets(product: Tensor) -> Triplets:
+    """Return all triplets of a matrix from the Gram matrix of its short side.
 
     Parameters
     ----------
-    a : Tensor of shape (m, n), m >= n, float32 or float64
-    energy : float
-        Sum of squares of `a`.
+    product : Tensor of shape (n, n), float64
+        From `gram`.
 
     Returns
     -------
@@ -81,15 +80,14 @@ def gram_triplets(a: Tensor, *, energy: float) -> Triplets:
 
     Notes
     -----
-    O(m n^2) for the Gram matrix and about 9 n^3 for eigh. Squares the condition
-    number: values under 1e-8 of the first are lost, as `residuals` then say.
+    About 9 n^3. Squares the condition number: values under 1e-8 of the first are lost, as
+    `residuals` then say.
     """
-    product = gram(a)
     values, vectors = torch.linalg.eigh(product)
     squares, right = values.flip(0).clamp_min(0), vectors.flip(1).contiguous()
     residuals = (product @ right - right * squares).norm(dim=0)
     # Rounding in the Gram matrix itself, which the residual cannot see.
-    residuals += torch.finfo(torch.float64).eps * energy
+    residuals += torch.finfo(torch.float64).eps * float(product.trace())
     return Triplets(right, None, squares, residuals, residuals)
 
 
@@ -119,6 +117,10 @@ def gram(a: Tensor, *, without: Tensor | None = None) -> Tensor:
     a : Tensor of shape (m, n), float32 or float64
     without : Tensor of shape (n, k), float64, optional
         Orthonormal: what lies along it is taken out of `a` first.
+
+    Notes
+    -----
+    O(m n^2).
     """
     n = a.shape[1]
     product = torch.zeros(n, n, dtype=torch.float64, device=a.device)

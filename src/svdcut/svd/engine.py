@@ -24,12 +24,15 @@ from svdcut.svd.decomposition import (
     normalise,
     sum_of_squares,
 )
-from svdcut.svd.deflation import leading_triplets
-from svdcut.svd.dense import exact_triplets, gram_triplets
+from svdcut.svd.deflation import deflated_triplets, find_head, hides_rest, leading_triplets
+from svdcut.svd.dense import exact_triplets, gram, gram_triplets
 from svdcut.svd.factored import factored_triplets
 from svdcut.svd.measured import Method, Proof
 from svdcut.svd.product import Product
 from svdcut.svd.route import Route, choose_route, gram_bytes
+
+_HEAD_SHARE = 8
+"""A head is looked for among this part of the values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +41,19 @@ class _Attempt:
 
     method: Method
     dtype: torch.dtype
+    deflated: bool = False
+    """Whether a head is taken out of the Gram matrix."""
 
     def __str__(self) -> str:
-        return f"{self.method.value}/{str(self.dtype).removeprefix('torch.')}"
+        name = f"{self.method.value}/{str(self.dtype).removeprefix('torch.')}"
+        return f"{name}/deflated" if self.deflated else name
+
+    @property
+    def failure(self) -> str:
+        """Why nothing came of it, if nothing did."""
+        if self.method is Method.KRYLOV:
+            return "no convergence"
+        return "no head" if self.deflated else "hidden by a head"
 
 
 def decompose(
@@ -86,14 +99,18 @@ def decompose(
 
     Notes
     -----
-    Cost and memory are those of the routes: see `leading_triplets`,
-    `gram_triplets`, `exact_triplets`, `factored_triplets`.
+    Cost and memory are those of the routes: see `leading_triplets`, `gram_triplets`,
+    `deflated_triplets`, `exact_triplets`, `factored_triplets`.
+
+    A Gram matrix loses what is small beside its first values. Where that is seen to hide the
+    rest, or the bound is missed, their head is taken out.
 
     A product is formed only if its own route misses what `accept` asks. What is decomposed
     then is the product as float64 rounds it, by as much as that route's bound allows for.
     """
     escalate = cache(escalate)
     start = _start(a)
+    head = cache(lambda: _find_head(start, seed, escalate))
     if start.energy == 0:
         return start
     rejected: list[str] = []
@@ -106,7 +123,7 @@ def decompose(
             is_gram = attempt.method is Method.GRAM
             escalate(gram_bytes(start.full_rank) if is_gram else UNCOUNTED)
         try:
-            found = _attempt(start, attempt, top, tolerance, seed, escalate)
+            found = _attempt(start, attempt, top, tolerance, seed, escalate, head)
         except RuntimeError as error:
             if not is_solver_failure(error):
                 raise
@@ -115,7 +132,7 @@ def decompose(
             rejected.append(f"{attempt}: solver failed")
             continue
         if found is None:
-            rejected.append(f"{attempt}: no convergence")
+            rejected.append(f"{attempt}: {attempt.failure}")
             continue
         result = replace(found, rejected=tuple(rejected))
         if accept(result):
@@ -163,6 +180,8 @@ def _ladder(start: Decomposition, top: int | None, route: Route) -> Iterator[_At
             yield _Attempt(Method.KRYLOV, torch.float64)
     if route is not Route.EXACT:
         yield _Attempt(Method.GRAM, torch.float64)
+        if _may_have_head(start):
+            yield _Attempt(Method.GRAM, torch.float64, deflated=True)
     yield _Attempt(Method.EXACT, torch.float64)
 
 
@@ -173,14 +192,16 @@ def _attempt(
     tolerance: float,
     seed: int,
     escalate: Callable[[int], object],
+    head: Callable[[], Triplets | None],
 ) -> Decomposition | None:
     if isinstance(start.matrix, Product):
         return _of_product(start, start.matrix, attempt.method)
+    if attempt.method is Method.GRAM:
+        triplets = _by_gram(start, attempt, seed, head)
+        return replace(start, triplets=triplets, method=Method.GRAM) if triplets else None
     rest, next_square, proof = 0.0, 0.0, Proof.SPECTRUM
     if attempt.method is Method.EXACT:
         triplets = exact_triplets(start.matrix)
-    elif attempt.method is Method.GRAM:
-        triplets = gram_triplets(start.matrix, energy=start.energy)
     else:
         assert top is not None
         result = leading_triplets(
@@ -203,6 +224,37 @@ def _attempt(
         rest=rest,
         next_square=next_square,
     )
+
+
+def _by_gram(
+    start: Decomposition, attempt: _Attempt, seed: int, head: Callable[[], Triplets | None]
+) -> Triplets | None:
+    a = start.matrix
+    assert isinstance(a, Tensor)
+    if attempt.deflated:
+        found = head()
+        return deflated_triplets(a, found, energy=start.energy) if found else None
+    product = gram(a)
+    generator = torch.Generator().manual_seed(seed)
+    if _may_have_head(start) and hides_rest(product, generator=generator) and head():
+        return None
+    return gram_triplets(product)
+
+
+def _may_have_head(start: Decomposition) -> bool:
+    """Whether looking for a head pays."""
+    return choose_route(start.full_rank, start.full_rank // _HEAD_SHARE) is Route.KRYLOV
+
+
+def _find_head(
+    start: Decomposition, seed: int, escalate: Callable[[int], object]
+) -> Triplets | None:
+    a = start.matrix
+    assert isinstance(a, Tensor)
+    escalate(gram_bytes(start.full_rank) + a.nbytes)
+    generator = torch.Generator().manual_seed(seed)
+    count = start.full_rank // _HEAD_SHARE
+    return find_head(a, count, energy=start.energy, generator=generator)
 
 
 def _of_product(start: Decomposition, product: Product, method: Method) -> Decomposition:
