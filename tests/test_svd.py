@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from matrices import Case, flat, hadamard, merged, noise, power_law, with_spectrum
 from svdcut.cut import is_certified
-from svdcut.svd import krylov
+from svdcut.svd import deflation, krylov
 from svdcut.svd.certificate import ERROR_FLOOR, VALUE_FLOOR, VALUE_TOLERANCE
 from svdcut.svd.decomposition import Decomposition
 from svdcut.svd.deflation import deflated_triplets
@@ -281,13 +281,31 @@ def test_the_energy_of_a_small_tail_is_not_lost_in_a_difference(share, seed):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", [(900, 800), (700, 1400)])
-@pytest.mark.parametrize("k", [8, 9, 40])
+@pytest.mark.parametrize("k", [8, 9, 16])
 def test_a_merged_lora_update_is_iterated_on_beside_its_head(dtype, shape, k):
     """From its rank on what is wanted is the rounding of storage, far below the head."""
     truth = refer(merged(*shape, 8, dtype).float())
     found = run(truth.a, k, Route.KRYLOV)
     assert (found.method, found.rejected) == (Method.KRYLOV, ())
     check(found, k, truth)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_noise_beside_the_head_of_a_narrow_matrix_is_left_to_the_gram_route(dtype, monkeypatch):
+    """At once: it would take a basis of half the side."""
+    truth = refer(merged(700, 1400, 8, dtype).float())
+    started = []
+
+    def count_starts(*args, **options):
+        started.append(args[1])
+        return krylov.krylov_triplets(*args, **options)
+
+    monkeypatch.setattr(deflation, "krylov_triplets", count_starts)
+    found = run(truth.a, 40, Route.KRYLOV)
+    assert started[0] == 40
+    assert 32 not in started
+    assert (found.method, found.rejected[0]) == (Method.GRAM, "krylov/float32: no convergence")
+    check(found, 40, truth)
 
 
 @pytest.mark.parametrize("name", ["decades", "geometric", "square"])

@@ -23,10 +23,13 @@ from svdcut.svd.decomposition import (
 )
 from svdcut.svd.dense import gram, gram_triplets
 from svdcut.svd.krylov import Head, KrylovResult, krylov_triplets, measure_triplets
-from svdcut.svd.route import gram_bytes
 
 _LOOKED_AT = 16
 """A head of more than this part of the values is not seen."""
+
+_NARROW, _FEW = 1024, 64
+"""Up to so many columns noise is not iterated on for more values than this part of them
+(measured, CPU)."""
 
 _ROUNDING = 4.0
 """Of what is left of a matrix, in units of epsilon, by the norm of the whole."""
@@ -53,7 +56,8 @@ def leading_triplets(
     Returns
     -------
     KrylovResult or None
-        As of `krylov_triplets`; in float64 where there was a head to take out.
+        As of `krylov_triplets`; in float64 where there was a head to take out. None also where
+        it leaves noise of a narrow matrix: the basis that takes costs more than the Gram route.
 
     Notes
     -----
@@ -62,8 +66,9 @@ def leading_triplets(
     them together are rotated and measured on `a` itself, in float64, so that how well the
     head was separated is seen in their residuals.
     """
+    n = a.shape[1]
     rest, exponent = a, 0
-    head = torch.zeros(a.shape[1], 0, dtype=torch.float64, device=a.device)
+    head = torch.zeros(n, 0, dtype=torch.float64, device=a.device)
     while True:
         found = krylov_triplets(
             rest,
@@ -74,20 +79,18 @@ def leading_triplets(
         )
         if not isinstance(found, Head):
             break
+        head = torch.cat((head, found.right), dim=1)
+        if found.is_over_noise and n <= _NARROW and k - head.shape[1] > n // _FEW:
+            return None
         if rest is a:
             escalate(a.nbytes)
             rest = torch.empty_like(a)
-        head = _sharpened(a, torch.cat((head, found.right), dim=1))
+        head = _sharpened(a, head)
         exponent = _take_out(a, head, rest)
-    if rest is a:
+    if found is None or rest is a:
         return found
-    if found is None:
-        escalate(rest.nbytes + gram_bytes(rest.shape[1]))
-        tail, beyond = _dense_tail(rest, k - head.shape[1])
-    else:
-        tail, beyond = found.triplets.right.double(), found.next_square
-    every = torch.cat((head, tail), dim=1)
-    return _measured(a, every, energy=energy, next_square=beyond * 4.0**exponent)
+    every = torch.cat((head, found.triplets.right.double()), dim=1)
+    return _measured(a, every, energy=energy, next_square=found.next_square * 4.0**exponent)
 
 
 def find_head(a: Tensor, k: int, *, energy: float, generator: Generator) -> Triplets | None:
@@ -221,13 +224,6 @@ def _take_out(a: Tensor, right: Tensor, rest: Tensor) -> int:
         block = a[start:stop].to(torch.float64, copy=True)
         rest[start:stop] = block.addmm_(left[start:stop], right.T, alpha=-1)
     return normalise(rest)[1]
-
-
-def _dense_tail(rest: Tensor, k: int) -> tuple[Tensor, float]:
-    """Return the right vectors of `k` + 1 triplets, and the largest square beyond."""
-    triplets = gram_triplets(gram(rest))
-    beyond = triplets.squares[k + 1 :] + triplets.residuals[k + 1 :]
-    return triplets.right[:, : k + 1], float(beyond.max()) if len(beyond) else 0.0
 
 
 def _measured(a: Tensor, right: Tensor, *, energy: float, next_square: float) -> KrylovResult:

@@ -47,6 +47,10 @@ does not find that one: it stalls at a thousandth of it (measured)."""
 _STEEP = 4.0
 """Values this much larger than the first that is not wanted are a head."""
 
+_FLAT = 2.5
+"""Values within this factor of each other are taken for those of noise, of which an early look
+sees the last too small (measured)."""
+
 _KNOWN = 1e-2
 """Residual of a value of a head, relative to its square, at most."""
 
@@ -72,6 +76,9 @@ class Head:
 
     right: Tensor
     """(n, h) float64: their right vectors, nearly."""
+
+    is_over_noise: bool
+    """Whether the others that are wanted are about alike, as those of noise are."""
 
 
 def krylov_triplets(
@@ -129,7 +136,9 @@ def krylov_triplets(
             continue
         ritz = lanczos.ritz(num_wanted)
         if count := ritz.head(k, torch.finfo(a.dtype).eps):
-            return Head(lanczos.vectors(ritz)[:count].T)
+            spread = ritz.squares[count] / ritz.squares[min(k, num_wanted - 1)]
+            over_noise = bool(spread <= _FLAT * _FLAT)
+            return Head(lanczos.vectors(ritz)[:count].T, is_over_noise=over_noise)
         converged = ritz.converged(k, energy, tolerance * _SAFETY)
         if converged and not ritz.may_hide_copies(lanczos.num_random):
             return lanczos.measure(ritz)
