@@ -145,10 +145,20 @@ def test_routes(gpu, route):
 
 def test_a_head_that_is_taken_out(gpu):
     found = decompose(
-        merged(600, 400, 8, torch.bfloat16).float().to("cuda"), top=30, accept=lambda _: True
+        merged(1300, 1100, 8, torch.bfloat16).float().to("cuda"), top=30, accept=lambda _: True
     )
     assert found.method is Method.KRYLOV
     assert found.triplets.right.dtype == torch.float64
+
+
+def test_all_triplets_beside_a_head(gpu):
+    found = decompose(
+        merged(600, 400, 8, torch.float32).to("cuda"),
+        None,
+        accept=lambda found: "head" in found.rejected[0],
+    )
+    assert found.method is Method.GRAM
+    assert isinstance(found.triplets.right, DeviceTensor)
 
 
 @pytest.mark.parametrize("steep", [False, True])
