@@ -15,7 +15,7 @@ from matrices import Case, flat, hadamard, merged, noise, power_law, with_spectr
 from svdcut.cut import is_certified
 from svdcut.svd import deflation, krylov
 from svdcut.svd.certificate import ERROR_FLOOR, VALUE_FLOOR, VALUE_TOLERANCE
-from svdcut.svd.decomposition import Decomposition
+from svdcut.svd.decomposition import UNCOUNTED, Decomposition
 from svdcut.svd.deflation import deflated_triplets
 from svdcut.svd.engine import decompose
 from svdcut.svd.measured import Method, Proof
@@ -414,6 +414,13 @@ def test_a_head_that_is_not_larger_than_the_rest_is_none():
     second = replace(found.triplets, right=found.triplets.right[:, 1:2])
     second = replace(second, squares=found.triplets.squares[1:2])
     assert deflated_triplets(found.matrix, second, energy=energy) is None
+
+
+def test_memory_once_asked_for_is_kept_by_the_routes_that_follow():
+    asked = []
+    a = merged(900, 800, 4, torch.float32).float()
+    decompose(a, 12, accept=lambda _: False, route=Route.KRYLOV, escalate=asked.append)
+    assert asked == [a.nbytes, UNCOUNTED]
 
 
 @pytest.mark.parametrize("route", ROUTES)

@@ -108,7 +108,7 @@ def decompose(
     A product is formed only if its own route misses what `accept` asks. What is decomposed
     then is the product as float64 rounds it, by as much as that route's bound allows for.
     """
-    escalate = cache(escalate)
+    escalate = _only_for_more(escalate)
     start = _start(a)
     head = cache(lambda: _find_head(start, seed, escalate))
     if start.energy == 0:
@@ -139,6 +139,22 @@ def decompose(
             break
         rejected.append(f"{attempt}: bound missed")
     return result
+
+
+def _only_for_more(escalate: Callable[[int], object]) -> Callable[[int], None]:
+    """Return what calls `escalate` where more is asked for than ever before.
+
+    A route may ask for its parts after the ladder asked for all that it takes.
+    """
+    most = 0
+
+    def ask(num_bytes: int) -> None:
+        nonlocal most
+        if num_bytes > most:
+            most = num_bytes
+            escalate(num_bytes)
+
+    return ask
 
 
 def _start(a: Tensor | Product) -> Decomposition:
