@@ -1,4 +1,4 @@
-"""Blocks that come and go are not mapped from the system each time."""
+"""Blocks that come and go are not mapped anew each time, and large ones are given back."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ import sys
 
 import pytest
 
-CODE = """
-import resource, sys
-if sys.argv[1] == "tuned":
-    from svdcut.allocator import tune_allocator
-    tune_allocator()
+FAULTS = """
+import resource
+from svdcut.allocator import tune_allocator
+tune_allocator()
 import torch
 def fault():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -23,14 +22,48 @@ fault()
 print(fault())
 """
 
+RETAIN = """
+import threading
+from svdcut.allocator import tune_allocator
+tune_allocator()
+import torch
+def anonymous():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("RssAnon"))
+def fill(num_bytes):
+    return torch.empty(num_bytes, dtype=torch.uint8).zero_()
+small = []
+def work():
+    for megabytes in range(7, 31):
+        block = fill(megabytes << 20)
+        small.append(fill(64 << 10))
+        del block
+before = anonymous()
+threads = [threading.Thread(target=work) for _ in range(2)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print((anonymous() - before) << 10)
+"""
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+glibc_only = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+
+
+def run(code):
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return int(done.stdout)
+
+
+@glibc_only
 def test_blocks_are_reused():
-    done = subprocess.run(
-        [sys.executable, "-c", CODE, "tuned"], capture_output=True, text=True, check=True
-    )
     pages = 50 * (4 << 20) // 4096
-    assert int(done.stdout) < pages / 10
+    assert run(FAULTS) < pages / 10
+
+
+@glibc_only
+def test_matrices_are_given_back_from_among_blocks_that_stay():
+    assert run(RETAIN) < 32 << 20
 
 
 def test_another_c_library(monkeypatch):
