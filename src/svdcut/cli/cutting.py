@@ -145,7 +145,7 @@ class ShapeParameters:
         ),
     ] = Route.AUTO
 
-    def shape(self) -> ShapeOptions:
+    def shape_options(self) -> ShapeOptions:
         """Return them as the API takes them."""
         return {
             "rank_for": self.rank_for or [],
@@ -226,10 +226,10 @@ class CutParameters(ShapeParameters):
         ),
     ] = 1e-6
 
-    def cut(self, dtype: StoredDtype, how: RunParameters) -> CutOptions:
+    def cut_options(self, dtype: StoredDtype, how: RunParameters) -> CutOptions:
         """Return them, and those of `how`, as the API takes them."""
         return {
-            **self.shape(),
+            **self.shape_options(),
             "keep": self.keep.value,
             "seed": self.seed,
             "tolerance": self.tolerance,

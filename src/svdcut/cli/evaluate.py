@@ -110,7 +110,7 @@ def evaluate(
     of the package brings.
     """
     with guard(verbose=verbose):
-        options = asked.data(seed=seed, device=device, quiet=quiet)
+        options = asked.data_options(seed=seed, device=device, quiet=quiet)
         request = api.prepare_evaluation(
             checkpoint, data, base=base, predictions=predictions, **options
         )

@@ -101,7 +101,7 @@ class DataParameters:
         ),
     ] = 32
 
-    def data(self, *, seed: int, device: str, quiet: bool) -> DataOptions:
+    def data_options(self, *, seed: int, device: str, quiet: bool) -> DataOptions:
         """Return them, and others, as the API takes them."""
         return {
             "text": self.text,

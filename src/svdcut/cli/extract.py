@@ -88,7 +88,7 @@ def extract(
     """
 
     def request() -> Request:
-        options: ExtractOptions = {**cut.cut(dtype, how), "drop": drop or []}
+        options: ExtractOptions = {**cut.cut_options(dtype, how), "drop": drop or []}
         return prepare(base, finetuned, outputs(rank, out), form=Form.ADAPTER, **options)
 
     run(request, how, others="stored whole")

@@ -164,12 +164,12 @@ def sweep(
     """
     with guard(verbose=verbose, find_unfinished=lambda: _find_unfinished(out)):
         shape: ShapeOptions = {
-            **cut.shape(),
+            **cut.shape_options(),
             "dtype": dtype.value,
             "seed": seed,
             "quiet": quiet,
         }
-        data_options = asked.data(seed=seed, device=cut.device, quiet=quiet)
+        data_options = asked.data_options(seed=seed, device=cut.device, quiet=quiet)
         options: SweepOptions = {**shape, **data_options, "restart": restart}
         if write is not None:
             sides = [Path(side) for side in (base, finetuned) if Path(side).exists()]

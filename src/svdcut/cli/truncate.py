@@ -95,7 +95,7 @@ def truncate(
     """
 
     def request() -> Request:
-        options: TruncateOptions = {**cut.cut(dtype, how), "max_shard_size": max_shard_size}
+        options: TruncateOptions = {**cut.cut_options(dtype, how), "max_shard_size": max_shard_size}
         also = None if also_adapter is None else outputs(rank, also_adapter)
         return prepare(base, finetuned, outputs(rank, out), also_adapters=also, **options)
 
