@@ -304,7 +304,8 @@ def test_noise_beside_the_head_of_a_narrow_matrix_is_left_to_the_gram_route(dtyp
     found = run(truth.a, 40, Route.KRYLOV)
     assert started[0] == 40
     assert 32 not in started
-    assert (found.method, found.rejected[0]) == (Method.GRAM, "krylov/float32: no convergence")
+    assert found.method is Method.GRAM
+    assert found.rejected[0] == "krylov/float32: noise beside a head"
     check(found, 40, truth)
 
 

@@ -43,7 +43,7 @@ def leading_triplets(
     tolerance: float,
     generator: Generator,
     escalate: Callable[[int], object] = lambda _: None,
-) -> KrylovResult | None:
+) -> KrylovResult | Head | None:
     """Return at least the `k` + 1 leading triplets of `a`.
 
     Parameters
@@ -55,9 +55,10 @@ def leading_triplets(
 
     Returns
     -------
-    KrylovResult or None
-        As of `krylov_triplets`; in float64 where there was a head to take out. None also where
-        it leaves noise of a narrow matrix: the basis that takes costs more than the Gram route.
+    KrylovResult, Head or None
+        In float64 where there was a head to take out. The head alone where it leaves noise of a
+        narrow matrix: the basis that this takes costs more than the Gram route. None as of
+        `krylov_triplets`.
 
     Notes
     -----
@@ -81,7 +82,7 @@ def leading_triplets(
             break
         head = torch.cat((head, found.right), dim=1)
         if found.is_over_noise and n <= _NARROW and k - head.shape[1] > n // _FEW:
-            return None
+            return found
         if rest is a:
             escalate(a.nbytes)
             rest = torch.empty_like(a)

@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from svdcut.svd.decomposition import (
     UNCOUNTED,
@@ -27,6 +27,7 @@ from svdcut.svd.decomposition import (
 from svdcut.svd.deflation import deflated_triplets, find_head, hides_rest, leading_triplets
 from svdcut.svd.dense import exact_triplets, gram, gram_triplets
 from svdcut.svd.factored import factored_triplets
+from svdcut.svd.krylov import KrylovResult
 from svdcut.svd.measured import Method, Proof
 from svdcut.svd.product import Product
 from svdcut.svd.route import Route, choose_route, gram_bytes
@@ -39,21 +40,14 @@ _HEAD_SHARE = 8
 class _Attempt:
     """One rung of the ladder."""
 
-    method: Method
-    dtype: torch.dtype
-    deflated: bool = False
-    """Whether a head is taken out of the Gram matrix."""
+    name: str
+    run: Callable[[], Decomposition | str]
+    """Returns a decomposition, or why there is none."""
 
-    def __str__(self) -> str:
-        name = f"{self.method.value}/{str(self.dtype).removeprefix('torch.')}"
-        return f"{name}/deflated" if self.deflated else name
+    num_bytes: int = UNCOUNTED
+    """Memory that it takes where it is not the first."""
 
-    @property
-    def failure(self) -> str:
-        """Why nothing came of it, if nothing did."""
-        if self.method is Method.KRYLOV:
-            return "no convergence"
-        return "no head" if self.deflated else "hidden by a head"
+    is_last: bool = False
 
 
 def decompose(
@@ -110,34 +104,32 @@ def decompose(
     """
     escalate = _only_for_more(escalate)
     start = _start(a)
-    head = cache(lambda: _find_head(start, seed, escalate))
     if start.energy == 0:
         return start
+    if isinstance(start.matrix, Product):
+        ladder = _ladder_of_product(start, start.matrix)
+    else:
+        ladder = _Routes(start, start.matrix, top, tolerance, seed, escalate).ladder(route)
     rejected: list[str] = []
     result = start
-    ladder = list(_ladder(start, top, route))
     for attempt in ladder:
-        if attempt.method is Method.KRYLOV and any("no convergence" in r for r in rejected):
-            continue
         if rejected:
-            is_gram = attempt.method is Method.GRAM
-            escalate(gram_bytes(start.full_rank) if is_gram else UNCOUNTED)
+            escalate(attempt.num_bytes)
         try:
-            found = _attempt(start, attempt, top, tolerance, seed, escalate, head)
+            found = attempt.run()
         except RuntimeError as error:
             if not is_solver_failure(error):
                 raise
-            if attempt is ladder[-1]:
+            if attempt.is_last:
                 raise SolverError(str(error)) from error
-            rejected.append(f"{attempt}: solver failed")
-            continue
-        if found is None:
-            rejected.append(f"{attempt}: {attempt.failure}")
+            found = "solver failed"
+        if isinstance(found, str):
+            rejected.append(f"{attempt.name}: {found}")
             continue
         result = replace(found, rejected=tuple(rejected))
         if accept(result):
             break
-        rejected.append(f"{attempt}: bound missed")
+        rejected.append(f"{attempt.name}: bound missed")
     return result
 
 
@@ -182,103 +174,125 @@ def _start(a: Tensor | Product) -> Decomposition:
     )
 
 
-def _ladder(start: Decomposition, top: int | None, route: Route) -> Iterator[_Attempt]:
-    """Yield the routes to take in turn."""
-    if isinstance(start.matrix, Product):
-        yield _Attempt(Method.FACTORED, torch.float64)
-        yield _Attempt(Method.EXACT, torch.float64)
-        return
-    if route is Route.AUTO:
-        route = choose_route(start.full_rank, top)
-    if route is Route.KRYLOV and top is not None and top < start.full_rank:
-        yield _Attempt(Method.KRYLOV, start.matrix.dtype)
-        if start.matrix.dtype != torch.float64:
-            yield _Attempt(Method.KRYLOV, torch.float64)
-    if route is not Route.EXACT:
-        yield _Attempt(Method.GRAM, torch.float64)
-        if _may_have_head(start):
-            yield _Attempt(Method.GRAM, torch.float64, deflated=True)
-    yield _Attempt(Method.EXACT, torch.float64)
+class _Routes:
+    """The routes to triplets of a matrix, from the fastest that may serve to the exact one."""
 
+    def __init__(
+        self,
+        start: Decomposition,
+        matrix: Tensor,
+        top: int | None,
+        tolerance: float,
+        seed: int,
+        escalate: Callable[[int], object],
+    ) -> None:
+        self._start = start
+        self._matrix = matrix
+        self._top = top
+        self._tolerance = tolerance
+        self._seed = seed
+        self._escalate = escalate
+        self._converges = True
+        # Memory of the Gram matrix is asked for by whoever looks for a head first.
+        self._head = cache(self._find_head)
 
-def _attempt(
-    start: Decomposition,
-    attempt: _Attempt,
-    top: int | None,
-    tolerance: float,
-    seed: int,
-    escalate: Callable[[int], object],
-    head: Callable[[], Triplets | None],
-) -> Decomposition | None:
-    if isinstance(start.matrix, Product):
-        return _of_product(start, start.matrix, attempt.method)
-    if attempt.method is Method.GRAM:
-        triplets = _by_gram(start, attempt, seed, head)
-        return replace(start, triplets=triplets, method=Method.GRAM) if triplets else None
-    rest, next_square, proof = 0.0, 0.0, Proof.SPECTRUM
-    if attempt.method is Method.EXACT:
-        triplets = exact_triplets(start.matrix)
-    else:
-        assert top is not None
-        result = leading_triplets(
-            start.matrix.to(attempt.dtype),
-            max(top, 1),
-            energy=start.energy,
-            tolerance=tolerance,
-            generator=torch.Generator().manual_seed(seed),
-            escalate=escalate,
+    def ladder(self, route: Route) -> Iterator[_Attempt]:
+        """Yield the routes to take in turn, and at each look at what became of those before."""
+        full_rank, top = self._start.full_rank, self._top
+        if route is Route.AUTO:
+            route = choose_route(full_rank, top)
+        if route is Route.KRYLOV and top is not None and top < full_rank:
+            dtypes = dict.fromkeys((self._matrix.dtype, torch.float64))
+            for dtype in dtypes:
+                # What does not converge in float32 does not in float64 either.
+                if self._converges:
+                    name = f"krylov/{str(dtype).removeprefix('torch.')}"
+                    yield _Attempt(name, partial(self._krylov, max(top, 1), dtype))
+        if route is not Route.EXACT:
+            num_bytes = gram_bytes(full_rank)
+            yield _Attempt("gram/float64", self._gram, num_bytes)
+            if self._may_have_head():
+                yield _Attempt("gram/float64/deflated", self._deflated, num_bytes)
+        yield _Attempt("exact/float64", self._exact, is_last=True)
+
+    def _krylov(self, top: int, dtype: torch.dtype) -> Decomposition | str:
+        found = leading_triplets(
+            self._matrix.to(dtype),
+            top,
+            energy=self._start.energy,
+            tolerance=self._tolerance,
+            generator=self._generator(),
+            escalate=self._escalate,
         )
-        if result is None:
-            return None
-        triplets, rest, next_square = result.triplets, result.rest, result.next_square
-        proof = Proof.RANDOM_START
-    return replace(
-        start,
-        triplets=triplets,
-        method=attempt.method,
-        proof=proof,
-        rest=rest,
-        next_square=next_square,
+        if not isinstance(found, KrylovResult):
+            self._converges = False
+            return "no convergence" if found is None else "noise beside a head"
+        return replace(
+            self._start,
+            triplets=found.triplets,
+            method=Method.KRYLOV,
+            proof=Proof.RANDOM_START,
+            rest=found.rest,
+            next_square=found.next_square,
+        )
+
+    def _gram(self) -> Decomposition | str:
+        product = gram(self._matrix)
+        if (
+            self._may_have_head()
+            and hides_rest(product, generator=self._generator())
+            and self._head() is not None
+        ):
+            return "hidden by a head"
+        return replace(self._start, triplets=gram_triplets(product), method=Method.GRAM)
+
+    def _deflated(self) -> Decomposition | str:
+        head = self._head()
+        if head is None:
+            return "no head"
+        triplets = deflated_triplets(self._matrix, head, energy=self._start.energy)
+        if triplets is None:
+            return "no gap below the head"
+        return replace(self._start, triplets=triplets, method=Method.GRAM)
+
+    def _exact(self) -> Decomposition:
+        return replace(self._start, triplets=exact_triplets(self._matrix), method=Method.EXACT)
+
+    def _may_have_head(self) -> bool:
+        """Whether looking for a head pays."""
+        full_rank = self._start.full_rank
+        return choose_route(full_rank, full_rank // _HEAD_SHARE) is Route.KRYLOV
+
+    def _find_head(self) -> Triplets | None:
+        full_rank = self._start.full_rank
+        self._escalate(gram_bytes(full_rank) + self._matrix.nbytes)
+        return find_head(
+            self._matrix,
+            full_rank // _HEAD_SHARE,
+            energy=self._start.energy,
+            generator=self._generator(),
+        )
+
+    def _generator(self) -> Generator:
+        return Generator().manual_seed(self._seed)
+
+
+def _ladder_of_product(start: Decomposition, product: Product) -> Iterator[_Attempt]:
+    yield _Attempt(
+        "factored/float64",
+        lambda: _of_product(start, factored_triplets(product), Method.FACTORED),
+    )
+    # What the dense product has beyond its rank is rounding.
+    yield _Attempt(
+        "exact/float64",
+        lambda: _of_product(
+            start, exact_triplets(product.dense()).first(product.rank), Method.EXACT
+        ),
+        is_last=True,
     )
 
 
-def _by_gram(
-    start: Decomposition, attempt: _Attempt, seed: int, head: Callable[[], Triplets | None]
-) -> Triplets | None:
-    a = start.matrix
-    assert isinstance(a, Tensor)
-    if attempt.deflated:
-        found = head()
-        return deflated_triplets(a, found, energy=start.energy) if found else None
-    product = gram(a)
-    generator = torch.Generator().manual_seed(seed)
-    if _may_have_head(start) and hides_rest(product, generator=generator) and head():
-        return None
-    return gram_triplets(product)
-
-
-def _may_have_head(start: Decomposition) -> bool:
-    """Whether looking for a head pays."""
-    return choose_route(start.full_rank, start.full_rank // _HEAD_SHARE) is Route.KRYLOV
-
-
-def _find_head(
-    start: Decomposition, seed: int, escalate: Callable[[int], object]
-) -> Triplets | None:
-    a = start.matrix
-    assert isinstance(a, Tensor)
-    escalate(gram_bytes(start.full_rank) + a.nbytes)
-    generator = torch.Generator().manual_seed(seed)
-    count = start.full_rank // _HEAD_SHARE
-    return find_head(a, count, energy=start.energy, generator=generator)
-
-
-def _of_product(start: Decomposition, product: Product, method: Method) -> Decomposition:
-    if method is Method.FACTORED:
-        triplets = factored_triplets(product)
-    else:
-        # What the dense product has beyond its rank is rounding.
-        triplets = exact_triplets(product.dense()).first(product.rank)
+def _of_product(start: Decomposition, triplets: Triplets, method: Method) -> Decomposition:
     energy = math.fsum(triplets.squares.tolist())
     if energy == 0:
         return replace(start, energy=energy)  # its terms cancelled
