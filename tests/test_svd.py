@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -348,6 +350,22 @@ def test_more_memory_is_asked_for_before_a_head_is_taken_out():
     a = merged(900, 800, 4, torch.float32).float()
     run(a, 12, Route.KRYLOV, escalate=asked.append)
     assert asked == [a.nbytes]
+
+
+@pytest.mark.parametrize("route", list(Route))
+@pytest.mark.parametrize("accepted", [True, False])
+def test_a_matrix_is_freed_at_once(route, accepted):
+    """And not when the interpreter looks for cycles next: it is what memory is full of."""
+    a = merged(700, 500, 8, torch.float32).float()
+    matrix = weakref.ref(a)
+    gc.collect()
+    gc.disable()
+    try:
+        found = decompose(a, 12, accept=lambda _: accepted, route=route)
+        del a, found
+        assert matrix() is None
+    finally:
+        gc.enable()
 
 
 def run_for_all(a, ranks, **options) -> Decomposition:

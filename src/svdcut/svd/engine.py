@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
 
 import torch
 from torch import Generator, Tensor
@@ -193,8 +193,8 @@ class _Routes:
         self._seed = seed
         self._escalate = escalate
         self._converges = True
-        # Memory of the Gram matrix is asked for by whoever looks for a head first.
-        self._head = cache(self._find_head)
+        self._head: tuple[Triplets | None] | None = None
+        """What was found, once it was looked for."""
 
     def ladder(self, route: Route) -> Iterator[_Attempt]:
         """Yield the routes to take in turn, and at each look at what became of those before."""
@@ -241,13 +241,13 @@ class _Routes:
         if (
             self._may_have_head()
             and hides_rest(product, generator=self._generator())
-            and self._head() is not None
+            and self._find_head() is not None
         ):
             return "hidden by a head"
         return replace(self._start, triplets=gram_triplets(product), method=Method.GRAM)
 
     def _deflated(self) -> Decomposition | str:
-        head = self._head()
+        head = self._find_head()
         if head is None:
             return "no head"
         triplets = deflated_triplets(self._matrix, head, energy=self._start.energy)
@@ -264,14 +264,17 @@ class _Routes:
         return choose_route(full_rank, full_rank // _HEAD_SHARE) is Route.KRYLOV
 
     def _find_head(self) -> Triplets | None:
-        full_rank = self._start.full_rank
-        self._escalate(gram_bytes(full_rank) + self._matrix.nbytes)
-        return find_head(
-            self._matrix,
-            full_rank // _HEAD_SHARE,
-            energy=self._start.energy,
-            generator=self._generator(),
-        )
+        if self._head is None:
+            full_rank = self._start.full_rank
+            self._escalate(gram_bytes(full_rank) + self._matrix.nbytes)
+            found = find_head(
+                self._matrix,
+                full_rank // _HEAD_SHARE,
+                energy=self._start.energy,
+                generator=self._generator(),
+            )
+            self._head = (found,)
+        return self._head[0]
 
     def _generator(self) -> Generator:
         return Generator().manual_seed(self._seed)
