@@ -6,10 +6,12 @@ and so is every number of its manifest. The tests know nothing of how svdcut wor
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import math
 import sys
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
@@ -21,6 +23,9 @@ from jsonschema import Draft202012Validator
 from safetensors.torch import save_file
 
 import svdcut
+import svdcut.budget
+import svdcut.tensor_job
+import svdcut.truncation
 from checkpoints import (
     KINDS,
     TORCH_DTYPES,
@@ -707,6 +712,32 @@ def test_work_in_blocks_of_rows(pairs, tmp_path, monkeypatch, route, rule):
 def blocks_of_five(shape, device, **sizes):
     rows = shape[0]
     return [(start, min(rows, start + 5)) for start in range(0, rows, 5)]
+
+
+@pytest.mark.parametrize("rule", ["4", "noise", "4,energy=0.5", "budget=0.2"])
+@pytest.mark.parametrize("route", ["auto", "krylov", "exact"])
+def test_one_worker_has_one_matrix_in_memory(pairs, tmp_path, monkeypatch, rule, route):
+    """At once, and not when the interpreter looks for cycles next."""
+    pair = pairs("toy")
+    read, before = svdcut.tensor_job.read_update, []
+
+    def watched(*args, **options):
+        assert [matrix() for matrix in before if matrix() is not None] == []
+        update = read(*args, **options)
+        before.append(weakref.ref(update.matrix))
+        return update
+
+    for module in (svdcut.tensor_job, svdcut.budget):
+        monkeypatch.setattr(module, "read_update", watched)
+    monkeypatch.setattr(svdcut.truncation, "num_workers", lambda device: 1)
+    gc.collect()
+    gc.disable()
+    try:
+        outs = {name: tmp_path / name for name in rule.split(",")}
+        svdcut.truncate_many(pair.base, pair.finetuned, outs, svd=route)
+    finally:
+        gc.enable()
+    assert len(before) >= 6
 
 
 @pytest.mark.parametrize("only", [[], ["*attn*", "*embed*"]])
