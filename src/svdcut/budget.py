@@ -18,7 +18,7 @@ from svdcut.progress import Observer, Progress
 from svdcut.ranks import Rule, RuleKind, allocate_budget
 from svdcut.svd.values import singular_values
 from svdcut.tensor_job import BudgetRanks, Job
-from svdcut.update import matrix_sides, read_update
+from svdcut.update import MatrixSides, matrix_sides, read_update
 from svdcut.writer import CheckpointWriter
 
 _SPECTRA = "spectra"
@@ -109,10 +109,10 @@ def _spend(
 
 
 def _spectra(pair: Pair, device: torch.device) -> list[list[float]]:
-    spectra = []
-    for sides in matrix_sides(pair):
-        update = read_update(sides, device, measure_rounding=False)
-        # Small values need not be exact here: they only rank the triplets.
-        found = singular_values(update.matrix, tolerance=math.inf)
-        spectra.append(found.singular_values)
-    return spectra
+    return [_spectrum(sides, device) for sides in matrix_sides(pair)]
+
+
+def _spectrum(sides: MatrixSides, device: torch.device) -> list[float]:
+    update = read_update(sides, device, measure_rounding=False)
+    # Small values need not be exact here: they only rank the triplets.
+    return singular_values(update.matrix, tolerance=math.inf).singular_values

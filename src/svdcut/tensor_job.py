@@ -262,6 +262,7 @@ def _truncate(job: Job, planned: PlannedTensor, takers: Sequence[TensorOutput]) 
         for found, matrix, taker in zip(results, cut_matrices, takers, strict=True):
             square = taker.add(matrix)
             found.append(MatrixResult(matrix.cut, matrix.measured, square, matrix.zero_fraction))
+        del cut_matrices, matrix  # the next one of a stack needs their memory
     records = []
     for rule, found, taker in zip(job.rules_for(pair), results, takers, strict=True):
         for data in _new_rows(planned, job.device):
