@@ -88,16 +88,16 @@ def test_float32_products_are_in_float32_and_the_setting_comes_back(precision):
         torch.set_float32_matmul_precision("highest")
 
 
-@pytest.mark.skipif(
-    not hasattr(torch.backends.mkldnn.matmul, "fp32_precision"), reason="torch has no such setting"
-)
+MATMUL = getattr(torch.backends.mkldnn, "matmul", None)
+
+
+@pytest.mark.skipif(not hasattr(MATMUL, "fp32_precision"), reason="torch has no such setting")
 def test_the_same_where_it_was_set_for_one_backend():
-    products = torch.backends.mkldnn.matmul
-    products.fp32_precision = "bf16"
+    MATMUL.fp32_precision = "bf16"
     try:
         with Pool(1, 10) as pool:
-            assert pool.map(lambda _: products.fp32_precision, [1]) == ["ieee"]
-        assert products.fp32_precision == "bf16"
+            assert pool.map(lambda _: MATMUL.fp32_precision, [1]) == ["ieee"]
+        assert MATMUL.fp32_precision == "bf16"
     finally:
         torch.set_float32_matmul_precision("highest")
 

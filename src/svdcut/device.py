@@ -89,10 +89,13 @@ def workers_on(device: torch.device) -> Iterator[Callable[[], None]]:
 @contextmanager
 def _full_precision() -> Iterator[None]:
     """Have float32 products in float32, for as long as the context lasts."""
-    products = [backend.matmul for backend in (torch.backends.cuda, torch.backends.mkldnn)]
     # Set one by one, where torch can (2.9), or for all; it refuses to tell the latter after
     # the former.
-    single = [getattr(product, "fp32_precision", None) for product in products]
+    single = {
+        backend.matmul: backend.matmul.fp32_precision
+        for backend in (torch.backends.cuda, torch.backends.mkldnn)
+        if hasattr(getattr(backend, "matmul", None), "fp32_precision")
+    }
     try:
         of_all = torch.get_float32_matmul_precision()
     except RuntimeError:
@@ -102,9 +105,8 @@ def _full_precision() -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(of_all)
-        for product, precision in zip(products, single, strict=True):
-            if precision is not None:
-                product.fp32_precision = precision
+        for products, precision in single.items():
+            products.fp32_precision = precision
 
 
 def host_buffer(num_bytes: int, device: torch.device) -> torch.Tensor:
