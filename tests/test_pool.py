@@ -3,6 +3,7 @@
 import threading
 import time
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -76,30 +77,51 @@ def test_each_task_computes_on_one_thread_and_the_setting_comes_back():
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
-def test_float32_products_are_in_float32_and_the_setting_comes_back(precision):
-    torch.set_float32_matmul_precision(precision)
-    try:
-        with Pool(1, 10) as pool:
-            found = pool.map(lambda _: torch.get_float32_matmul_precision(), [1])
-        assert found == ["highest"]
-        assert torch.get_float32_matmul_precision() == precision
-    finally:
-        torch.set_float32_matmul_precision("highest")
-
-
 MATMUL = getattr(torch.backends.mkldnn, "matmul", None)
+needs_new = pytest.mark.skipif(not hasattr(MATMUL, "fp32_precision"), reason="before torch 2.9")
 
 
-@pytest.mark.skipif(not hasattr(MATMUL, "fp32_precision"), reason="torch has no such setting")
-def test_the_same_where_it_was_set_for_one_backend():
+def precision_in_pool():
+    def look(_):
+        return MATMUL.fp32_precision, torch.backends.cuda.matmul.fp32_precision
+
+    with Pool(1, 10) as pool:
+        return pool.map(look, [1])[0]
+
+
+@pytest.fixture
+def precisions():
+    yield
+    torch.set_float32_matmul_precision("highest")
+
+
+@needs_new
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+def test_float32_products_are_in_float32_and_the_setting_comes_back(precisions, precision):
+    torch.set_float32_matmul_precision(precision)
+    assert precision_in_pool() == ("ieee", "ieee")
+    assert torch.get_float32_matmul_precision() == precision
+
+
+@needs_new
+def test_the_same_where_it_was_set_for_one_backend(precisions):
     MATMUL.fp32_precision = "bf16"
-    try:
-        with Pool(1, 10) as pool:
-            assert pool.map(lambda _: MATMUL.fp32_precision, [1]) == ["ieee"]
-        assert MATMUL.fp32_precision == "bf16"
-    finally:
-        torch.set_float32_matmul_precision("highest")
+    assert precision_in_pool() == ("ieee", "ieee")
+    assert MATMUL.fp32_precision == "bf16"
+
+
+def test_the_same_on_a_torch_that_knows_one_setting_for_all(precisions, monkeypatch):
+    monkeypatch.setattr(torch.backends, "mkldnn", SimpleNamespace())
+    torch.set_float32_matmul_precision("high")
+    with Pool(1, 10) as pool:
+        assert pool.map(lambda _: torch.get_float32_matmul_precision(), [1]) == ["highest"]
+    assert torch.get_float32_matmul_precision() == "high"
+
+
+def test_no_warning_of_old_settings(recwarn):
+    with Pool(1, 10) as pool:
+        pool.map(lambda _: None, [1])
+    assert [str(warning.message) for warning in recwarn] == []
 
 
 def test_threads_share_some_streams_of_a_gpu(monkeypatch):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import cycle
+from typing import Any
 
 import torch
 
@@ -89,24 +90,27 @@ def workers_on(device: torch.device) -> Iterator[Callable[[], None]]:
 @contextmanager
 def _full_precision() -> Iterator[None]:
     """Have float32 products in float32, for as long as the context lasts."""
-    # Set one by one, where torch can (2.9), or for all; it refuses to tell the latter after
-    # the former.
-    single = {
-        backend.matmul: backend.matmul.fp32_precision
-        for backend in (torch.backends.cuda, torch.backends.mkldnn)
-        if hasattr(getattr(backend, "matmul", None), "fp32_precision")
-    }
-    try:
+    backends = (torch.backends.cuda, torch.backends.mkldnn)
+    products = [getattr(backend, "matmul", None) for backend in backends]
+    before = [getattr(product, "fp32_precision", None) for product in products]
+    if None in before:  # torch before 2.9; since then it warns of what it had before
         of_all = torch.get_float32_matmul_precision()
-    except RuntimeError:
-        of_all = "highest"
-    torch.set_float32_matmul_precision("highest")
+        torch.set_float32_matmul_precision("highest")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(of_all)
+        return
+    _set_precisions(products, ["ieee"] * len(products))
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(of_all)
-        for products, precision in single.items():
-            products.fp32_precision = precision
+        _set_precisions(products, before)
+
+
+def _set_precisions(products: Sequence[Any], precisions: Sequence[Any]) -> None:
+    for product, precision in zip(products, precisions, strict=True):
+        product.fp32_precision = precision
 
 
 def host_buffer(num_bytes: int, device: torch.device) -> torch.Tensor:
