@@ -62,9 +62,9 @@ def excess_error(base: Path, finetuned: Path, result: Path) -> float:
     return float(subprocess.run([*command, str(RANK)], check=True, capture_output=True).stdout)
 
 
-def svdcut(base: Path, finetuned: Path, out: Path, timing: Timing) -> float:
+def svdcut(base: Path, finetuned: Path, out: Path, timing: Timing, *, device: str = "cpu") -> float:
     command = [sys.executable, "-m", "svdcut", "truncate", str(base), str(finetuned), "-q"]
-    command += ["-k", str(RANK), "-o", str(out / "out"), "--device", "cpu"]
+    command += ["-k", str(RANK), "-o", str(out / "out"), "--device", device]
     skips = [word for pattern in floors.skipped(finetuned.parent) for word in ("--skip", pattern)]
     return run([*command, *skips], timing)
 

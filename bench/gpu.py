@@ -13,16 +13,19 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
+import compare
 import torch
-from compare import RANK, Timing, copy, run
-from floors import SKIPPED
+from compare import RANK, Timing
+from floors import skipped
 from torch.profiler import ProfilerActivity, profile
 
 import svdcut
@@ -73,7 +76,7 @@ def agree(pair: Path, place: Path, device: str) -> bool:
                 place / f"{rule}-{number}",
                 rank=rule,
                 device=where,
-                skip=SKIPPED,
+                skip=skipped(pair),
             )
             for number, where in enumerate(("cpu", device))
         )
@@ -99,25 +102,22 @@ def numbers(here: Manifest, there: Manifest) -> Iterator[tuple[tuple[float, ...]
 
 def keeps_up(pair: Path, place: Path, options: argparse.Namespace) -> bool:
     """Print the seconds of svdcut and of a plain copy, in turns."""
-    base, finetuned = pair / "base", pair / "ft"
+    sides = pair / "base", pair / "ft"
     ours, theirs = Timing(), Timing()
-    skips = [word for pattern in SKIPPED for word in ("--skip", pattern)]
-    command = [sys.executable, "-m", "svdcut", "truncate", str(base), str(finetuned), "-q"]
-    command += ["-k", str(RANK), "--device", options.device, *skips, "-o"]
-    for file in (*base.iterdir(), *finetuned.iterdir()):
+    for file in (file for side in sides for file in side.iterdir()):
         subprocess.run(["cp", str(file), "/dev/null"], check=True)  # warms the page cache
-    for number in range(options.rounds):
-        out = place / f"copy{number}"
-        out.mkdir()
-        theirs.seconds.append(copy(base, finetuned, out, theirs))
-        subprocess.run(["rm", "-r", str(out)], check=True)
-        ours.seconds.append(run([*command, str(place / "cut")], ours))
-        subprocess.run(["rm", "-r", str(place / "cut")], check=True)
+    for _ in range(options.rounds):
+        for timing, tool in (
+            (theirs, compare.copy),
+            (ours, partial(compare.svdcut, device=options.device)),
+        ):
+            out = Path(tempfile.mkdtemp(dir=place))
+            timing.seconds.append(tool(*sides, out, timing))
+            shutil.rmtree(out)
     ratio = statistics.median(ours.seconds) / statistics.median(theirs.seconds)
     print(
         f"svdcut {[round(s, 1) for s in ours.seconds]} s, "
-        f"cp {[round(s, 1) for s in theirs.seconds]} s: {ratio:.2f} times a copy; "
-        f"{ours.peak_bytes / 1e9:.2f} GB of the host",
+        f"cp {[round(s, 1) for s in theirs.seconds]} s: {ratio:.2f} times a copy",
         flush=True,
     )
     return ratio <= COPIES
@@ -137,7 +137,7 @@ def fits(pair: Path, place: Path, device: str) -> bool:
             place / "cut",
             rank=RANK,
             device=device,
-            skip=SKIPPED,
+            skip=skipped(pair),
         )
     peak = torch.cuda.max_memory_reserved(device) if device.startswith("cuda") else 0
     print(f"{peak / 1e9:.2f} GB of the GPU; {json.dumps(manifest.to_json()['totals'])}")
