@@ -193,12 +193,12 @@ def dense_bytes(pair: Pair) -> int:
 
 
 def _route_bytes(
-    pair: Pair, top: int | None, route: Route, *, exact: bool = False, dense: bool = False
+    pair: Pair, top: int | None, route: Route, *, dense: bool = False
 ) -> tuple[int, int]:
     """Return the bytes of the route to start with, and of the one that may follow."""
     if not dense and (factors := _factor_bytes(pair)) is not None:
         return factors, factors
-    long, short, item = _largest_matrix(pair, exact=exact)
+    long, short, item = _largest_matrix(pair)
     if route is Route.AUTO:
         route = choose_route(short, top)
     matrix = item * long * short + _BLOCKS_BYTES
@@ -240,7 +240,7 @@ def _spectrum_bytes(pair: Pair, top: int | None, *, intruders: bool) -> tuple[in
 def _space_bytes(pair: Pair, rank: int, *, dense: bool = False) -> tuple[int, int]:
     """Return the bytes of leading spaces, beside those of another matrix."""
     long, short, _ = _largest_matrix(pair)
-    first, more = _route_bytes(pair, rank, Route.AUTO, exact=True, dense=dense)
+    first, more = _route_bytes(pair, rank, Route.AUTO, dense=dense)
     held = _SPACE_COPIES * 8 * min(rank, short) * (long + short)
     return first + held, more + held
 
@@ -249,7 +249,7 @@ def _values_bytes(pair: Pair) -> tuple[int, int]:
     """Return the bytes of the two routes to singular values without vectors."""
     if (factors := _factor_bytes(pair)) is not None:
         return factors, factors
-    long, short, item = _largest_matrix(pair, exact=True)
+    long, short, item = _largest_matrix(pair)
     matrix = item * long * short + _BLOCKS_BYTES + _PRODUCT_BYTES
     gram = matrix + _VALUES_SQUARES * 8 * short**2
     tall = _TALL_COPIES * 2 * short**2  # a square and a triangle at a time
@@ -257,22 +257,10 @@ def _values_bytes(pair: Pair) -> tuple[int, int]:
     return gram, max(gram, matrix + 8 * exact)
 
 
-def _largest_matrix(pair: Pair, *, exact: bool = False) -> tuple[int, int, int]:
-    """Return the sides of the largest matrix, the longer first, and the bytes of an entry.
-
-    Parameters
-    ----------
-    pair : Pair
-        The tensor.
-    exact : bool
-        As `read_update` takes it.
-    """
+def _largest_matrix(pair: Pair) -> tuple[int, int, int]:
+    """Return the sides of the largest matrix, the longer first, and the bytes of an entry."""
     m, n = max(pair.matrices, key=lambda shape: shape[0] * shape[1])
     dtypes = {side.dtype for side in (pair.base, pair.finetuned) if side}
     # That of DoRA is formed in float64, as a whole.
-    wide = (
-        Dtype.F64 in dtypes
-        or pair.update is not None
-        or (exact and pair.base is not None and Dtype.F32 in dtypes)
-    )
+    wide = Dtype.F64 in dtypes or pair.update is not None
     return max(m, n), min(m, n), 8 if wide else 4

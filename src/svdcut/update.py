@@ -91,13 +91,7 @@ class Update:
         return matrix.rank if isinstance(matrix, Product) else min(matrix.shape)
 
 
-def read_update(
-    sides: MatrixSides,
-    device: torch.device,
-    *,
-    measure_rounding: bool,
-    exact: bool = False,
-) -> Update:
+def read_update(sides: MatrixSides, device: torch.device, *, measure_rounding: bool) -> Update:
     """Read one matrix of both sides and subtract, or read what an adapter adds.
 
     Parameters
@@ -108,15 +102,13 @@ def read_update(
         Where to put it.
     measure_rounding : bool
         Whether `storage` and `base_norm` are wanted; they are None and 0 otherwise.
-    exact : bool
-        Whether to subtract float32 in float64, for the sake of small singular values.
 
     Returns
     -------
     Update
-        Subtracted in float32, which is exact for 16-bit pairs unless their
-        exponents differ by more than 16, or in float64 where a side is.
-        For float32 that rounds where an entry of the update is larger than its weight.
+        Subtracted in float32, or in float64 where a side is stored so. In float32 entries
+        of more than 24 bits are rounded: of 16-bit pairs those whose exponents differ by
+        more than 12 (float16) or 16 (bfloat16), of float32 those larger than their weight.
 
     Raises
     ------
@@ -125,9 +117,7 @@ def read_update(
     """
     if sides.update is not None:
         return _read_low_rank(sides, sides.update, device, measure_base=measure_rounding)
-    return _subtract(
-        sides.base, sides.finetuned, device, measure_rounding=measure_rounding, exact=exact
-    )
+    return _subtract(sides.base, sides.finetuned, device, measure_rounding=measure_rounding)
 
 
 def _subtract(
@@ -136,11 +126,10 @@ def _subtract(
     device: torch.device,
     *,
     measure_rounding: bool,
-    exact: bool,
 ) -> Update:
     entries = (finetuned,) if base is None else (finetuned, base)
     types = [entry.tensor.dtype for entry in entries]
-    wide = Dtype.F64 in types or (exact and base is not None and Dtype.F32 in types)
+    wide = Dtype.F64 in types
     matrix = _tall_storage(finetuned.shape, torch.float64 if wide else torch.float32, device)
     scratch = torch.empty(0, dtype=matrix.dtype, device=device)
     alike = base is not None and finetuned.tensor.dtype is base.tensor.dtype
@@ -170,7 +159,7 @@ def _subtract(
         equal_bytes=alike,
         storage=meter.storage(zero_fraction) if meter is not None else None,
         base_norm=math.sqrt(base_squares),
-        is_wide=matrix.dtype == torch.float64,
+        is_wide=wide,
     )
 
 
@@ -252,7 +241,7 @@ def _norm(entry: MatrixEntry, device: torch.device) -> float:
 
 def read_weights(sides: MatrixSides, device: torch.device) -> Tensor:
     """Return the fine-tuned weights of a matrix, (m, n), in float32 or float64."""
-    stored = _subtract(None, sides.finetuned, device, measure_rounding=False, exact=False).matrix
+    stored = _subtract(None, sides.finetuned, device, measure_rounding=False).matrix
     assert isinstance(stored, Tensor)
     if sides.update is None:
         return stored

@@ -184,8 +184,9 @@ def spectrum(
     are above the edge that rounding in storage explains; the share of entries
     that are exactly zero; and the spectrum itself, both axes logarithmic.
 
-    All values are exact, by float64, and nothing is kept of a tensor but its
-    numbers: a checkpoint of any size takes the memory of its largest matrices.
+    All values are exact to five digits, or to 1e-7 of the first, and nothing is
+    kept of a tensor but its numbers: a checkpoint of any size takes the memory of
+    its largest matrices.
     """
     with guard(verbose=verbose):
         form = choose_form(json=json, csv=as_csv, quiet=quiet)

@@ -95,9 +95,7 @@ def measure_matrix(
         Of the leading spaces that are wanted too; 0 for none.
     """
     seed = stable_seed(pair.seed_name, sides.number)
-    # The leading values are not moved by the rounding of a float32 subtraction.
-    exact = options.top is None
-    update = read_update(sides, place.device, measure_rounding=True, exact=exact)
+    update = read_update(sides, place.device, measure_rounding=True)
     with place.reserve.lend() as escalate:
         found = measure_spectrum(update, options.top, seed=seed, escalate=escalate)
     spaces = None
