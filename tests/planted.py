@@ -23,6 +23,7 @@ BITS = {Dtype.BF16: 8, Dtype.F16: 11, Dtype.F32: 24}
 ON_GRID = "base as stored, tuned, rounded"
 BOTH = "both sides rounded"
 WIDE = "base in float32"
+NARROW = "base in bfloat16"
 
 GROUPS = (
     (Dtype.BF16, ON_GRID),
@@ -32,9 +33,9 @@ GROUPS = (
     (Dtype.F16, BOTH),
     (Dtype.F16, WIDE),
     (Dtype.F32, ON_GRID),
-    (Dtype.F32, BOTH),
+    (Dtype.F32, NARROW),
 )
-"""Dtype of the fine-tuned side, and how the pair came to be."""
+"""Dtype of the fine-tuned side, and how the pair came to be. The edge does not assume `BOTH`."""
 
 PER_GROUP = 80
 
@@ -125,7 +126,7 @@ def count(planted: Planted) -> Outcome:
     weights = 0.02 * torch.randn(m, n, generator=generator, dtype=torch.float64)
     scales = torch.randn(m, 1, generator=generator, dtype=torch.float64)
     weights *= torch.exp(planted.row_spread * scales)
-    base = weights.float() if planted.situation == WIDE else weights.to(dtype)
+    base = weights.to({WIDE: torch.float32, NARROW: torch.bfloat16}.get(planted.situation, dtype))
     origin = weights if planted.situation == BOTH else base.double()
 
     units = torch.exp2(torch.frexp(origin)[1].double() - BITS[planted.dtype])
@@ -141,9 +142,8 @@ def count(planted: Planted) -> Outcome:
     error = float(_singular_values(stored.double() - update)[0])
     found = _singular_values(stored).tolist()
     zeros = float((stored == 0).double().mean())
-    other = Dtype.F32 if planted.situation == WIDE else planted.dtype
-    meter = RoundingMeter(planted.shape, [planted.dtype, other], torch.device("cpu"))
-    meter.add(slice(0, m), [finetuned, base], stored)
+    meter = RoundingMeter(planted.shape, torch.device("cpu"))
+    meter.add(slice(0, m), finetuned, stored)
     # A matrix of zeros has no values above anything.
     edge = storage_edge(meter.storage(zeros), found) if found[0] > 0 else 0.0
     assert edge is not None

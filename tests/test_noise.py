@@ -5,7 +5,9 @@ import pytest
 import torch
 
 import planted
-from matrices import noise
+import svdcut
+from checkpoints import write_folder
+from matrices import noise, with_spectrum
 from svdcut.noise import Margins, noise_edge, storage_edge, variance_edge
 from svdcut.rounding import RoundingMeter
 from svdcut.tensorfile import Dtype
@@ -53,14 +55,13 @@ def test_noise_that_is_nothing_has_no_edge():
     assert variance_edge(Margins(np.zeros(2), np.zeros(3))) == 0.0
 
 
-def meter(ours, theirs=None, dtype=Dtype.BF16, base=Dtype.BF16):
-    sides = [ours] if theirs is None else [ours, theirs]
-    update = ours.float() if theirs is None else ours.float() - theirs.float()
-    found = RoundingMeter(tuple(update.shape), [dtype, base][: len(sides)], CPU)
-    for start in range(0, len(update), 7):  # in blocks, as they are read
-        rows = slice(start, min(start + 7, len(update)))
-        found.add(rows, [side[rows] for side in sides], update[rows])
-    return found.storage(float((update == 0).double().mean()))
+def meter(ours, theirs=None):
+    update = None if theirs is None else ours.float() - theirs.float()
+    found = RoundingMeter(tuple(ours.shape), CPU)
+    for start in range(0, len(ours), 7):  # in blocks, as they are read
+        rows = slice(start, min(start + 7, len(ours)))
+        found.add(rows, ours[rows], None if update is None else update[rows])
+    return found.storage(None if update is None else float((update == 0).double().mean()))
 
 
 @pytest.mark.parametrize("dtype", planted.TORCH)
@@ -74,7 +75,7 @@ def test_units_in_the_last_place(dtype):
     units = (following.double() - values.abs().double()) * (values != 0)
     if dtype is not Dtype.F16:  # those of subnormal numbers are nothing there
         units *= values.abs().double() >= tiny
-    found = meter(values, dtype=dtype).rounding.columns
+    found = meter(values).rounding.columns
     assert found == pytest.approx((units.square() / 12)[0].tolist(), rel=1e-6, abs=1e-45)
 
 
@@ -84,11 +85,11 @@ def test_what_is_measured_of_an_update():
     change = torch.tensor([[0.0, unit, 6 * unit], [0.0, 0.0, -3 * unit]])
     storage = meter((base.float() + change).bfloat16(), base)
     assert storage.zero_fraction == 0.5
-    both = unit**2 / 6
-    assert storage.rounding.rows == pytest.approx((2 * both + 4 * both, 2 * both + both * 5 / 8))
-    assert storage.observed.rows == pytest.approx((unit**2 + 4 * both, both * 5 / 8))
-    assert storage.observed.columns == pytest.approx((0, unit**2, 4 * both + both * 5 / 8))
-    assert storage.within_unit == pytest.approx(unit**2 * (1 + 4 + 1))
+    one = unit**2 / 12  # of the last value, which fell below 1, a quarter of that
+    assert storage.rounding.rows == pytest.approx((2 * one + 4 * one, 2 * one + one / 4))
+    assert storage.observed.rows == pytest.approx((unit**2 + 4 * one, one / 4))
+    assert storage.observed.columns == pytest.approx((0, unit**2, 4 * one + one / 4))
+    assert storage.within_unit == pytest.approx(unit**2 * (1 + 4 + 1 / 4))
 
 
 def test_the_edge_of_weights_is_that_of_their_own_rounding():
@@ -123,6 +124,27 @@ def test_the_edge_scales_with_the_weights():
     assert scaled == pytest.approx(edge * 2**-10, rel=1e-9)
 
 
+@pytest.mark.parametrize("dtype", planted.TORCH.values())
+def test_the_dtype_of_base_is_not_its_rounding(dtype, tmp_path):
+    """The same numbers, whatever they are stored as; the units of bfloat16 are not in float32."""
+    base = (0.02 * noise(60, 40)).bfloat16()
+    signal = with_spectrum(60, 40, torch.tensor([2.0, 1.5, 1.0]), dtype=torch.float64)
+    tuned = {"w.weight": (base.double() + 1e-4 * signal).to(dtype)}
+    finetuned = write_folder(tmp_path / "ft", tuned)
+    edges, ranks = [], set()
+    for label in (torch.bfloat16, torch.float32, torch.float64):
+        folder = write_folder(tmp_path / str(label), {"w.weight": base.to(label)})
+        matrix = svdcut.spectrum(folder, finetuned).tensors["w.weight"].matrices[0]
+        cut = svdcut.truncate(folder, finetuned, tmp_path / f"{label}-out", rank="noise")
+        facts = cut.tensors["w.weight"].truncation
+        edges += [matrix.noise_edge, facts.noise_edge]
+        ranks |= {matrix.above_noise_edge, facts.rank}
+    assert edges == pytest.approx([edges[0]] * len(edges), rel=1e-9)
+    assert len(ranks) == 1
+    if dtype is torch.float32:
+        assert ranks == {3}
+
+
 @pytest.mark.parametrize(
     ("shape", "touched"), [((300, 300), 3), ((300, 300), 6), ((4, 500), 4), ((500, 4), 500)]
 )
@@ -145,7 +167,8 @@ EXACT = 0.94
 
 
 def test_planted_ranks():
-    outcomes = [planted.count(planted.tensor(i)) for i in range(26 * len(planted.GROUPS))]
+    tensors = map(planted.tensor, range(30 * len(planted.GROUPS)))
+    outcomes = [planted.count(one) for one in tensors if one.situation != planted.BOTH]
     assert all(one.count <= one.rank + 1 for one in outcomes)
     clear = [one for one in outcomes if one.strong]
     assert len(clear) > len(outcomes) / 3

@@ -91,8 +91,8 @@ def cut_matrix(
     requests : sequence of CutRequest
         What to keep.
     storage : Storage or None
-        Of its sides, for the noise rule. With None nothing was rounded: the edge is that
-        of what float64 tells from zero.
+        Of the fine-tuned side, for the noise rule. With None nothing was rounded: the edge
+        is that of what float64 tells from zero.
     route : Route
         Where the engine starts; for a product there is one.
     tolerance : float

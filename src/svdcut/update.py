@@ -128,13 +128,12 @@ def _subtract(
     measure_rounding: bool,
 ) -> Update:
     entries = (finetuned,) if base is None else (finetuned, base)
-    types = [entry.tensor.dtype for entry in entries]
-    wide = Dtype.F64 in types
+    wide = any(entry.tensor.dtype is Dtype.F64 for entry in entries)
     matrix = _tall_storage(finetuned.shape, torch.float64 if wide else torch.float32, device)
     scratch = torch.empty(0, dtype=matrix.dtype, device=device)
     alike = base is not None and finetuned.tensor.dtype is base.tensor.dtype
     nonzeros, base_squares = 0, 0.0
-    meter = RoundingMeter(finetuned.shape, types, device) if measure_rounding else None
+    meter = RoundingMeter(finetuned.shape, device) if measure_rounding else None
     for blocks in zip(*(entry.blocks(device) for entry in entries), strict=True):
         rows, ours = blocks[0]
         block = matrix[rows] if matrix.is_contiguous() else scratch.resize_(ours.shape)
@@ -149,7 +148,7 @@ def _subtract(
         if not matrix.is_contiguous():
             matrix[rows].copy_(block)
         if meter is not None:
-            meter.add(rows, values, block)
+            meter.add(rows, ours, None if base is None else block)
             base_squares += sum(sum_of_squares(theirs) for theirs in values[1:])
     zero_fraction = 1 - nonzeros / matrix.numel()
     return Update(
@@ -157,7 +156,7 @@ def _subtract(
         matrix=matrix,
         zero_fraction=zero_fraction,
         equal_bytes=alike,
-        storage=meter.storage(zero_fraction) if meter is not None else None,
+        storage=None if meter is None else meter.storage(None if base is None else zero_fraction),
         base_norm=math.sqrt(base_squares),
         is_wide=wide,
     )
