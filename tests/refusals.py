@@ -334,6 +334,16 @@ def _dangling_shard(folder: Path) -> None:
     path.symlink_to("../../blobs/5d41402a")
 
 
+def _link_to_secret(folder: Path) -> None:
+    (folder / "secret").write_text("a token of yours")
+    (folder / "ft" / "tokenizer.json").symlink_to("../secret")
+
+
+def _module_elsewhere(folder: Path) -> None:
+    (folder / "ft" / "modules.json").write_text('[{"path": "1_Pooling"}]')
+    (folder / "ft" / "1_Pooling").symlink_to("../base")
+
+
 def _missing_shard(folder: Path) -> None:
     shard(folder / "ft")
     path = folder / "ft" / SHARDS[1]
@@ -701,6 +711,8 @@ CASES = (
             lambda folder: (folder / "ft" / "tokenizer.json").symlink_to("../../blobs/5d41402a")
         ),
     ),
+    Case("a link out of the folder in place of a tokenizer", 3, with_pair(_link_to_secret)),
+    Case("a link out of the folder in place of a module", 3, with_pair(_module_elsewhere)),
     Case(
         "a folder in place of a model card",
         3,

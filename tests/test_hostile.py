@@ -189,16 +189,122 @@ def test_what_may_not_be_read(tmp_path, monkeypatch, name):
     assert "cannot be read: Permission denied" in outcome.message
 
 
-def test_links_out_of_the_folder_are_followed(tmp_path):
-    """The cache of the Hub is made of them."""
+@pytest.mark.parametrize("within", ["", "part"])
+def test_links_within_the_cache_of_the_hub_are_followed(tmp_path, within):
+    """Its snapshots are made of them."""
     pair(tmp_path)
-    blobs = tmp_path / "blobs"
-    (tmp_path / "ft").rename(blobs)
-    (tmp_path / "ft").mkdir()
-    for path in blobs.iterdir():
-        (tmp_path / "ft" / path.name).symlink_to(f"../blobs/{path.name}")
-    assert call([*CALL, "-q"], tmp_path).exit_code == 0
+    cache = tmp_path / "models--org--ft"
+    snapshot = cache / "snapshots" / "0123" / within
+    snapshot.mkdir(parents=True)
+    (tmp_path / "ft" / "vocab.txt").write_text("a\n")
+    (tmp_path / "ft").rename(cache / "blobs")
+    for path in (cache / "blobs").iterdir():
+        (snapshot / path.name).symlink_to(os.path.relpath(path, snapshot))
+    assert call([*CALL[:2], str(snapshot), *CALL[3:], "-q"], tmp_path).exit_code == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} >= {"vocab.txt", "config.json"}
     assert not any(path.is_symlink() for path in (tmp_path / "out").iterdir())
+
+
+def test_links_within_the_folder_are_followed(tmp_path):
+    ft = pair(tmp_path) / "ft"
+    for name, target in (("vocab.txt", "old/words"), ("merges.txt", ".git/annex/objects/a")):
+        (ft / target).parent.mkdir(parents=True)
+        (ft / target).write_text(name)
+        (ft / name).symlink_to(target)
+    assert call([*CALL, "-q"], tmp_path).exit_code == 0
+    assert (tmp_path / "out" / "vocab.txt").read_text() == "vocab.txt"
+    assert (tmp_path / "out" / "merges.txt").read_text() == "merges.txt"
+
+
+SMALL = ("config.json", "README.md", "merges.txt", "1_Pooling/config.json", "x_tokenizer/vocab.txt")
+
+
+@pytest.mark.parametrize("name", [*SMALL, "model.safetensors.index.json", "modules.json"])
+@pytest.mark.parametrize(
+    "target", ["/proc/self/environ", "../secret.json", "../base/config.json", ".git/config"]
+)
+@pytest.mark.parametrize("command", [CALL, ["extract", *CALL[1:]]], ids=["truncate", "extract"])
+def test_links_to_files_of_the_user_are_not_followed(tmp_path, name, target, command):
+    """What a stranger's folder may link to: it would be copied, and published."""
+    ft = pair(tmp_path) / "ft"
+    (tmp_path / "secret.json").write_text('{"token": "of the user"}')
+    (ft / ".git").mkdir()
+    (ft / ".git" / "config").write_text("https://user:password@hub")
+    (ft / "modules.json").write_text('[{"path": "1_Pooling"}]')
+    place = ft / name
+    place.unlink(missing_ok=True)
+    place.parent.mkdir(exist_ok=True)
+    place.symlink_to(os.path.relpath(ft / target, place.parent))
+    outcome = call(command, tmp_path)
+    assert (outcome.exit_code, outcome.stdout) == (3, "")
+    assert outcome.message.startswith(f"ft/{name}: a link to ")
+    assert len(outcome.message.splitlines()) == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_link_in_the_folder_of_an_adapters_base(tmp_path):
+    base = make_lora(tmp_path)
+    (tmp_path / "secret").write_text("token")
+    (base / "vocab.txt").symlink_to("../secret")
+    outcome = call([*CALL[:2], "adapter", *CALL[3:]], tmp_path)
+    assert outcome.exit_code == 3
+    assert outcome.message.startswith("base/vocab.txt: a link to 'secret'")
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "README.md"])
+def test_a_link_in_the_folder_of_an_adapter(tmp_path, name):
+    make_lora(tmp_path)
+    path = tmp_path / "adapter" / name
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to("../elsewhere")
+    outcome = call([*CALL[:2], "adapter", *CALL[3:]], tmp_path)
+    assert outcome.exit_code == 3
+    assert outcome.message.startswith(f"adapter/{name}: a link to 'elsewhere'")
+
+
+def make_lora(folder):
+    """Write a base, and an adapter of it; return the folder of base."""
+    pair(folder)
+    assert call(["extract", *CALL[1:-1], "adapter", "-q"], folder).exit_code == 0
+    return folder / "base"
+
+
+def test_weights_may_lie_elsewhere(tmp_path):
+    """On another disk: they are read, and not copied."""
+    pair(tmp_path)
+    shard(tmp_path / "ft")
+    for name in SHARDS:
+        (tmp_path / "ft" / name).rename(tmp_path / name)
+        (tmp_path / "ft" / name).symlink_to(f"../{name}")
+    assert call([*CALL, "-q"], tmp_path).exit_code == 0
+    assert svdcut.verify(tmp_path / "out", base=tmp_path / "base", finetuned=tmp_path / "ft").ok
+
+
+MODULES = {
+    "out of the folder": (["../base", "/etc", "a/../../base", "", ".", ".git"], None),
+    "a loop of links": (["1_Pooling"], lambda path: path.symlink_to(path.name)),
+    "a file": (["1_Pooling"], Path.touch),
+    "a pipe": (["1_Pooling"], os.mkfifo),
+    "not there": (["1_Pooling"], None),
+}
+
+
+@pytest.mark.parametrize("case", MODULES)
+def test_modules_that_are_no_folders(tmp_path, case):
+    paths, make = MODULES[case]
+    ft = pair(tmp_path) / "ft"
+    (ft / "modules.json").write_text(json.dumps([{"path": path} for path in paths]))
+    if make:
+        make(ft / "1_Pooling")
+    assert call([*CALL, "-q"], tmp_path).exit_code == 0
+    found = {path.name for path in (tmp_path / "out").rglob("*")}
+    assert found == {WEIGHTS, "config.json", "modules.json", "README.md", "svdcut.json"}
+
+
+@pytest.mark.parametrize("listed", [{}, [], [1], [{}], [{"path": 3}], "x"])
+def test_a_file_of_that_name_that_lists_no_modules(tmp_path, listed):
+    (pair(tmp_path) / "ft" / "modules.json").write_text(json.dumps(listed))
+    assert call([*CALL, "-q"], tmp_path).exit_code == 0
 
 
 def test_a_loop_of_links_in_place_of_a_shard(tmp_path):

@@ -98,6 +98,15 @@ def test_sharded_takes_what_the_index_names(hub, folder):
     assert files_in(snapshot.path) == hub.files_fetched() == ["config.json", *SHARDS, INDEX]
 
 
+def test_folders_of_modules(hub, folder):
+    modules = '[{"path": ""}, {"path": "1_Pooling"}, {"path": "2_Dense"}, {"path": "../*"}]'
+    names = ["modules.json", "1_Pooling/config.json", "2_Dense/model.safetensors"]
+    names += ["config.json", "model.safetensors", "qformer_tokenizer/vocab.txt"]
+    others = ["2_Dense/pytorch_model.bin", "3_Old/config.json", "onnx/model.onnx"]
+    hub.add("org/toy", folder(*names, *others, modules=modules))
+    assert files_in(fetch_snapshot("org/toy").path) == hub.files_fetched() == sorted(names)
+
+
 def test_adapter_without_model(hub, folder):
     names = ["README.md", "adapter_config.json", "adapter_model.safetensors"]
     hub.add("org/toy", folder(*names, "adapter_model.bin"))

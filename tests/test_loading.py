@@ -224,6 +224,47 @@ def test_what_lies_beside_the_weights(pairs, tmp_path):
     assert "old card" not in (out / "README.md").read_text()
 
 
+def test_folders_of_modules_and_tokenizers(pairs, tmp_path):
+    """As sentence-transformers and processors with two tokenizers lay them out."""
+    pair = pairs("sharded")
+    tuned, out = tmp_path / "ft", tmp_path / "out"
+    shutil.copytree(pair.finetuned, tuned)
+    paths = ["", "1_Pooling", "2_Dense", "3_Router"]
+    taken = {
+        "modules.json": json.dumps([{"idx": i, "path": path} for i, path in enumerate(paths)]),
+        "config_sentence_transformers.json": "{}",
+        "1_Pooling/config.json": '{"pooling_mode_mean_tokens": true}',
+        "2_Dense/config.json": "{}",
+        "2_Dense/model.safetensors": "weights",
+        "3_Router/query/model.safetensors": "weights",
+        "3_Router/query/tokenizer.json": "{}",
+        "qformer_tokenizer/vocab.txt": "a",
+        "custom_generate/generate.py": "x = 1",
+    }
+    left = {
+        "1_Pooling/notes.md": "1_Pooling/notes.md",
+        "2_Dense/pytorch_model.bin": "2_Dense/pytorch_model.bin",
+        "4_Old/config.json": "4_Old/",
+        "onnx/model.onnx": "onnx/",
+        "runs/a/events.out.tfevents.1": "runs/",
+        "optimizer.pt": "optimizer.pt",
+        "rng_state_0.pth": "rng_state_0.pth",
+        "trainer_state.json": "trainer_state.json",
+    }
+    for name in (*taken, *left, ".git/config"):
+        (tuned / name).parent.mkdir(parents=True, exist_ok=True)
+        (tuned / name).write_text(taken.get(name, ""))
+    request = svdcut.api.prepare(pair.base, tuned, {"4": out})
+    assert request.left_behind == tuple(sorted(left.values()))
+    svdcut.api.carry_out(request)
+    own = {path.name for path in pair.finetuned.iterdir()} | {"svdcut.json", "README.md"}
+    found = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    assert found == taken.keys() | own
+    for name, text in taken.items():
+        assert (out / name).read_text() == text
+    assert svdcut.verify(out, base=pair.base, finetuned=tuned).ok
+
+
 def test_tokenizer_and_generation_config_are_those_of_the_finetuned_side(pairs, tmp_path):
     from tokenizers import Tokenizer, models, pre_tokenizers
 

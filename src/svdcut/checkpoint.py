@@ -5,10 +5,9 @@ Reads headers, index and config; no weights. It decides nothing about pairs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -24,39 +23,19 @@ from svdcut.modelfiles import (
     CONFIG_NAME,
     INDEX_NAME,
     MAX_TENSORS,
+    SIDECAR_FOLDERS,
+    SIDECARS,
     WEIGHTS_NAME,
-    check_readable,
+    check_own,
+    is_sidecar,
     is_there,
+    module_folders,
     unreadable,
 )
 from svdcut.shards import check_index, read_index
 from svdcut.tensorfile import TensorEntry, TensorFile
 
 _CARD_BYTES = 1_000_000
-_SIDECARS = (
-    "*.json",
-    "*.txt",
-    "*.model",
-    "*.jinja",
-    "*.py",
-    "*.tiktoken",
-    "*.spm",
-    "*.vocab",
-    "*.bpe",
-    "*.codes",
-    "LICEN[CS]E*",
-    "[Ll]icen[cs]e*",
-    "COPYING*",
-    "NOTICE*",
-    "additional_chat_templates/*.jinja",
-)
-_NOT_SIDECARS = (
-    "*.index.json",
-    "svdcut.json",
-    "trainer_state.json",
-    "*_results.json",
-    "adapter_config.json",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,21 +124,29 @@ class Checkpoint:
         return [self.config, text] if isinstance(text, dict) else [self.config]
 
     def sidecars(self) -> dict[Path, Path]:
-        """Return config, tokenizer, chat template and code files, by relative names, sorted.
+        """Return the small files that loading needs, by relative names, sorted.
+
+        Config, tokenizer, chat templates and code; the folders of sentence-transformers' modules.
 
         Raises
         ------
         CheckpointError
-            If one cannot be read, or would not end, as a pipe.
+            If one cannot be read, would not end, as a pipe, or is a link out of its folder.
         """
         found = _sidecars(self.directory)
         if self.under is not None:
             # The config is base's: that beside an adapter often tells of how base was loaded.
             found.pop(Path(CONFIG_NAME), None)
             found = _sidecars(self.under) | found
-        for path in found.values():
-            check_readable(path)
         return dict(sorted(found.items()))
+
+    def left_behind(self) -> list[str]:
+        """Return what lies in the folder and goes into no result; folders end in a slash."""
+        if self.directory is None:
+            return []
+        taken = {*self.sidecars(), *(Path(file.path.name) for file in self.files)}
+        taken |= {Path(name) for name in (CARD_NAME, INDEX_NAME, "svdcut.json")}
+        return sorted(_left_in(self.directory, taken))
 
     def card(self) -> str | None:
         """Return the text of its model card, or the start of a long one.
@@ -172,7 +159,7 @@ class Checkpoint:
         if self.directory is None or not is_there(self.directory / CARD_NAME):
             return None
         path = self.directory / CARD_NAME
-        check_readable(path)
+        check_own(path, self.directory)
         with path.open("rb") as file:
             return file.read(_CARD_BYTES).decode("utf-8", errors="replace")
 
@@ -180,12 +167,34 @@ class Checkpoint:
 def _sidecars(folder: Path | None) -> dict[Path, Path]:
     if folder is None:
         return {}
-    return {
-        path.relative_to(folder): path
-        for pattern in _SIDECARS
-        for path in folder.glob(pattern)
-        if not (path.is_dir() or any(fnmatchcase(path.name, p) for p in _NOT_SIDECARS))
-    }
+    found = {}
+    for place, patterns in _places(folder):
+        for path in place:
+            if is_sidecar(path.name, patterns) and not path.is_dir():
+                check_own(path, folder)
+                found[path.relative_to(folder)] = path
+    return found
+
+
+def _places(folder: Path) -> Iterator[tuple[Iterable[Path], tuple[str, ...]]]:
+    """Yield what lies where loaders look, and the names of what they take of it."""
+    yield folder.iterdir(), SIDECARS
+    for pattern, names in SIDECAR_FOLDERS.items():
+        yield folder.glob(f"{pattern}/*"), names
+    for name in module_folders(folder):
+        yield (folder / name).rglob("*"), (*SIDECARS, "*.safetensors")
+
+
+def _left_in(folder: Path, taken: Set[Path], within: Path = Path()) -> Iterator[str]:
+    parents = {parent for path in taken for parent in path.parents}
+    for path in (folder / within).iterdir():
+        name = within / path.name
+        if name in taken or path.name.startswith("."):
+            continue
+        if path.is_dir() and name in parents:
+            yield from _left_in(folder, taken, name)
+        else:
+            yield f"{name.as_posix()}/" if path.is_dir() else name.as_posix()
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,6 +312,7 @@ def _assemble(
         raise CheckpointError(f"{source}: holds no tensors")
     config: Mapping[str, Any] = {}
     if directory is not None and is_there(directory / CONFIG_NAME):
+        check_own(directory / CONFIG_NAME, directory)
         config = read_json(directory / CONFIG_NAME, CONFIG_BOUNDS)
     # A bare file becomes a folder, where loaders look for this name.
     shards = {

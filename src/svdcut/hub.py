@@ -1,12 +1,14 @@
 """Fetch a checkpoint from the Hub into the local cache of huggingface_hub.
 
-Does not take sub-folders or weights in other formats, read tensors, or log in (`hf` does).
+Does not take other sub-folders than loaders read, or weights in other formats; reads no
+tensors, and does not log in (`hf` does).
 """
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,6 +16,7 @@ from pathlib import Path
 from svdcut.conversion import adapter_conversion_hint, conversion_hint
 from svdcut.errors import CheckpointError, HubError
 from svdcut.jsonfile import Bounds, quoted, read_json
+from svdcut.modelfiles import CARD_NAME, SIDECAR_FOLDERS, SIDECARS, module_folders
 
 # As huggingface_hub's validate_repo_id, whose import costs 0.1 s, and as git for the revision.
 _NAME = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
@@ -22,8 +25,7 @@ _HUB_ID = rf"(?![^@]*(?:--|\.\.))({_NAME}/{_NAME})(?<!\.git)(?:@({_REVISION}))?"
 _parsed = re.compile(_HUB_ID).fullmatch
 _INDEX = "model.safetensors.index.json"
 _BOUNDS = Bounds(num_bytes=100_000_000, num_values=1_000_000)
-_SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.tiktoken", "*.spm", "*.txt", "*.bpe", "*.codes"]
-_SMALL_FILES += ["*.py", "README.md", "LICEN[CS]E*", "[Ll]icen[cs]e*", "NOTICE*", "COPYING*"]
+_SMALL_FILES = [*SIDECARS, CARD_NAME]
 # In these patterns `*` also matches "/"; "[!s]" is for the index of any format but safetensors.
 _IGNORED = ["*/*", "*[!s].index.json", "consolidated*", "trainer_state.json"]
 
@@ -115,12 +117,19 @@ def _download(repo_id: str, revision: str, bars: type[object]) -> Snapshot:
     folder = Path(fetch(revision=revision, allow_patterns=_SMALL_FILES, ignore_patterns=_IGNORED))
     weights = _weight_files(folder, repo_id)
     # config.json is there already; naming it avoids a warning where no weights match.
-    further = ["config.json", "additional_chat_templates/*.jinja", *weights]
+    further = ["config.json", *_beneath(folder), *weights]
     fetch(revision=folder.name, allow_patterns=further)
     missing = [name for name in weights if not (folder / name).is_file()]
     if missing and ((folder / _INDEX).is_file() or missing == weights):
         raise _incomplete(folder, repo_id, missing)
     return Snapshot(folder, repo_id, folder.name)
+
+
+def _beneath(folder: Path) -> Iterator[str]:
+    """Yield patterns of the files in sub-folders that loaders read."""
+    modules = dict.fromkeys(module_folders(folder), (*SIDECARS, "*.safetensors"))
+    for name, patterns in (SIDECAR_FOLDERS | modules).items():
+        yield from (f"{name}/{pattern}" for pattern in patterns)
 
 
 def _weight_files(folder: Path, repo_id: str) -> list[str]:

@@ -72,6 +72,14 @@ def read_json(path: Path, bounds: Bounds, *, strict: bool = False) -> dict[str, 
     CheckpointError
         If the file cannot be read, is out of bounds, or holds no JSON object.
     """
+    value = read_value(path, bounds, strict=strict)
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: not a JSON object", hint=_DAMAGED)
+    return value
+
+
+def read_value(path: Path, bounds: Bounds, *, strict: bool = False) -> object:
+    """Read a JSON value of any kind; takes and raises what `read_json` does."""
     try:
         check_regular(path)
         with path.open("rb") as file:
@@ -91,8 +99,6 @@ def read_json(path: Path, bounds: Bounds, *, strict: bool = False) -> dict[str, 
         value = None
     if value is None or _is_deep(value):
         raise CheckpointError(f"{path}: nested deeper than {_MAX_DEPTH} levels")
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: not a JSON object", hint=_DAMAGED)
     return value
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from svdcut.errors import CheckpointError
 from svdcut.jsonfile import Bounds, quoted, read_json
-from svdcut.modelfiles import INCOMPLETE, MAX_TENSORS, is_there
+from svdcut.modelfiles import INCOMPLETE, MAX_TENSORS, check_own, is_there
 
 _BOUNDS = Bounds(num_bytes=100_000_000, num_values=2 * MAX_TENSORS)
 _WRONG_INDEX = "The index is damaged or not of this checkpoint; fetch or save it again."
@@ -27,6 +27,7 @@ def read_index(path: Path) -> tuple[Mapping[str, Any], list[str]]:
     CheckpointError
         If it is no index, or a file is missing.
     """
+    check_own(path, path.parent)
     index = read_json(path, _BOUNDS, strict=True)
     weight_map, metadata = index.get("weight_map"), index.get("metadata")
     if metadata is not None and not isinstance(metadata, dict):

@@ -15,6 +15,7 @@ from typing import Any
 from svdcut.adapter.patterns import Pattern
 from svdcut.errors import CheckpointError
 from svdcut.jsonfile import Bounds, quoted, read_json
+from svdcut.modelfiles import check_own
 
 CONFIG_NAME = "adapter_config.json"
 
@@ -167,6 +168,7 @@ def read_peft_config(path: Path) -> PeftConfig:
     CheckpointError
         If it cannot be read, is not of LoRA, or asks for what is not supported.
     """
+    check_own(path, path.parent)
     fields = _Fields(path, read_json(path, _BOUNDS))
     _refuse_others(fields)
     _refuse_unsupported(fields)

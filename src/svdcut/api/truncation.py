@@ -109,6 +109,8 @@ class Request:
     outputs: tuple[Output, ...]
     options: Options
     preflight: Preflight
+    left_behind: tuple[str, ...]
+    """Files and folders of the fine-tuned side that a checkpoint does not take along."""
 
 
 def truncate(
@@ -265,8 +267,8 @@ def prepare(
     force, quiet = options.get("force", False), options.get("quiet", False)
     ours = open_checkpoint(base, quiet=quiet)
     theirs = open_finetuned(finetuned, ours, renames=resolved.renames, quiet=quiet)
-    # Now rather than after the work, when they are copied.
-    theirs.sidecars()
+    # Now rather than after the work, when the other files are copied.
+    left = tuple(theirs.left_behind())
     for side in (ours, theirs):
         side.card()
     inputs = [side.directory or side.files[0].path for side in (ours, theirs)]
@@ -277,7 +279,9 @@ def prepare(
     if adapters:
         refuse_empty(plan, adapters, resolved)
         refuse_unholdable(plan)
-    return Request(plan, tuple(outputs), resolved, check_run(plan, outputs, resolved))
+    preflight = check_run(plan, outputs, resolved)
+    left = left if form is Form.CHECKPOINT else ()
+    return Request(plan, tuple(outputs), resolved, preflight, left)
 
 
 def _outputs(outs: Mapping[str, str | Path], form: Form, options: RunOptions) -> Iterator[Output]:

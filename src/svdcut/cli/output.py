@@ -52,6 +52,9 @@ _HARMLESS_ROUNDING = 1e-6
 _LARGE_BYTES = 10 << 20
 """Of a tensor that an adapter stores whole, where factors were hoped for."""
 
+_SHOWN_FILES = 12
+"""Names of a usual folder of a training run."""
+
 _UNMATCHED_SHARE = 0.01
 """Less than this, outside of the layers, is a head or an embedding that came new."""
 
@@ -128,7 +131,7 @@ def _describe(done: TensorDone) -> str:
 def print_result(request: Request, manifests: Sequence[Manifest]) -> None:
     """Print what was done, one table for each output."""
     console = Screen(highlight=False)
-    print_pairing(console, request.plan.pairing)
+    print_pairing(console, request)
     for output, manifest in zip(request.outputs, manifests, strict=True):
         console.print(_result_table(summarize(manifest)))
         console.print()
@@ -143,12 +146,16 @@ def print_result(request: Request, manifests: Sequence[Manifest]) -> None:
         )
 
 
-def print_pairing(console: Console, pairing: Pairing) -> None:
-    """Print how the names of the two sides were matched, and what of base was left over."""
-    print_matching(console, pairing)
-    if pairing.base_only:
-        names = escape(_first_names(pairing.base_only))
+def print_pairing(console: Console, request: Request) -> None:
+    """Print how the names of the two sides were matched, and what of both was left over."""
+    plan = request.plan
+    print_matching(console, plan.pairing)
+    if plan.pairing.base_only:
+        names = escape(_first_names(plan.pairing.base_only))
         console.print(f"Only in base, not written: {names}.", soft_wrap=True)
+    if request.left_behind:
+        names = escape(_first_names(request.left_behind, _SHOWN_FILES))
+        console.print(f"Files of the fine-tuned side left behind: {names}.", soft_wrap=True)
 
 
 def print_matching(console: Console, pairing: Pairing) -> None:
@@ -169,9 +176,9 @@ def _matching_lines(matching: Matching) -> Iterator[str]:
         yield f"Matched without {', '.join(map(repr, matching.wrappers))} in names."
 
 
-def _first_names(names: Sequence[str]) -> str:
-    more = len(names) - 3
-    return ", ".join(map(printable, names[:3])) + (f" and {more} more" if more > 0 else "")
+def _first_names(names: Sequence[str], shown: int = 3) -> str:
+    more = len(names) - shown
+    return ", ".join(map(printable, names[:shown])) + (f" and {more} more" if more > 0 else "")
 
 
 def _result_table(groups: Sequence[Group]) -> Table:

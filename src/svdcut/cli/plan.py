@@ -44,7 +44,7 @@ def print_plan(request: Request, *, as_json: bool) -> None:
     console = Screen(highlight=False)
     console.print(table)
     console.print()
-    print_pairing(console, plan.pairing)
+    print_pairing(console, request)
     outs = ", ".join(str(output.path) for output in request.outputs)
     checkpoints = sum(output.form is Form.CHECKPOINT for output in request.outputs)
     size = megabytes(plan.size_bytes) if checkpoints else "factors"
@@ -118,6 +118,7 @@ def plan_document(request: Request, number: int) -> dict[str, Any]:
         "needs": _needs(request.preflight),
         "tensors": tensors,
         "base_only": list(plan.pairing.base_only),
+        "left_behind": list(request.left_behind),
         "matching": {
             "renames": [asdict(rename) for rename in plan.pairing.matching.renames],
             "wrappers": list(plan.pairing.matching.wrappers),

@@ -5,6 +5,7 @@ It asks the model nothing.
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -175,8 +176,8 @@ def _find_kind(checkpoint: Checkpoint) -> Kind:
 
 
 def _check_tokenizer_files(checkpoint: Checkpoint) -> None:
-    folders = [folder for folder in (checkpoint.directory, checkpoint.under) if folder is not None]
-    if not any(any(folder.glob(name)) for folder in folders for name in _TOKENIZER_FILES):
+    names = [str(name) for name in checkpoint.sidecars()]
+    if not any(fnmatch.filter(names, pattern) for pattern in _TOKENIZER_FILES):
         raise EvaluationError(
             f"{checkpoint.source}: no tokenizer in it: no {', no '.join(_TOKENIZER_FILES[:4])}",
             hint="Copy the tokenizer files of the model that it was made from into the folder.",
