@@ -143,6 +143,8 @@ def test_files(cli, pair, tmp_path):
     assert text.count("data:image/svg") >= 6
     assert load_file(values).keys() == svdcut.spectrum(pair.base, pair.finetuned).tensors.keys()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["p.html", "p.svg", "v.safetensors"]
+    (tmp_path / "new").touch()
+    assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1
 
 
 def test_compared(cli, pair, tmp_path):

@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import os
 import shutil
+import stat
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,18 @@ def test_permissions_are_those_of_any_new_file(out, tmp_path):
     (tmp_path / "plain").write_text("")
     plain = (tmp_path / "plain").stat().st_mode
     assert {path.stat().st_mode for path in out.iterdir()} == {plain}
+
+
+def test_permissions_after_a_resumed_run_are_those_of_any_new_file(out):
+    before = os.umask(0o077)
+    try:
+        with make_writer(out) as writer:
+            fill(writer, "a", record=True)
+        os.umask(0o022)
+        write_all(out)
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in out.iterdir()} == {0o644}
 
 
 @pytest.mark.parametrize("error", [None, RuntimeError("no"), KeyboardInterrupt(), Interrupted(2)])
@@ -364,7 +377,7 @@ def test_force_on_an_empty_folder(out):
     check(out, force=True)
 
 
-@pytest.mark.parametrize("kind", ["folder", "file", "link"])
+@pytest.mark.parametrize("kind", ["folder", "file", "link", "link within"])
 def test_something_else_in_the_place_of_unfinished_work(out, tmp_path, kind):
     partial = partial_path(out)
     (tmp_path / "elsewhere").mkdir()
@@ -374,8 +387,13 @@ def test_something_else_in_the_place_of_unfinished_work(out, tmp_path, kind):
         (partial / "half").write_text("half")
     elif kind == "file":
         partial.write_text("half")
-    else:
+    elif kind == "link":
         partial.symlink_to(tmp_path / "elsewhere")
+    else:
+        with make_writer(out) as writer:
+            fill(writer, "a", record=True)
+        shutil.rmtree(partial / "checkpoint")
+        (partial / "checkpoint").symlink_to(tmp_path / "elsewhere")
     for force in (False, True):
         with pytest.raises(OutputExistsError, match="no unfinished work of svdcut"):
             check(out, force=force)

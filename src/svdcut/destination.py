@@ -114,8 +114,9 @@ def check_partial(partial: Path) -> None:
     """
     if not os.path.lexists(partial):
         return
-    folder = partial.is_dir() and not partial.is_symlink()
-    if not folder or (any(partial.iterdir()) and not (partial / JOURNAL_NAME).is_file()):
+    found = list(partial.iterdir()) if partial.is_dir() and not partial.is_symlink() else [partial]
+    foreign = any(path.is_symlink() for path in found)  # what they lead to would be emptied
+    if foreign or (found and not (partial / JOURNAL_NAME).is_file()):
         raise OutputExistsError(
             f"{partial} exists and is no unfinished work of svdcut",
             hint="It is the place for that: move it away, or choose another output.",

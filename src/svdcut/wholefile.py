@@ -30,7 +30,10 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     try:
         partial = path.with_name(f".{path.name[:100]}.{os.getpid()}.partial")
         try:
+            partial.touch()
+            mode = partial.stat().st_mode
             write(partial)
+            partial.chmod(mode)  # safetensors makes files that their owner alone may read
             with partial.open("rb") as file:
                 os.fsync(file.fileno())
             partial.replace(path)

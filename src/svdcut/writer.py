@@ -12,6 +12,7 @@ import errno
 import hashlib
 import os
 import shutil
+import stat
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -36,6 +37,7 @@ _PARTS = "parts"
 
 _RESULT_NAME = "checkpoint"
 _SPOOL_NAME = "spool"
+_NEW_NAME = "new"
 _COPY_BYTES = 1 << 20
 _SYNC_SECONDS = 1.0
 """Work that a power failure may cost."""
@@ -310,6 +312,7 @@ class CheckpointWriter:
         with self._sync_lock:
             self._sync()
         try:
+            self._give_usual_modes()
             for path in self._result.rglob("*"):
                 if path.name not in self._descriptors:
                     _sync(path)
@@ -318,6 +321,13 @@ class CheckpointWriter:
             _sync(self._out.absolute().parent)
         except OSError as error:
             raise output_error(self._out, error) from error
+
+    def _give_usual_modes(self) -> None:
+        """Give files of an earlier run the permissions that new ones have now."""
+        new = self._partial / _NEW_NAME
+        new.touch()
+        for descriptor in self._descriptors.values():
+            os.fchmod(descriptor, stat.S_IMODE(new.stat().st_mode))
 
     def _publish(self) -> None:
         old = replaced_path(self._out)
