@@ -28,6 +28,30 @@ checkpoints: it is built, truncated and checked by the test that is named, one o
 pairs hold a layer of one matrix and one vector beside what the row is about.
 """
 
+BESIDE = """## Beside the weights
+
+The result takes along from the fine-tuned side what loading it needs, byte for byte:
+
+- files of these names: `*.json`, `*.txt`, `*.model`, `*.jinja`, `*.py`, `*.tiktoken`, `*.spm`,
+  `*.vocab`, `*.bpe`, `*.codes`, `*.tokenizer`, and licences;
+- the folders `additional_chat_templates`, `*_tokenizer` and `custom_generate`, which
+  transformers reads;
+- the folders that `modules.json` names, which sentence-transformers reads: files as above, and
+  `*.safetensors`. Weights of such a module are the fine-tuned side's, whole.
+
+Left behind are weights in other formats, pickles among them, and the state and the records of
+training: `optimizer.pt`, `trainer_state.json`, `checkpoint-500/`, `runs/`. The screen names
+all that was left in the folder. If a module has its weights in `pytorch_model.bin` alone,
+`SentenceTransformer("ft").save_pretrained("ft2")` converts them. From the Hub only what is
+needed is fetched.
+
+**Links.** A file that is copied must be one of the folder, or of the Hub's cache where the
+folder is a snapshot there. A link out of it is refused, and named: a stranger's
+`vocab.txt` that leads to a file of yours would put that into what you publish. The same
+holds for `config.json`, the index, `adapter_config.json` and the model card. Weight files
+may be links to anywhere, as to another disk: they are read as tensors, and must fit base.
+"""
+
 ARCHITECTURES = """## Architectures
 
 Tiny models of these architectures, made by transformers with random weights, are
@@ -51,6 +75,7 @@ def render() -> str:
             f"## {title}\n\n{_table(('kind of checkpoint', 'what happens', 'test'), rows)}"
         )
     head = ("model type", "layout", "tensors", "truncated", "expert stacks", "remarks", "copied")
+    parts.append(BESIDE)
     parts.append(f"{ARCHITECTURES}\n{_table(head, _architectures())}")
     return "\n".join(parts)
 

@@ -109,6 +109,18 @@ def quantized(folder: Path) -> Pair:
     return pair
 
 
+def with_modules(folder: Path) -> Pair:
+    """Write what sentence-transformers saves, beside the weights."""
+    pair = write(folder, LAYER)
+    for side in (pair.base, pair.finetuned):
+        modules = [{"idx": i, "path": path} for i, path in enumerate(("", "1_Pooling", "2_Dense"))]
+        (side / "modules.json").write_text(json.dumps(modules))
+        (side / "1_Pooling").mkdir()
+        (side / "1_Pooling" / "config.json").write_text("{}")
+        write_folder(side / "2_Dense", {"linear.weight": values(4, 8)})
+    return pair
+
+
 def pickled(folder: Path) -> Pair:
     pair = write(folder, LAYER)
     (pair.base / "model.safetensors").rename(pair.base / "pytorch_model.bin")
@@ -228,6 +240,14 @@ FILES = (
         "Two bare .safetensors files",
         bare_files,
         "The result is a folder without a config.",
+        LAYER_ACTIONS,
+    ),
+    Kind(
+        "modules",
+        "A model of sentence-transformers",
+        with_modules,
+        "Folders that `modules.json` names come along, the weights in them whole: see "
+        "[below](#beside-the-weights).",
         LAYER_ACTIONS,
     ),
     Kind(

@@ -26,29 +26,31 @@ from svdcut.cli.app import app
 from svdcut.errors import CheckpointError, UsageError
 
 FOUND = {"type": ["string", "number", "null", "array", "object", "boolean"]}
+FINDINGS = {
+    "type": "array",
+    "items": {
+        "type": "object",
+        "properties": {
+            "tensor": {"type": "string"},
+            "file": {"type": "string"},
+            "claim": {"type": "string"},
+            "found": FOUND,
+            "expected": FOUND,
+        },
+        "required": ["claim", "found", "expected"],
+        "oneOf": [{"required": ["tensor"]}, {"required": ["file"]}],
+        "additionalProperties": False,
+    },
+}
 OUTCOME_SCHEMA = {
     "type": "object",
     "properties": {
         "ok": {"type": "boolean"},
         "checked": {"type": "object", "additionalProperties": {"type": "integer", "minimum": 0}},
-        "failures": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "properties": {
-                    "tensor": {"type": "string"},
-                    "file": {"type": "string"},
-                    "claim": {"type": "string"},
-                    "found": FOUND,
-                    "expected": FOUND,
-                },
-                "required": ["claim", "found", "expected"],
-                "oneOf": [{"required": ["tensor"]}, {"required": ["file"]}],
-                "additionalProperties": False,
-            },
-        },
+        "failures": FINDINGS,
+        "notes": FINDINGS,
     },
-    "required": ["ok", "checked", "failures"],
+    "required": ["ok", "checked", "failures", "notes"],
     "additionalProperties": False,
 }
 UP, DOWN = "layers.0.up.weight", "layers.0.down.weight"
@@ -265,13 +267,48 @@ def test_bare_files_pass(pairs, tmp_path):
     check_passes(truncate(pair, tmp_path / "out"), pair)
 
 
+ADDED = (
+    *("notes.txt", "LICENSE", "LICENSE.txt", "NOTICE", "CITATION.cff", "USAGE.md", "plot.png"),
+    *("eval_results.json", "eval/results_2026-01-01.json", "eval/samples.jsonl"),
+    *("train_metrics.json", "trainer_state.json", "runs/events.out.tfevents.1700000000.host.7.0"),
+    *("mergekit_config.yml", "requirements.txt", "images/a.jpeg"),
+)
+
+
 def test_what_users_and_git_add_is_no_failure(results, tmp_path):
     out = results(tmp_path)
     (out / ".git").mkdir()
     (out / ".git" / "model.safetensors").write_bytes(b"x")
     (out / ".gitattributes").write_text("*.safetensors filter=lfs\n")
-    (out / "notes.txt").write_text("mine\n")
+    for name in ADDED:
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_text("mine\n")
+    (out / ".cache").symlink_to("..")
     assert svdcut.verify(out).ok
+
+
+def check_card(outcome):
+    """Check that an edited card is told of, and makes nothing false."""
+    (note,) = outcome.notes
+    assert outcome.failures == ()
+    assert outcome.ok
+    assert note.file == "README.md"
+    Draft202012Validator(OUTCOME_SCHEMA).validate(json.loads(json.dumps(outcome.to_json())))
+
+
+@pytest.mark.parametrize("size", ["same", "other"])
+def test_an_edited_card(cli, results, pairs, tmp_path, size):
+    out, pair = results(tmp_path), pairs("toy")
+    card = (out / "README.md").read_text()
+    edited = card.replace("svdcut", "SVDCUT")
+    (out / "README.md").write_text(edited + ("More.\n" if size == "other" else ""))
+    check_card(svdcut.verify(out))
+    check_card(svdcut.verify(out, base=pair.base, finetuned=pair.finetuned))
+    done = cli(out)
+    assert done.exit_code == 0
+    assert "README.md: the card was edited" in done.stdout
+    (out / "vocab.txt").write_text("a\n")
+    check_fails(out, None, "files", place="vocab.txt")
 
 
 # Damage, found without the inputs
@@ -300,14 +337,15 @@ def check_flip(out, path, position, bit):
         outcome = svdcut.verify(out)
     finally:
         path.write_bytes(data)
-    assert not outcome.ok, (path.name, position, bit)
     name = str(path.relative_to(out))
+    assert outcome.ok is (name == "README.md"), (name, position, bit)
+    assert bool(outcome.notes) is (name == "README.md")
     if name == "svdcut.json":
         # What it says of other files may then be false too.
         assert outcome.failures[0].file == name
         return
     tensors = forgery.read(out)["tensors"]
-    for failure in outcome.failures:
+    for failure in outcome.failures + outcome.notes:
         where = failure.file or tensors.get(failure.tensor, {"file": name})["file"]
         assert where == name, failure
 
@@ -395,12 +433,55 @@ def test_a_missing_file(results, tmp_path, name):
 
 @pytest.mark.parametrize(
     "name", ["model-00001-of-00002.safetensors", "model.safetensors.index.json",
-             "adapter_model.safetensors", "adapter_config.json", "pytorch_model.bin"]
+             "adapter_model.safetensors", "adapter_config.json", "pytorch_model.bin",
+             "LICENSE.safetensors", "onnx/model.onnx", "model.gguf", "chat_template.jinja",
+             "generation_config.json", "tokenizer.model", "vocab.txt", "entity_vocab.txt",
+             "modeling_x.py", "custom_generate/generate.py", "modules.json",
+             "1_Pooling/config.json", "additional_chat_templates/tool.jinja",
+             "events.out.tfevents.1.bin", "results.bin"]
 )  # fmt: skip
-def test_weights_that_loaders_would_take_instead(results, tmp_path, name):
+def test_files_that_loaders_would_take(results, tmp_path, name):
     out = results(tmp_path)
+    (out / name).parent.mkdir(exist_ok=True)
     shutil.copy(out / "model.safetensors", out / name)
     check_fails(out, None, "files", place=name)
+
+
+def test_a_link_to_a_folder_that_loaders_would_take(results, tmp_path):
+    out = results(tmp_path)
+    (out / "1_Pooling").symlink_to("/")
+    check_fails(out, None, "files", place="1_Pooling")
+
+
+@pytest.mark.parametrize("name", ["config.json", "README.md", "svdcut.json"])
+def test_a_link_out_of_the_folder(results, tmp_path, name):
+    """To a file of the right bytes, as long as nobody changes it."""
+    out = results(tmp_path)
+    (out / name).rename(tmp_path / name)
+    (out / name).symlink_to(f"../{name}")
+    if name == "svdcut.json":
+        with pytest.raises(CheckpointError, match="a link to"):
+            svdcut.verify(out)
+    else:
+        check_fails(out, None, "files", place=name)
+
+
+def test_a_result_in_the_cache_of_the_hub(results, tmp_path):
+    cache = tmp_path / "models--org--out"
+    cache.mkdir()
+    results(tmp_path).rename(cache / "blobs")
+    snapshot = cache / "snapshots" / "0123"
+    snapshot.mkdir(parents=True)
+    for path in (cache / "blobs").iterdir():
+        (snapshot / path.name).symlink_to(f"../../blobs/{path.name}")
+    assert svdcut.verify(snapshot).ok
+
+
+def test_weights_that_were_put_on_another_disk(results, tmp_path):
+    out = results(tmp_path)
+    (out / "model.safetensors").rename(tmp_path / "weights")
+    (out / "model.safetensors").symlink_to("../weights")
+    assert svdcut.verify(out).ok
 
 
 def test_a_tensor_more_and_a_tensor_less(results, tmp_path):

@@ -124,17 +124,18 @@ def check_own(path: Path, folder: Path) -> None:
 
 
 def _check_within(path: Path, folder: Path) -> None:
-    target = Path(os.path.realpath(path))  # where a loop of links is no error
-    if not _is_within(target, folder.resolve()):
+    if not is_own(path, folder):
         raise CheckpointError(
-            f"{path}: a link to {quoted(str(target))}, which is no file of this folder: its "
-            "content could end up in what you publish",
+            f"{path}: a link to {quoted(os.path.realpath(path))}, which is no file of this folder: "
+            "its content could end up in what you publish",
             hint="If it shall, put a copy in place of the link.",
         )
 
 
-def _is_within(target: Path, home: Path) -> bool:
+def is_own(path: Path, folder: Path) -> bool:
     """Whether a file is the folder's own, or of the Hub's cache where that is a snapshot."""
+    # realpath: to it, a loop of links is no error.
+    target, home = (Path(os.path.realpath(place)) for place in (path, folder))
     if target.is_relative_to(home):
         return _GITS_OWN.search(target.relative_to(home).as_posix()) is None
     return any(

@@ -79,6 +79,8 @@ def _summary(out: str, outcome: Verification) -> Iterator[str]:
         yield from _recomputed(checked)
     else:
         yield "Nothing was computed again: --base BASE --ft FT does that."
+    for note in outcome.notes:
+        yield f"{printable(str(note.file))}: the card was edited, which is no false claim."
     verdict = "as its manifest says" if outcome.ok else f"NOT as its manifest says: {count} false"
     noun = "" if outcome.ok else " claim" if count == 1 else " claims"
     yield f"{printable(out)}: {verdict}{noun}"

@@ -84,9 +84,11 @@ def verify(
     """Check a result against its manifest, and against what it was made from.
 
     Every byte of OUT is read: any change of a file that the manifest names is
-    found, and any change of the manifest. With BASE and FT, every number of the
-    manifest and every stored tensor is computed again. A false claim is printed
-    with what the manifest says and what was found; the exit status is then 4.
+    found, any change of the manifest, and any file beside them that a loader
+    could take. An edited model card is told of, and is no false claim. With BASE
+    and FT, every number of the manifest and every stored tensor is computed
+    again. A false claim is printed with what the manifest says and what was found;
+    the exit status is then 4.
     """
     with guard(verbose=verbose):
         with show_progress(quiet=quiet, verbose=verbose) as observe:

@@ -10,6 +10,7 @@ from typing import Any
 from svdcut.destination import MANIFEST_NAME
 from svdcut.errors import CheckpointError
 from svdcut.manifest import SCHEMA, SCHEMA_PATH, Manifest
+from svdcut.modelfiles import check_own
 from svdcut.verification.findings import Failure
 
 _MAX_BYTES = 1 << 28
@@ -60,6 +61,7 @@ def _read(out: Path) -> bytes:
             f"{out}: not a result of svdcut: it has no {MANIFEST_NAME}",
             hint="Name the folder that was given to -o.",
         )
+    check_own(path, out)
     try:
         with path.open("rb") as file:
             raw = file.read(_MAX_BYTES + 1)

@@ -1,16 +1,18 @@
 """Check the folder of a result against its manifest: every byte that it names.
 
-It reads nothing outside of the folder, and nothing that is not a regular file.
+It reads nothing outside of the folder but weights that it links to, and nothing that is not a
+regular file.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 import stat
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 from svdcut.adapter.collection import collect_tensors
@@ -20,7 +22,7 @@ from svdcut.destination import MANIFEST_NAME
 from svdcut.errors import CheckpointError, InputError
 from svdcut.header import read_header
 from svdcut.manifest import FileFact, Manifest, WeightFileFact
-from svdcut.modelfiles import ADAPTER_NAME, INDEX_NAME, WEIGHTS_NAME
+from svdcut.modelfiles import ADAPTER_NAME, INDEX_NAME, WEIGHTS_NAME, is_own
 from svdcut.pool import Pool
 from svdcut.tensorfile import TensorEntry, hash_file, iterate_bytes
 from svdcut.verification.findings import Failure
@@ -29,18 +31,18 @@ _LENGTH_BYTES = 8
 _PIECE_BYTES = 16 << 20
 """Memory that a tensor takes while it is hashed."""
 
-_WEIGHTS = (
-    "*.safetensors",
-    "*.index.json",
-    "adapter_*",
-    "pytorch_model*",
-    "consolidated*",
-    "tf_model*",
-    "flax_model*",
-    "*.gguf",
-    "*.ckpt",
+_HARMLESS = re.compile(
+    r"""
+      \..*                                                # .git, .gitattributes
+    | (?!.*(vocab|merges|dict)).*\.txt                    # the others are of tokenizers
+    | .*\.(md|rst|pdf|html?|bib|cff|ipynb|csv|tsv|jsonl|log|ya?ml|png|jpe?g|gif|svg|webp|mp4)
+    | (licen[cs]e|copying|notice|authors)[\w-]*           # with an ending, see above
+    | (.*(results|metrics).*|trainer_state)\.json
+    | events\.out\.tfevents\..*\d
+    """,
+    re.VERBOSE | re.IGNORECASE,
 )
-"""What loaders may take for weights, beside or before those of the manifest."""
+"""Names of files that people add, and no loader takes: all others could change what is loaded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +98,7 @@ def check_folder(out: Path, manifest: Manifest, pool: Pool, tell: Tell) -> Folde
     folder.failures.extend(_find_strays(out, manifest))
     claims = _claims(manifest)
     folder.failures.extend(_check_entries(claims, folder.entries))
-    if not folder.failures:
+    if all(failure.is_note for failure in folder.failures):
         is_adapter = manifest.adapter is not None
         whole = _check_adapter(out) if is_adapter else _check_whole(out, folder.entries)
         folder.failures.extend(whole)
@@ -138,6 +140,9 @@ def _check_file(out: Path, name: str, fact: WeightFileFact | FileFact) -> Iterat
     if path is None:
         yield Failure("files", None, "a file in this folder", file=name)
         return
+    if isinstance(fact, FileFact) and not is_own(path, out):
+        yield Failure("files", "a link out of it", "a file in this folder", file=name)
+        return
     size = path.stat().st_size
     if size != fact.size:
         yield Failure("size", size, fact.size, file=name)
@@ -163,11 +168,15 @@ def _hash_header(path: Path) -> str:
 
 
 def _find_strays(out: Path, manifest: Manifest) -> Iterator[Failure]:
+    """Yield files that a loader could take, and the manifest does not list."""
     known = {MANIFEST_NAME, *manifest.files}
-    for path in sorted(out.iterdir()):
-        loadable = any(fnmatchcase(path.name.lower(), pattern) for pattern in _WEIGHTS)
-        if loadable and path.name not in known:
-            yield Failure("files", "weights beside those of the manifest", None, file=path.name)
+    for folder, beneath, files in os.walk(out):
+        beneath[:] = sorted(name for name in beneath if not name.startswith("."))
+        links = [name for name in beneath if Path(folder, name).is_symlink()]
+        for name in sorted(files + links):
+            path = Path(folder, name).relative_to(out).as_posix()
+            if path not in known and not _HARMLESS.fullmatch(name):
+                yield Failure("files", "a file that loaders may take", None, file=path)
 
 
 def _claims(manifest: Manifest) -> dict[str, _Claim]:

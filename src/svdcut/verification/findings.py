@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any
 
+from svdcut.modelfiles import CARD_NAME
+
 
 @dataclass(frozen=True, slots=True)
 class Failure:
@@ -24,6 +26,11 @@ class Failure:
     tensor: str | None = None
     file: str | None = None
     """The tensor or the file that it is about; one of the two is None."""
+
+    @property
+    def is_note(self) -> bool:
+        """Whether it makes nothing false: a card that was edited."""
+        return self.file == CARD_NAME and self.claim in ("size", "sha256")
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object; every number in it is finite."""
@@ -71,6 +78,8 @@ class Verification:
 
     checked: Checked
     failures: tuple[Failure, ...]
+    notes: tuple[Failure, ...] = ()
+    """What differs from the manifest, as people may have it: an edited card."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object."""
@@ -78,12 +87,15 @@ class Verification:
             "ok": self.ok,
             "checked": asdict(self.checked),
             "failures": [failure.to_json() for failure in self.failures],
+            "notes": [note.to_json() for note in self.notes],
         }
 
 
-def conclude(checked: Checked, failures: Sequence[Failure]) -> Verification:
-    """Return the outcome that some failures make."""
-    return Verification(not failures, checked, tuple(failures))
+def conclude(checked: Checked, found: Sequence[Failure]) -> Verification:
+    """Return the outcome that some failures and notes make."""
+    failures = tuple(failure for failure in found if not failure.is_note)
+    notes = tuple(note for note in found if note.is_note)
+    return Verification(not failures, checked, failures, notes)
 
 
 def _finite(value: object) -> object:

@@ -135,11 +135,12 @@ def run_verification(
     failures += check_plan(plan, manifest)
     rules = _rules_of_run(manifest.command, rule)
     if manifest.adapter is not None:
-        counts, found = (0, 0), failures
-        if not failures:  # they say enough, and what is no adapter cannot be compared
+        counts, found = (0, 0), list[Failure]()
+        # Others say enough, and what is no adapter cannot be compared.
+        if all(failure.is_note for failure in failures):
             place = rules.index(rule)
             counts, found = check_adapter(out, manifest, plan, options, rules, place, observe)
-        return conclude(_count(checked, *counts), found)
+        return conclude(_count(checked, *counts), failures + found)
     failures += check_published(plan, manifest, options)
     job = Job(rules, options, device, _claimed_ranks(plan, manifest, options, rule))
     work = _Work(job, rules.index(rule), plan, manifest, folder.entries, inputs)
