@@ -167,13 +167,18 @@ class Checkpoint:
 def _sidecars(folder: Path | None) -> dict[Path, Path]:
     if folder is None:
         return {}
-    found = {}
-    for place, patterns in _places(folder):
-        for path in place:
-            if is_sidecar(path.name, patterns) and not path.is_dir():
-                check_own(path, folder)
-                found[path.relative_to(folder)] = path
-    return found
+    try:
+        found = [
+            path
+            for place, patterns in _places(folder)
+            for path in place
+            if is_sidecar(path.name, patterns) and not path.is_dir()
+        ]
+    except OSError as error:
+        raise unreadable(folder, error) from error
+    for path in found:
+        check_own(path, folder)
+    return {path.relative_to(folder): path for path in found}
 
 
 def _places(folder: Path) -> Iterator[tuple[Iterable[Path], tuple[str, ...]]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import reprlib
 import stat
 from collections import Counter
@@ -46,12 +47,15 @@ def quoted(value: object) -> str:
 def check_regular(path: Path) -> None:
     """Refuse what is no regular file: to open a pipe would wait for ever.
 
+    So do some files of the system that call themselves regular, as /proc/kmsg.
+
     Raises
     ------
     OSError
         If it is none, or cannot be asked.
     """
-    if not stat.S_ISREG(path.stat().st_mode):
+    of_system = os.path.realpath(path).startswith(("/proc/", "/sys/"))
+    if of_system or not stat.S_ISREG(path.stat().st_mode):
         raise OSError(None, "not a regular file")
 
 

@@ -115,8 +115,9 @@ def check_own(path: Path, folder: Path) -> None:
         files of that cache.
     """
     try:
-        check_regular(path)
+        path.stat()  # whether it is there at all
         _check_within(path, folder)
+        check_regular(path)
         with path.open("rb"):
             pass
     except OSError as error:

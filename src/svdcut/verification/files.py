@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import stat
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from svdcut.checkpoint import open_checkpoint
 from svdcut.destination import MANIFEST_NAME
 from svdcut.errors import CheckpointError, InputError
 from svdcut.header import read_header
+from svdcut.jsonfile import check_regular
 from svdcut.manifest import FileFact, Manifest, WeightFileFact
 from svdcut.modelfiles import ADAPTER_NAME, INDEX_NAME, WEIGHTS_NAME, is_own
 from svdcut.pool import Pool
@@ -117,9 +117,10 @@ def regular_file(out: Path, name: str) -> Path | None:
         return None
     path = out / parts
     try:
-        return path if stat.S_ISREG(path.stat().st_mode) else None
+        check_regular(path)
     except (OSError, ValueError):
         return None
+    return path
 
 
 def _entries(out: Path, manifest: Manifest) -> Iterator[tuple[str, TensorEntry]]:
