@@ -432,6 +432,14 @@ def refuse(folder, dataset, error=EvaluationError, **changes):
     return str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "special_tokens_map.json"])
+def test_a_pipe_in_place_of_a_tokenizer_is_not_opened(two, tmp_path, name):
+    folder = text_models.bert(tmp_path / "model")
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    assert f"{name}: cannot be read: not a regular file" in refuse(folder, two, CheckpointError)
+
+
 def test_a_model_without_a_tokenizer_is_refused(two, tmp_path):
     folder = text_models.bert(tmp_path / "model")
     for path in folder.glob("tokenizer*"):

@@ -57,7 +57,7 @@ MAX_TENSORS = 250_000
 _MODULE = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*", re.ASCII)
 """A folder beneath; what leads elsewhere is none."""
 
-_GITS_OWN = re.compile(r"(^|/)\.git/(?!annex/)")
+_GITS_OWN = re.compile(r"(^|/)\.git/(?!annex/)", re.IGNORECASE)
 """What git keeps beside the files, as the address with a password; git-annex keeps files there."""
 
 CONFIG_BOUNDS = Bounds(num_bytes=16_000_000, num_values=1_000_000)
