@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import svdcut.hub
+from kinds import KINDS
 from svdcut.errors import CheckpointError, HubError
 from svdcut.hub import Snapshot, fetch_snapshot, is_local
 
@@ -105,6 +106,18 @@ def test_folders_of_modules(hub, folder):
     others = ["2_Dense/pytorch_model.bin", "3_Old/config.json", "onnx/model.onnx"]
     hub.add("org/toy", folder(*names, *others, modules=modules))
     assert files_in(fetch_snapshot("org/toy").path) == hub.files_fetched() == sorted(names)
+
+
+def test_a_cut_of_two_snapshots(hub, tmp_path):
+    """Their files are links into the cache, and so are those of the folders in them."""
+    pair = KINDS["modules"].build(tmp_path)
+    hub.add("org/base", pair.base)
+    hub.add("org/tuned", pair.finetuned)
+    out = tmp_path / "out"
+    svdcut.truncate("org/base", "org/tuned", out, rank=2)
+    found = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    assert found >= {"config.json", "1_Pooling/config.json", "2_Dense/model.safetensors"}
+    assert not any(path.is_symlink() for path in out.rglob("*"))
 
 
 def test_adapter_without_model(hub, folder):
