@@ -170,10 +170,11 @@ def test_predictions_as_json_lines(model, tmp_path):
 # What is refused: see tests/refusals.py too
 
 
-@pytest.mark.parametrize("name", ["labels", "group", "group_columns"])
-def test_one_text_is_no_list(name, model):
-    with pytest.raises(svdcut.UsageError, match="expected a list"):
-        svdcut.evaluate(*model, **{name: "text"})
+def test_one_text_is_one_column_and_one_word(model):
+    with pytest.raises(svdcut.DataError, match="'nowhere'"):
+        svdcut.evaluate(*model, group="nowhere")
+    with pytest.raises(svdcut.EvaluationError, match="1 words, 'a,b'"):
+        svdcut.evaluate(*model, labels="a,b")
 
 
 def run_process(code, *words):

@@ -17,11 +17,11 @@ print(json.dumps([result.exit_code, sorted(sys.modules)]))
 """
 HEAVY = {"torch", "numpy", "huggingface_hub", "safetensors", "jsonschema", "transformers", "yaml"}
 OWN = {
-    "truncate": {"truncation"},
-    "extract": {"truncation"},
-    "spectrum": {"spectra"},
-    "evaluate": {"evaluation"},
-    "sweep": {"truncation", "evaluation", "sweeps"},
+    "truncate": {"truncation", "keywords"},
+    "extract": {"truncation", "keywords"},
+    "spectrum": {"spectra", "keywords"},
+    "evaluate": {"evaluation", "keywords"},
+    "sweep": {"truncation", "evaluation", "sweeps", "keywords"},
     "verify": set(),
 }
 

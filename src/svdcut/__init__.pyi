@@ -5,6 +5,7 @@ from .api import (
     SpectrumOptions,
     SweepOptions,
     TruncateOptions,
+    VerifyOptions,
     compare_spectra,
     evaluate,
     extract,
@@ -34,6 +35,7 @@ from .errors import (
 )
 from .evaluation.metrics import Evaluation, Gap, GroupResult, Interval
 from .manifest import Manifest
+from .progress import Progress
 from .spectra.comparison import Comparison, Overlap
 from .spectra.facts import Intruders, Spectra, Spectrum, Subject, TensorSpectra
 from .sweeps.facts import Cost, Row, Sweep, Variant
@@ -64,6 +66,7 @@ __all__ = [
     "OutputError",
     "OutputExistsError",
     "Overlap",
+    "Progress",
     "QualityError",
     "QuantizedError",
     "Row",
@@ -80,6 +83,7 @@ __all__ = [
     "UsageError",
     "Variant",
     "Verification",
+    "VerifyOptions",
     "__version__",
     "compare_spectra",
     "evaluate",

@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from svdcut.brief import brief
 from svdcut.matching import Rename
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ class WeightFileFact:
 @dataclass(frozen=True, slots=True)
 class Source:
     """One input."""
+
+    __repr__ = brief
 
     source: str
     revision: str | None
@@ -83,6 +86,8 @@ class SvdFact:
 class Truncation:
     """What was done to one tensor; lists run over the experts of a stack."""
 
+    __repr__ = brief
+
     rank: int | tuple[int, ...]
     full_rank: int
     rows: int
@@ -105,6 +110,8 @@ class Truncation:
 @dataclass(frozen=True, slots=True)
 class TensorFact:
     """One tensor of the result."""
+
+    __repr__ = brief
 
     action: str
     shape: tuple[int, ...]
@@ -158,6 +165,8 @@ class Totals:
 class MatchingFact:
     """How the tensors of both sides were matched by their names."""
 
+    __repr__ = brief
+
     renames: tuple[Rename, ...] = ()
     wrappers: tuple[str, ...] = ()
     """Parts that were left out of the middle of names."""
@@ -179,12 +188,16 @@ class StoredFact:
 class AdapterFact:
     """What an adapter's file holds, by the names in it."""
 
+    __repr__ = brief
+
     tensors: Mapping[str, StoredFact]
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
     """Everything about one result."""
+
+    __repr__ = brief
 
     svdcut_version: str
     torch_version: str

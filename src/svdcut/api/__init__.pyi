@@ -38,7 +38,7 @@ from .truncation import (
     truncate,
     truncate_many,
 )
-from .verification import verify
+from .verification import VerifyOptions, carry_out_verification, verify
 
 __all__ = [
     "ComparisonRequest",
@@ -54,9 +54,11 @@ __all__ = [
     "SweepOptions",
     "SweepRequest",
     "TruncateOptions",
+    "VerifyOptions",
     "carry_out",
     "carry_out_evaluation",
     "carry_out_sweep",
+    "carry_out_verification",
     "compare_spectra",
     "count_rows",
     "evaluate",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypedDict, overload
 
 from svdcut import hub
 from svdcut.adapter.own_base import OpenedModel, open_model
+from svdcut.api.keywords import public, texts
 from svdcut.destination import check_target
 from svdcut.errors import UsageError
 from svdcut.evaluation.dataset import Columns, Dataset, read_dataset
@@ -36,10 +37,10 @@ class DataOptions(TypedDict, total=False):
     label: str
     """Column of the labels."""
 
-    group: Sequence[str]
+    group: str | Sequence[str]
     """Columns whose values, together, part the rows into groups."""
 
-    group_columns: Sequence[str]
+    group_columns: str | Sequence[str]
     """Columns of numbers from 0 to 1, each of a group that a row is in from 0.5 up, and that
     its label parts; they may overlap."""
 
@@ -49,7 +50,7 @@ class DataOptions(TypedDict, total=False):
     prompt: str | None
     """Of a language model: a template with ``{text}``, and ``{text_pair}`` for pairs."""
 
-    labels: Sequence[str]
+    labels: str | Sequence[str]
     """What the model calls the labels: a word for each in their order, or ``LABEL=WORD``."""
 
     normalize: bool
@@ -93,6 +94,7 @@ class EvaluationRequest:
     quiet: bool
 
 
+@public(EvaluateOptions)
 def evaluate(
     checkpoint: str | Path,
     data: str | Path,
@@ -112,7 +114,7 @@ def evaluate(
         File of labelled texts.
     observe : callable, optional
         Told of each batch that is done, and of each tensor of an adapter's base that is
-        merged; see `svdcut.progress.Progress`.
+        merged; see `svdcut.Progress`.
     **options : EvaluateOptions
         The options of the command line by the same names.
 
@@ -201,8 +203,8 @@ def resolve_columns(options: DataOptions) -> Columns:
         text=options.get("text", "text"),
         label=options.get("label", "label"),
         text_pair=options.get("text_pair"),
-        group=tuple(options.get("group", ())),
-        group_columns=tuple(options.get("group_columns", ())),
+        group=texts(options, "group"),
+        group_columns=texts(options, "group_columns"),
         aligned=options.get("aligned"),
     )
 
@@ -213,12 +215,9 @@ def _resolve_scoring(options: DataOptions) -> ScoringOptions:
         raise UsageError(f"--batch-size {batch_size}: expected at least 1")
     if limit is not None and limit < 1:
         raise UsageError(f"--limit {limit}: expected at least 1")
-    for name in ("labels", "group", "group_columns"):
-        if isinstance(options.get(name), str):
-            raise UsageError(f"{name}: expected a list of words, found one text")
     return ScoringOptions(
         prompt=options.get("prompt"),
-        labels=tuple(options.get("labels", ())),
+        labels=texts(options, "labels"),
         normalize=options.get("normalize", False),
         batch_size=batch_size,
         device=options.get("device", "auto"),

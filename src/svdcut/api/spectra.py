@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 from svdcut.adapter.reading import open_finetuned
+from svdcut.api.keywords import prefixes, public, texts
 from svdcut.checkpoint import open_checkpoint
 from svdcut.errors import UsageError
 from svdcut.spectra.comparison import Comparison
@@ -29,10 +30,10 @@ if TYPE_CHECKING:
 class SpectrumOptions(TypedDict, total=False):
     """Options of `spectrum`, as keyword arguments; all have defaults."""
 
-    only: Sequence[str]
+    only: str | Sequence[str]
     """Globs: look at these tensors alone."""
 
-    skip: Sequence[str]
+    skip: str | Sequence[str]
     """Globs: leave these tensors out."""
 
     map: Mapping[str, str]
@@ -59,6 +60,7 @@ class SpectraRequest:
     options: SpectraOptions
 
 
+@public(SpectrumOptions)
 def spectrum(
     checkpoint: str | Path,
     finetuned: str | Path | None = None,
@@ -77,7 +79,7 @@ def spectrum(
         The fine-tuned side, named likewise: the values are those of
         ``finetuned - base`` then.
     observe : callable, optional
-        Told of each tensor that is done; see `svdcut.progress.Progress`.
+        Told of each tensor that is done; see `svdcut.Progress`.
     **options : SpectrumOptions
         The options of the command line by the same names.
 
@@ -129,6 +131,7 @@ class ComparisonRequest:
     options: SpectraOptions
 
 
+@public(SpectrumOptions)
 def compare_spectra(
     base: str | Path,
     finetuned: str | Path,
@@ -148,7 +151,7 @@ def compare_spectra(
     rank : int
         Of the spaces that are compared.
     observe : callable, optional
-        Told of each tensor that is done; see `svdcut.progress.Progress`.
+        Told of each tensor that is done; see `svdcut.Progress`.
     **options : SpectrumOptions
         Those of `spectrum`, for both.
 
@@ -203,9 +206,9 @@ def _resolve_spectrum_options(options: SpectrumOptions) -> SpectraOptions:
     if top is not None and top < 1:
         raise UsageError(f"--top {top}: expected at least 1")
     return SpectraOptions(
-        only=tuple(options.get("only", ())),
-        skip=tuple(options.get("skip", ())),
-        renames=dict(options.get("map", {})),
+        only=texts(options, "only"),
+        skip=texts(options, "skip"),
+        renames=prefixes(options),
         top=top,
         intruders=options.get("intruders", False),
         device=options.get("device", "auto"),

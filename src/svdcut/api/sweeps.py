@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from svdcut.adapter.reading import open_finetuned
 from svdcut.api.evaluation import DataOptions, read_data, resolve_columns
+from svdcut.api.keywords import public, texts
 from svdcut.api.truncation import RunOptions, ShapeOptions, resolve_options
 from svdcut.checkpoint import open_checkpoint
 from svdcut.destination import check_apart
@@ -58,14 +59,15 @@ class SweepRequest:
     quiet: bool
 
 
+@public(SweepOptions)
 def sweep(
     base: str | Path,
     finetuned: str | Path,
     data: str | Path | None,
     out: str | Path,
     *,
-    ranks: str | int | Sequence[str | int] = DEFAULT_RANKS,
-    controls: Sequence[str] = (),
+    ranks: str | int | Iterable[str | int] = DEFAULT_RANKS,
+    controls: str | Sequence[str] = (),
     tolerance: float = DEFAULT_TOLERANCE,
     evaluate: EvaluateFunction | None = None,
     eval_command: str | None = None,
@@ -84,9 +86,9 @@ def sweep(
         Folder for ``sweep.json``, ``sweep.csv``, ``sweep.png``, ``rows.jsonl`` and the
         decomposition. A later call over the same inputs, options and data measures only the
         rows that are not there.
-    ranks : str, int or sequence
+    ranks : str, int or iterable
         Rank rules, as ``"0,1,2,full"`` or ``[0, 1, "energy=0.9"]``.
-    controls : sequence of str
+    controls : str or sequence of str
         ``bottom``, ``random``: the same ranks of other triplets too.
     tolerance : float
         How much accuracy a cut may cost.
@@ -138,8 +140,8 @@ def prepare_sweep(
     data: str | Path | None,
     out: str | Path,
     *,
-    ranks: str | int | Sequence[str | int] = DEFAULT_RANKS,
-    controls: Sequence[str] = (),
+    ranks: str | int | Iterable[str | int] = DEFAULT_RANKS,
+    controls: str | Sequence[str] = (),
     tolerance: float = DEFAULT_TOLERANCE,
     evaluate: EvaluateFunction | None = None,
     eval_command: str | None = None,
@@ -248,13 +250,13 @@ def _check_columns(columns: Columns, command: str | None) -> None:
 
 
 def _variants(
-    ranks: str | int | Sequence[str | int], controls: Sequence[str]
+    ranks: str | int | Iterable[str | int], controls: str | Sequence[str]
 ) -> tuple[Variant, ...]:
-    text = ",".join(map(str, ranks)) if isinstance(ranks, (list, tuple)) else str(ranks)
+    several = [ranks] if isinstance(ranks, str) or not isinstance(ranks, Iterable) else ranks
+    text = ",".join(map(str, several))
     top = [Variant(rule) for rule in parse_rules(text)]
-    if isinstance(controls, str):
-        raise UsageError(f"controls {controls!r}: expected a list of words, found one text")
     allowed = (Keep.BOTTOM.value, Keep.RANDOM.value)
+    controls = texts({"controls": controls}, "controls")
     for name in controls:
         if name not in allowed:
             raise UsageError(f"--controls {name!r}: expected {' or '.join(allowed)}")

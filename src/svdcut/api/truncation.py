@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypedDict, TypeVar
 
 from svdcut.adapter.reading import open_finetuned
 from svdcut.adapter_plan import refuse_empty, refuse_unholdable
+from svdcut.api.keywords import prefixes, public, texts
 from svdcut.checkpoint import open_checkpoint
 from svdcut.destination import check_output
 from svdcut.errors import UsageError
@@ -32,16 +33,16 @@ E = TypeVar("E", bound=Enum)
 class ShapeOptions(TypedDict, total=False):
     """Options that shape a cut, as keyword arguments; all have defaults."""
 
-    rank_for: Sequence[str]
+    rank_for: str | Sequence[str]
     """``GLOB=RULE``: the rule of matching tensors; the last match wins."""
 
     seed: int
     """Of ``keep="random"``."""
 
-    only: Sequence[str]
+    only: str | Sequence[str]
     """Globs: truncate these tensors alone."""
 
-    skip: Sequence[str]
+    skip: str | Sequence[str]
     """Globs: leave these tensors alone."""
 
     rest: str
@@ -93,7 +94,7 @@ class TruncateOptions(CutOptions, total=False):
 class ExtractOptions(CutOptions, total=False):
     """Options of `extract`."""
 
-    drop: Sequence[str]
+    drop: str | Sequence[str]
     """Globs: leave these tensors as they are in base, where an adapter cannot hold them."""
 
 
@@ -113,6 +114,7 @@ class Request:
     """Files and folders of the fine-tuned side that a checkpoint does not take along."""
 
 
+@public(TruncateOptions)
 def truncate(
     base: str | Path,
     finetuned: str | Path,
@@ -138,7 +140,7 @@ def truncate(
         A rank rule: ``64``, ``0``, ``"full"``, ``"noise"``, ``"energy=0.9"``,
         ``"ratio=0.05"`` or ``"budget=0.1"``.
     observe : callable, optional
-        Told of each tensor that is done; see `svdcut.progress.Progress`.
+        Told of each tensor that is done; see `svdcut.Progress`.
     **options : TruncateOptions
         The options of the command line by the same names.
 
@@ -163,10 +165,11 @@ def truncate(
     return carry_out(request, observe=observe)[0]
 
 
+@public(TruncateOptions)
 def truncate_many(
     base: str | Path,
     finetuned: str | Path,
-    outs: Mapping[str, str | Path],
+    outs: Mapping[str, str | Path] | Mapping[int, str | Path],
     *,
     observe: Observer | None = None,
     **options: Unpack[TruncateOptions],
@@ -187,10 +190,12 @@ def truncate_many(
     list of Manifest
         In the order of `outs`.
     """
-    request = prepare(base, finetuned, outs, **options)
+    by_rule = {str(rule): out for rule, out in outs.items()}
+    request = prepare(base, finetuned, by_rule, **options)
     return carry_out(request, observe=observe)
 
 
+@public(ExtractOptions)
 def extract(
     base: str | Path,
     finetuned: str | Path,
@@ -323,15 +328,15 @@ def resolve_options(options: RunOptions) -> Options:
     if not 0 < tolerance < 1:
         raise UsageError(f"--tolerance {tolerance}: expected a number between 0 and 1")
     return Options(
-        rank_for=tuple(parse_override(text) for text in options.get("rank_for", ())),
+        rank_for=tuple(parse_override(text) for text in texts(options, "rank_for")),
         keep=_member(Keep, "--keep", options.get("keep", "top")),
         seed=options.get("seed", 0),
-        only=tuple(options.get("only", ())),
-        skip=tuple(options.get("skip", ())),
-        drop=tuple(options.get("drop", ())),
+        only=texts(options, "only"),
+        skip=texts(options, "skip"),
+        drop=texts(options, "drop"),
         rest=_member(Rest, "--rest", options.get("rest", "ft")),
         scale=scale,
-        renames=dict(options.get("map", {})),
+        renames=prefixes(options),
         device=options.get("device", "auto"),
         svd=_member(Route, "--svd", options.get("svd", "auto")),
         tolerance=tolerance,

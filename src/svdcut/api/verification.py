@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 from svdcut.adapter.reading import open_finetuned
+from svdcut.api.keywords import public
 from svdcut.api.truncation import RunOptions, resolve_options
 from svdcut.checkpoint import open_checkpoint
 from svdcut.errors import UsageError
@@ -14,19 +15,37 @@ from svdcut.options import Options
 from svdcut.verification.findings import Verification
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from svdcut.progress import Observer
+    from svdcut.verification.run import Inputs
 
 
+class VerifyOptions(TypedDict, total=False):
+    """Options of `verify`, as keyword arguments; all have defaults."""
+
+    base: str | Path | None
+    """The side before fine-tuning, named as for `truncate`."""
+
+    finetuned: str | Path | None
+    """The other side. With both, every number is computed again."""
+
+    sample: int | None
+    """Compute only so many truncated tensors again."""
+
+    seed: int
+    """Of the choice."""
+
+    device: str
+    """``auto``, ``cpu``, ``cuda`` or ``cuda:N``."""
+
+    quiet: bool
+    """Show no progress of downloads."""
+
+
+@public(VerifyOptions)
 def verify(
-    out: str | Path,
-    *,
-    base: str | Path | None = None,
-    finetuned: str | Path | None = None,
-    sample: int | None = None,
-    seed: int = 0,
-    device: str = "auto",
-    quiet: bool = False,
-    observe: Observer | None = None,
+    out: str | Path, *, observe: Observer | None = None, **options: Unpack[VerifyOptions]
 ) -> Verification:
     """Check a result against its manifest, and against what it was made from.
 
@@ -34,18 +53,10 @@ def verify(
     ----------
     out : str or Path
         The folder of the result.
-    base, finetuned : str or Path, optional
-        The two sides, named as for `truncate`. With them every number is computed again.
-    sample : int, optional
-        Compute only so many truncated tensors again.
-    seed : int
-        Of the choice.
-    device : str
-        ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-    quiet : bool
-        Show no progress of downloads.
     observe : callable, optional
-        Told of each tensor that is done; see `svdcut.progress.Progress`.
+        Told of each tensor that is done; see `svdcut.Progress`.
+    **options : VerifyOptions
+        The options of the command line by the same names; ``finetuned`` is ``--ft``.
 
     Returns
     -------
@@ -59,32 +70,46 @@ def verify(
     InputError
         If `out` holds no manifest, or a side cannot be read.
     """
-    from svdcut.verification.run import Inputs, run_verification
+    return carry_out_verification(out, options, observe=observe)
 
-    inputs = None
-    if base is not None and finetuned is not None:
-        ours = open_checkpoint(base, quiet=quiet)
-        inputs = Inputs(
-            ours,
-            lambda renames: open_finetuned(finetuned, ours, renames=renames, quiet=quiet),
-            sample,
-            seed,
-            device,
-        )
-    elif base is not None or finetuned is not None:
-        raise UsageError("one side of two", hint="Name both: --base BASE --ft FT.")
-    elif sample is not None:
-        raise UsageError(
-            "a sample of nothing: without the inputs no tensor is computed again",
-            hint="Name them: --base BASE --ft FT.",
-        )
-    if sample is not None and sample < 1:
-        raise UsageError(f"--sample {sample}: expected at least 1")
+
+def carry_out_verification(
+    out: str | Path, options: VerifyOptions, *, observe: Observer | None = None
+) -> Verification:
+    """Do what `verify` does."""
+    from svdcut.verification.run import run_verification
+
     return run_verification(
         Path(out).expanduser(),
-        inputs,
+        _open_inputs(options),
         _resolve_recorded,
         observe or (lambda progress: None),
+    )
+
+
+def _open_inputs(options: VerifyOptions) -> Inputs | None:
+    from svdcut.verification.run import Inputs
+
+    base, finetuned = options.get("base"), options.get("finetuned")
+    sample, quiet = options.get("sample"), options.get("quiet", False)
+    if (base is None) != (finetuned is None):
+        raise UsageError("one side of two", hint="Name both: --base BASE --ft FT.")
+    if base is None or finetuned is None:
+        if sample is not None:
+            raise UsageError(
+                "a sample of nothing: without the inputs no tensor is computed again",
+                hint="Name them: --base BASE --ft FT.",
+            )
+        return None
+    if sample is not None and sample < 1:
+        raise UsageError(f"--sample {sample}: expected at least 1")
+    ours = open_checkpoint(base, quiet=quiet)
+    return Inputs(
+        ours,
+        lambda renames: open_finetuned(finetuned, ours, renames=renames, quiet=quiet),
+        sample,
+        options.get("seed", 0),
+        options.get("device", "auto"),
     )
 
 

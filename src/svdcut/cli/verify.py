@@ -92,16 +92,15 @@ def verify(
     """
     with guard(verbose=verbose):
         with show_progress(quiet=quiet, verbose=verbose) as observe:
-            outcome = api.verify(
-                out,
-                base=base,
-                finetuned=finetuned,
-                sample=sample,
-                seed=seed,
-                device=device,
-                quiet=quiet,
-                observe=observe,
-            )
+            options: api.VerifyOptions = {
+                "base": base,
+                "finetuned": finetuned,
+                "sample": sample,
+                "seed": seed,
+                "device": device,
+                "quiet": quiet,
+            }
+            outcome = api.carry_out_verification(out, options, observe=observe)
         if json:
             print_json(outcome.to_json())
         elif not quiet:

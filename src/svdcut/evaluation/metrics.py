@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Protocol
 
+from svdcut.brief import brief
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -80,6 +82,8 @@ class Gap:
 @dataclass(frozen=True, slots=True)
 class Evaluation:
     """How often a classifier is right, on all rows and on each group of them."""
+
+    __repr__ = brief
 
     accuracy: float
     """Share of all rows that are right, whatever their groups."""

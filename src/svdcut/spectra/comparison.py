@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from svdcut.brief import brief
 from svdcut.spectra.facts import Spectra, join_documents
 
 SCHEMA = "svdcut/comparison/1"
@@ -18,6 +19,8 @@ SCHEMA = "svdcut/comparison/1"
 @dataclass(frozen=True, slots=True)
 class Overlap:
     """How much the leading singular spaces of two updates of one matrix have in common."""
+
+    __repr__ = brief
 
     rank: int
     """Of the spaces: what was asked for, or the rank of an update where that is lower."""
@@ -66,6 +69,8 @@ def _mean_square(cosines: tuple[float, ...]) -> float | None:
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """The spectra of two updates of one base, and what their leading spaces share."""
+
+    __repr__ = brief
 
     first: Spectra
     second: Spectra

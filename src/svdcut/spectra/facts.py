@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+from svdcut.brief import brief
+
 SCHEMA = "svdcut/spectrum/1"
 
 
@@ -42,6 +44,8 @@ class Intruders:
 @dataclass(frozen=True, slots=True)
 class Spectrum:
     """The singular values of one matrix, and what follows from them; in its own units."""
+
+    __repr__ = brief
 
     singular_values: Sequence[float]
     """Descending; all min(m, n), or the leading ones that were asked for."""
@@ -92,6 +96,8 @@ class Spectrum:
 class TensorSpectra:
     """The spectra of one tensor: of one matrix, or of each expert of a stack."""
 
+    __repr__ = brief
+
     shape: tuple[int, ...]
     dtype: str
     stacked: bool
@@ -141,6 +147,8 @@ def _document(matrix: Spectrum) -> dict[str, Any]:
 @dataclass(frozen=True, slots=True)
 class Spectra:
     """The spectra of a checkpoint's weights, or of its update."""
+
+    __repr__ = brief
 
     svdcut_version: str
     torch_version: str

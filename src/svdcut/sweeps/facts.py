@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from svdcut.brief import brief
 from svdcut.evaluation.metrics import Evaluation
 from svdcut.ranks import Keep, Rule, RuleKind, parse_rule
 
@@ -80,6 +81,8 @@ class Row:
 @dataclass(frozen=True, slots=True)
 class Sweep:
     """Both ends, all cuts between them, and the rank to use."""
+
+    __repr__ = brief
 
     base: Evaluation
     """At rank 0, as ``truncate -k 0`` writes it: with the fine-tuned head and biases."""

@@ -7,12 +7,15 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any
 
+from svdcut.brief import brief
 from svdcut.modelfiles import CARD_NAME
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
     """One claim that does not hold."""
+
+    __repr__ = brief
 
     claim: str
     """Name of the claim: see docs/verify.md."""
@@ -72,6 +75,8 @@ class Checked:
 @dataclass(frozen=True, slots=True)
 class Verification:
     """The outcome."""
+
+    __repr__ = brief
 
     ok: bool
     """Whether no claim failed."""
