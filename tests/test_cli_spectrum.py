@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -258,4 +259,57 @@ def test_the_share_of_zeros_is_that_of_the_entries(cli, tmp_path):
     tuned = {"a.up.weight": torch.ones(40, 50), "b.up.weight": 2 * torch.ones(4, 5)}
     base, ft = write_folder(tmp_path / "b", weights), write_folder(tmp_path / "f", tuned)
     assert svdcut.spectrum(base, ft).zero_fraction == pytest.approx(2000 / 2020)
-    assert "99% of the update's entries are exactly zero" in cli(base, ft).stdout
+    text = cli(base, ft).stdout
+    assert "1 matrix is unchanged: the same on both sides." in text
+    assert "exactly zero" not in text  # of what changed none is
+
+
+def test_zeros_are_lost_in_storage_only_where_the_edge_says_so(cli, tmp_path):
+    """A row that no training reached is zero, and not lost; a small change in bfloat16 is."""
+    torch.manual_seed(0)
+    weights = torch.randn(64, 48)
+    rows, small = torch.zeros(64, 48), 2e-3 * torch.randn(64, 48)
+    rows[:8] = torch.randn(8, 48)
+
+    def said(dtype, update):
+        sides = [
+            write_folder(tmp_path / f"{dtype}{i}", {"up.weight": side.to(dtype)})
+            for i, side in enumerate((weights, weights + update))
+        ]
+        return cli(*sides).stdout
+
+    reached, lost = said(torch.float32, rows), said(torch.bfloat16, small)
+    assert "88% of the entries of the update are exactly zero." in reached
+    assert "exactly zero: most of it is within the rounding of the stored weights" in lost
+
+
+def test_a_model_against_itself_is_warned_of(cli, call_cli, tmp_path, pair):
+    said = "BASE and FT are the same in every matrix"
+    copy = shutil.copytree(pair.base, tmp_path / "copy")
+    for result in (
+        cli(pair.base, copy),
+        call_cli("truncate", pair.base, copy, "-k", "2", "-o", tmp_path / "out"),
+    ):
+        assert result.exit_code == 0
+        assert said in result.stderr
+    assert said not in cli(pair.base, pair.finetuned).stderr
+
+
+def test_sides_the_wrong_way_round_are_warned_of(cli, call_cli, tmp_path):
+    weights = {"layers.0.up.weight": torch.randn(8, 6)}
+    base = write_folder(tmp_path / "base", weights)
+    named = write_folder(tmp_path / "named", weights, {"_name_or_path": "org/base"})
+    headed = write_folder(tmp_path / "headed", weights | {"score.weight": torch.randn(2, 6)})
+    for swapped, sign in ((named, "from 'org/base'"), (headed, "'score.weight'")):
+        out = tmp_path / f"out-{swapped.name}"
+        for result in (
+            cli(swapped, base),
+            call_cli("truncate", swapped, base, "-k", "1", "-o", out),
+        ):
+            assert "are BASE and FT the wrong way round?" in result.stderr
+            assert sign in result.stderr
+            assert result.exit_code == 0
+        assert "wrong way" not in cli(base, swapped).stderr
+    both = write_folder(tmp_path / "again" / "base", weights, {"_name_or_path": "org/base"})
+    assert "wrong way" not in cli(base, both).stderr
+    assert "wrong way" not in cli(both, named).stderr

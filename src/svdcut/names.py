@@ -16,6 +16,9 @@ _TASK_HEAD = re.compile(
     r"(^|\.)(\w*classifier|classification_heads?|score|head|fc|qa_outputs|seq_relationship|"
     r"regressor|v_head|value_head|logits_proj|sequence_summary|pooler)(\.|$)"
 )
+_CLASSIFIER = re.compile(
+    r"(^|\.)(\w*classifier|classification_heads?|score|qa_outputs|regressor)(\.|$)"
+)
 _VOCABULARY = re.compile(
     r"(^|\.)(\w*emb\w*|\w*vocab\w*|wte|wpe|shared|lm_head|output|decoder|predictions|proj_out)"
     r"(\.(weight|bias))?$"
@@ -57,6 +60,11 @@ def is_bias(name: str) -> bool:
 def is_task_head(name: str) -> bool:
     """Whether it belongs to a head that fine-tuning usually makes anew, as a classifier."""
     return bool(_TASK_HEAD.search(name)) and not is_in_numbered_layer(name)
+
+
+def is_task_classifier(name: str) -> bool:
+    """Whether it belongs to the head of a classifier, which a pretrained model seldom has."""
+    return bool(_CLASSIFIER.search(name)) and not is_in_numbered_layer(name)
 
 
 def is_vocabulary(name: str) -> bool:

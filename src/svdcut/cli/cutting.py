@@ -17,7 +17,9 @@ from svdcut.cli.output import (
     print_json,
     print_result,
     show_progress,
+    warn_of_no_update,
     warn_of_rounding,
+    warn_of_swap,
     warn_of_unmatched,
 )
 from svdcut.cli.plan import print_plan
@@ -271,7 +273,9 @@ def run(prepare: Callable[[], Request], how: RunParameters, *, others: str) -> N
         request = prepare()
         for text in request.preflight.warnings():
             warn(text)
-        warn_of_unmatched(request.plan.pairing, others)
+        plan = request.plan
+        warn_of_swap(plan.base, plan.finetuned, plan.pairing)
+        warn_of_unmatched(plan.pairing, others)
         if how.dry_run:
             print_plan(request, as_json=how.json)
             request.preflight.refuse()
@@ -279,6 +283,8 @@ def run(prepare: Callable[[], Request], how: RunParameters, *, others: str) -> N
         planned.append(request)
         with show_progress(quiet=how.quiet, verbose=how.verbose) as observe:
             manifests = carry_out(request, command=["svdcut", *sys.argv[1:]], observe=observe)
+        if plan.num_truncated:
+            warn_of_no_update(differ=manifests[0].totals.energy_retained is not None)
         for manifest in manifests:
             warn_of_rounding(manifest)
         if how.json:

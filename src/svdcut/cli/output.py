@@ -26,6 +26,7 @@ from svdcut.tensorfile import Dtype, size_bytes
 
 if TYPE_CHECKING:
     from svdcut.api import Request
+    from svdcut.checkpoint import Checkpoint
     from svdcut.matching import Matching
     from svdcut.pairing import Pairing
     from svdcut.progress import Observer
@@ -292,6 +293,25 @@ def warn_of_unmatched(pairing: Pairing, what: str) -> None:
         f"{len(names)} {noun} {what}, {share:.1%} of the weights: base has no tensor of "
         f"that name: {_first_names(shown)}.\n  {hint}"
     )
+
+
+def warn_of_swap(base: Checkpoint, finetuned: Checkpoint, pairing: Pairing) -> None:
+    """Warn where the sides seem to be the wrong way round."""
+    from svdcut.spectra.lineage import signs_of_swap
+
+    signs = list(signs_of_swap(base, finetuned, pairing))
+    if signs:
+        said = printable("; ".join(signs))
+        warn(f"are BASE and FT the wrong way round? {said[0].upper()}{said[1:]}.")
+
+
+def warn_of_no_update(*, differ: bool) -> None:
+    """Warn where the sides do not differ."""
+    if not differ:
+        warn(
+            "BASE and FT are the same in every matrix that was looked at: there is no update.\n"
+            "  Is one of them named twice, or was only the rest of the model trained?"
+        )
 
 
 def warn_of_rounding(manifest: Manifest) -> None:

@@ -86,7 +86,8 @@ def print_spectra(spectra: Spectra, pairing: Pairing | None) -> None:
     if len(layers) > 1:
         screen.print()
         _print_lines(screen, "layer", layers, columns)
-    points = cut_points(spectra) if spectra.subject is Subject.UPDATE else []
+    changed = any(matrix.norm for _, matrix in spectra.matrices)
+    points = cut_points(spectra) if changed and spectra.subject is Subject.UPDATE else []
     if points:
         screen.print()
         screen.print(_cuts_table(points))
@@ -268,12 +269,8 @@ def _verdict(spectra: Spectra) -> Iterator[str]:
             f"{above} of {total} singular values are above what rounding in {where} explains "
             f"({share_text(above / total)})."
         )
-    zeros = spectra.zero_fraction or 0.0
-    if zeros >= _MANY_ZEROS and spectra.subject is Subject.UPDATE:
-        yield (
-            f"{share_text(zeros)} of the update's entries are exactly zero: much of it is below "
-            "the last place of the stored weights, and was lost when they were saved."
-        )
+    if spectra.subject is Subject.UPDATE:
+        yield from _zeros(spectra)
     unknown = len(matrices) - len(known)
     if unknown:
         yield (f"The noise edge of {unknown} matrices takes all values; --top computes the first.")
@@ -282,3 +279,30 @@ def _verdict(spectra: Spectra) -> Iterator[str]:
         f"Singular values within {worst:.0e}, relatively, in {spectra.seconds:.1f} s on "
         f"{escape(spectra.device)}."
     )
+
+
+def _zeros(spectra: Spectra) -> Iterator[str]:
+    """Yield what zeros in an update mean: a layer that was left alone, or one lost in storage."""
+    changed = [matrix for _, matrix in spectra.matrices if matrix.norm]
+    same = len(spectra.matrices) - len(changed)
+    if changed and same:
+        noun = "matrix is" if same == 1 else "matrices are"
+        yield f"{same} {noun} unchanged: the same on both sides."
+    zeros = spectra.changed_zero_fraction or 0.0
+    if zeros >= _MANY_ZEROS:
+        where = "what changed" if same else "the update"
+        text = f"{share_text(zeros)} of the entries of {where} are exactly zero"
+        above = [_norm_above_edge(matrix) for matrix in changed]
+        # Rows that training never reached are zero too, but leave the others above the edge.
+        if 2 * math.hypot(*above) ** 2 < math.hypot(*(matrix.norm for matrix in changed)) ** 2:
+            text += (
+                ": most of it is within the rounding of the stored weights, so that smaller "
+                "changes were lost when they were saved"
+            )
+        yield f"{text}."
+
+
+def _norm_above_edge(matrix: Spectrum) -> float:
+    """Return the norm of the part that rounding does not explain; all where that is not known."""
+    above = matrix.above_noise_edge
+    return matrix.norm if above is None else math.hypot(*matrix.singular_values[:above])

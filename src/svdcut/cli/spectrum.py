@@ -17,7 +17,7 @@ from svdcut.api import (
     prepare_spectra,
 )
 from svdcut.cli.guard import guard
-from svdcut.cli.output import show_progress, warn_of_unmatched
+from svdcut.cli.output import show_progress, warn_of_no_update, warn_of_swap, warn_of_unmatched
 from svdcut.cli.shared import (
     COMPUTATION,
     TENSORS,
@@ -221,6 +221,8 @@ def _look(
     _warn(request.plan)
     with show_progress(quiet=quiet, verbose=False) as observe:
         spectra = sort_tensors(measure_spectra(request, observe=observe), sort)
+    if request.plan.base is not None and spectra.tensors:
+        warn_of_no_update(differ=any(matrix.norm for _, matrix in spectra.matrices))
     targets.write(spectra)
     show_spectra(spectra, request.plan, form)
 
@@ -238,5 +240,6 @@ def _compare(
 
 
 def _warn(plan: SpectraPlan) -> None:
-    if plan.pairing is not None:
+    if plan.base is not None and plan.pairing is not None:
+        warn_of_swap(plan.base, plan.checkpoint, plan.pairing)
         warn_of_unmatched(plan.pairing, "left out")

@@ -17,7 +17,13 @@ from svdcut.cli.cutting import OUTPUT, RANK, BaseArgument, DtypeOption, ShapePar
 from svdcut.cli.evaluating import DataParameters, note_cut_texts, split_names
 from svdcut.cli.groups import grouped
 from svdcut.cli.guard import Unfinished, guard, note
-from svdcut.cli.output import print_json, show_progress, warn_of_unmatched
+from svdcut.cli.output import (
+    print_json,
+    show_progress,
+    warn_of_no_update,
+    warn_of_swap,
+    warn_of_unmatched,
+)
 from svdcut.cli.shared import (
     COMPUTATION,
     QuietOption,
@@ -185,9 +191,13 @@ def sweep(
             eval_command=eval_command,
             **options,
         )
-        warn_of_unmatched(request.plan.pairing, "left as FT has them")
+        plan = request.plan
+        warn_of_swap(plan.base, plan.finetuned, plan.pairing)
+        warn_of_unmatched(plan.pairing, "left as FT has them")
         with show_progress(quiet=quiet, verbose=False) as observe:
             found = api.carry_out_sweep(request, observe=observe)
+        if plan.num_truncated:
+            warn_of_no_update(differ=found.rows[0].cost.energy_retained is not None)
         if json:
             print_json(found.to_json())
         elif not quiet:

@@ -181,11 +181,20 @@ class Spectra:
     @property
     def zero_fraction(self) -> float | None:
         """Share of the entries of all matrices that are exactly zero; None where there are none."""
+        return self._zeros(changed=False)
+
+    @property
+    def changed_zero_fraction(self) -> float | None:
+        """The same of matrices that are not all zeros: of an update, those that changed."""
+        return self._zeros(changed=True)
+
+    def _zeros(self, *, changed: bool) -> float | None:
         zeros, entries = 0.0, 0
         for tensor in self.tensors.values():
             size = math.prod(tensor.shape) // max(len(tensor.matrices), 1)
-            entries += size * len(tensor.matrices)
-            zeros += size * math.fsum(matrix.zero_fraction for matrix in tensor.matrices)
+            counted = [matrix for matrix in tensor.matrices if matrix.norm or not changed]
+            entries += size * len(counted)
+            zeros += size * math.fsum(matrix.zero_fraction for matrix in counted)
         return zeros / entries if entries else None
 
     def to_json(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a checkpoint says it was fine-tuned from, where that is at hand.
+"""What a checkpoint says it was fine-tuned from, and whether two sides are the wrong way round.
 
 It opens no weights and asks no Hub.
 """
@@ -11,6 +11,8 @@ from pathlib import Path
 from svdcut import hub
 from svdcut.card import card_metadata
 from svdcut.checkpoint import Checkpoint
+from svdcut.names import is_task_classifier
+from svdcut.pairing import Pairing
 
 
 def find_base(checkpoint: Checkpoint) -> str | None:
@@ -34,6 +36,32 @@ def find_base(checkpoint: Checkpoint) -> str | None:
         elif hub.is_cached(name):
             return name
     return None
+
+
+def signs_of_swap(base: Checkpoint, finetuned: Checkpoint, pairing: Pairing) -> Iterator[str]:
+    """Yield what tells that base was fine-tuned from the other side, in words; none is certain.
+
+    Parameters
+    ----------
+    base, finetuned : Checkpoint
+        As the user gave them.
+    pairing : Pairing
+        Of the two.
+    """
+    names = [name for name in _named(base) if _means(name, finetuned) and not _means(name, base)]
+    if names and not any(_means(name, base) for name in _named(finetuned)):
+        yield f"BASE says that it was fine-tuned from {names[0]!r}"
+    heads = [name for name in pairing.base_only if is_task_classifier(name)]
+    if heads and not any(map(is_task_classifier, finetuned.tensors)):
+        yield f"only BASE has the head of a classifier, {heads[0]!r}"
+
+
+def _means(name: str, checkpoint: Checkpoint) -> bool:
+    """Whether a name in a config may be that of a checkpoint: its id, or its folder's own name."""
+    found = {checkpoint.source.partition("@")[0]}
+    if checkpoint.directory is not None and hub.is_local(checkpoint.source):
+        found |= {str(checkpoint.directory), checkpoint.directory.resolve().name}
+    return bool({name, name.rstrip("/").rpartition("/")[2]} & found)
 
 
 def _named(checkpoint: Checkpoint) -> Iterator[str]:

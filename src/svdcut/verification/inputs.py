@@ -24,6 +24,9 @@ from svdcut.tensorfile import hash_file
 from svdcut.verification.files import Tell
 from svdcut.verification.findings import Failure
 
+SIDES = "sides"
+"""Claim that fails where the two sides are swapped: every number is another's then."""
+
 _PIECE_BYTES = 4 << 20
 
 
@@ -31,6 +34,8 @@ def check_sources(
     base: Checkpoint, finetuned: Checkpoint, manifest: Manifest, pool: Pool, tell: Tell
 ) -> Iterator[Failure]:
     """Yield the weight files of both sides that are not those of the manifest.
+
+    Where each side is the other one, that alone is said, as the claim `SIDES`.
 
     Raises
     ------
@@ -50,6 +55,14 @@ def check_sources(
         return fact
 
     facts = pool.map(task, [_PIECE_BYTES] * len(tasks))
+    hashes: dict[str, set[str]] = {}
+    for (side, _, _), fact in zip(tasks, facts, strict=True):
+        hashes.setdefault(side, set()).add(fact.sha256)
+    ours, theirs = ({fact.sha256 for fact in claimed.values()} for _, _, claimed in sides)
+    if ours != theirs and (hashes["base"], hashes["finetuned"]) == (theirs, ours):
+        swapped = "each in the other's place: swap --base and --ft"
+        yield Failure(SIDES, swapped, "base and fine-tuned side", file=MANIFEST_NAME)
+        return
     for (side, file, claimed), fact in zip(tasks, facts, strict=True):
         expected = claimed.get(file.path.name)
         if fact != expected:

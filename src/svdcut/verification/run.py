@@ -32,6 +32,7 @@ from svdcut.verification.document import read_manifest
 from svdcut.verification.files import Folder, check_folder
 from svdcut.verification.findings import Checked, Failure, Verification, conclude
 from svdcut.verification.inputs import (
+    SIDES,
     agrees,
     check_plan,
     check_published,
@@ -127,10 +128,9 @@ def run_verification(
         tell = _teller("inputs", total, observe)
         failures += check_sources(inputs.base, finetuned, manifest, pool, tell)
     checked = replace(checked, input_files=len(inputs.base.files) + len(finetuned.files))
-    try:
-        plan = make_plan(inputs.base, finetuned, options)
-    except SvdcutError as error:
-        failures.append(Failure("options", error.what, "a plan of these", file=MANIFEST_NAME))
+    swapped = any(failure.claim == SIDES for failure in failures)
+    plan = None if swapped else _plan(inputs.base, finetuned, options, failures)
+    if plan is None:
         return conclude(checked, failures)
     failures += check_plan(plan, manifest)
     rules = _rules_of_run(manifest.command, rule)
@@ -146,6 +146,17 @@ def run_verification(
     work = _Work(job, rules.index(rule), plan, manifest, folder.entries, inputs)
     counts, found = work.carry_out(observe)
     return conclude(_count(checked, *counts), failures + found)
+
+
+def _plan(
+    base: Checkpoint, finetuned: Checkpoint, options: Options, failures: list[Failure]
+) -> Plan | None:
+    """Return what the options make of the headers, or None and why there is no such plan."""
+    try:
+        return make_plan(base, finetuned, options)
+    except SvdcutError as error:
+        failures.append(Failure("options", error.what, "a plan of these", file=MANIFEST_NAME))
+        return None
 
 
 def _count(checked: Checked, reproduced: int, bounded: int) -> Checked:
