@@ -52,7 +52,8 @@ def test_a_shortcut_in_the_tail_is_cut(cli, tail, tmp_path):
     assert found["finetuned"]["gap"]["aligned_conflicting"] == 1.0
     assert [found[name]["rule"] for name in ("chosen", "chosen_with_groups")] == ["1", "1"]
     assert found["chosen"]["gap"]["best_worst"] == 0.0
-    assert "smallest gap" in found["answer"][1]
+    assert found["answer"][1].startswith("1 of 2 groups have fewer than 30 texts")
+    assert "smallest gap" in found["answer"][2]
 
 
 def test_a_shortcut_in_the_head_is_not(cli, head, tmp_path):
@@ -62,7 +63,8 @@ def test_a_shortcut_in_the_head_is_not(cli, head, tmp_path):
     found = json.loads(result.stdout)
     assert [row["keep"] for row in found["rows"]] == ["top", "bottom", "random"]
     assert found["chosen"]["gap"]["best_worst"] == found["finetuned"]["gap"]["best_worst"] == 1.0
-    assert found["answer"][1].startswith("No cut of the tail within the tolerance shrinks the gap")
+    start = "No cut of the tail within the tolerance shrinks the gap"
+    assert any(sentence.startswith(start) for sentence in found["answer"])
 
 
 def test_the_head_dropped(cli, head, tmp_path):

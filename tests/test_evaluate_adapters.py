@@ -219,7 +219,7 @@ def test_a_quantised_base_is_refused_with_the_way_out(place, adapter, tmp_path, 
 
 
 def test_only_an_adapter_has_a_base(place):
-    with pytest.raises(svdcut.UsageError, match=r"--base .*no PEFT adapter"):
+    with pytest.raises(svdcut.UsageError, match=r"base .*no PEFT adapter"):
         svdcut.evaluate(place.base, place.data, base=place.base, **ASK)
 
 

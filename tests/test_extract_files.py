@@ -188,7 +188,7 @@ def test_dropped_tensors_are_said_to_be_dropped(llama, tmp_path):
     dropped = {name for name, fact in manifest.tensors.items() if fact.action == "drop"}
     assert dropped == {n for n in manifest.tensors if "norm" in n or "embed" in n}
     assert not [key for key in load_file(out / WEIGHTS) if "norm" in key or "embed" in key]
-    with pytest.raises(svdcut.UsageError, match="--drop 'nothing' matches no tensor"):
+    with pytest.raises(svdcut.UsageError, match="drop='nothing' matches no tensor"):
         svdcut.extract(llama.base, llama.finetuned, tmp_path / "b", rank=3, drop=["nothing"])
 
 

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import svdcut
+import svdcut.api
 import svdcut.provenance
 import svdcut.sweeps.decompose
 import svdcut.tensor_job
@@ -210,13 +212,20 @@ def test_experts_in_another_order_have_no_place(tmp_path):
         SwappedModel(model, plan, plan.finetuned)
 
 
-def test_rows_are_the_evaluations_of_written_checkpoints(place, tmp_path):
-    found = sweep(place, tmp_path / "out", controls=["bottom"])
+@pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
+def test_rows_are_the_evaluations_of_written_checkpoints(place, tmp_path, dtype):
+    found = sweep(place, tmp_path / "out", controls=["bottom"], dtype=dtype)
+    stored = {"dtype": dtype}
     data = {"group": ["group"], "device": "cpu"}
     for row in found.rows:
         out = tmp_path / str(row.variant)
         keep = row.variant.keep.value
-        svdcut.truncate(place / "base", place / "ft", out, rank=str(row.variant.rule), keep=keep)
+        rule = str(row.variant.rule)
+        sides = (place / "base", place / "ft")
+        totals = svdcut.truncate(*sides, out, rank=rule, keep=keep, **stored).totals
+        undone = totals.rounding_error / totals.tail_norm if totals.tail_norm else None
+        assert row.rounding_share == (undone and pytest.approx(undone))
+        assert undone is None or (undone > 1e-3) is (dtype == "bfloat16")
         assert svdcut.evaluate(out, place / "data.csv", **data) == row.evaluation
     assert found.finetuned == svdcut.evaluate(place / "ft", place / "data.csv", **data)
     assert found.base == found.rows[0].evaluation
@@ -235,7 +244,7 @@ def test_a_tensor_that_is_no_parameter_is_refused(place, tmp_path):
         tensors = load_file(path) | {"other.weight": torch.eye(4) * (1 + (name == "ft"))}
         save_file(tensors, path, metadata={"format": "pt"})
     shutil.copy(place / "data.csv", tmp_path)
-    with pytest.raises(svdcut.EvaluationError, match=r"(?s)other\.weight.*--eval-command") as error:
+    with pytest.raises(svdcut.EvaluationError, match=r"(?s)other\.weight.*eval_command") as error:
         sweep(tmp_path, tmp_path / "out")
     assert error.value.exit_code == 3
     assert not (tmp_path / "out" / "decomposition").exists()
@@ -436,17 +445,17 @@ def test_a_flipped_bit_of_factors_is_never_evaluated(
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"scale": 0.5}, "--scale"),
+        ({"scale": 0.5}, "scale"),
         ({"limit": 30}, "DATA"),
         ({"group": []}, "DATA"),
-        ({"labels": ["1=0", "0=1"]}, "--labels"),
-        ({"seed": 1}, "--seed"),
+        ({"labels": ["1=0", "0=1"]}, "labels"),
+        ({"seed": 1}, "seed"),
     ],
 )
 def test_rows_of_other_options_are_refused(place, tmp_path, options, named):
     out = tmp_path / "out"
     sweep(place, out)
-    with pytest.raises(svdcut.OutputExistsError, match=f"{named}.*\n.*--restart"):
+    with pytest.raises(svdcut.OutputExistsError, match=f"{named}.*\n.*restart=True"):
         sweep(place, out, **options)
     assert sweep(place, out, restart=True, **options).rows
 
@@ -463,9 +472,9 @@ def test_rows_that_do_not_say_how_many_texts_were_cut_are_refused(place, tmp_pat
     """As they were before the format of the rows had a number."""
     sweep(place, tmp_path)
     log = tmp_path / "rows.jsonl"
-    text = log.read_text().replace(', "the format of the rows": "2"', "")
+    text = log.read_text().replace(', "the format of the rows": "3"', "")
     log.write_text(text.replace('"num_truncated": 0, ', ""))
-    with pytest.raises(svdcut.OutputExistsError, match=r"format of the rows was absent, is 2"):
+    with pytest.raises(svdcut.OutputExistsError, match=r"format of the rows was absent, is 3"):
         sweep(place, tmp_path)
 
 
@@ -507,7 +516,8 @@ def test_the_document(place, tmp_path):
         "answer",
     }
     assert document["schema"] == "svdcut/sweep/1"
-    row_keys = EVALUATION | {"rule", "keep", "rank", "full_rank", "energy_retained"}
+    cut = {"rule", "keep", "rank", "full_rank", "energy_retained", "rounding_share"}
+    row_keys = EVALUATION | cut
     assert set(document["base"]) == set(document["finetuned"]) == EVALUATION
     assert all(set(row) == row_keys for row in document["rows"])
     kept = [(row["rule"], row["keep"]) for row in document["rows"]]
@@ -773,28 +783,30 @@ def test_an_input_that_changes_between_checkpoints_is_found(place, tmp_path, sid
 # The choice
 
 
-def evaluation(accuracy, gap=None, size=100):
+def evaluation(accuracy, gap=None, size=100, *, noise=0.0, of_gap=0.0):
+    """Return an evaluation; its intervals reach so far to both sides."""
     worst = None if gap is None else max(accuracy - gap / 2, 0.0)
     groups = {} if gap is None else {"a": group(worst + gap), "b": group(worst)}
     return Evaluation(
         accuracy=accuracy,
         size=size,
-        interval=Interval(0.0, 1.0),
+        interval=Interval(accuracy - noise, accuracy + noise),
         groups=groups,
         worst_group=None if gap is None else "b",
         worst_group_accuracy=worst,
         gap=Gap(gap, None, None),
-        intervals={},
+        intervals={} if gap is None else {"best_worst": Interval(gap - of_gap, gap + of_gap)},
     )
 
 
-def group(accuracy):
-    return GroupResult(accuracy, 50, Interval(0.0, 1.0))
+def group(accuracy, size=50):
+    return GroupResult(accuracy, size, Interval(0.0, 1.0))
 
 
-def row(rank, accuracy, gap=None, *, keep="top", full_rank=100):
+def row(rank, accuracy, gap=None, *, keep="top", full_rank=100, put_back=None, **noise):
     variant = Variant(parse_rule(rank), Keep(keep))
-    return Row(variant, Cost(rank, full_rank, None), evaluation(accuracy, gap))
+    cost = Cost(rank, full_rank, None if put_back is None else 0.5)
+    return Row(variant, cost, evaluation(accuracy, gap, **noise), put_back)
 
 
 shares = st.integers(0, 100).map(lambda n: n / 100)
@@ -851,7 +863,7 @@ def said(rows, finetuned, tolerance=0.02):
 
 
 def test_a_shortcut_in_the_tail():
-    rows = [row(1, 0.7, 0.1), row(4, 0.9, 0.2), row(8, 0.91, 0.15), row(16, 0.9, 0.15)]
+    rows = [row(1, 0.7, 0.1), row(4, 0.9, 0.2), row(8, 0.91, 0.15), row(16, 0.9, 0.16)]
     assert said(rows, evaluation(0.91, 0.4)) == [
         "Use -k 4: the smallest rank within 2 points of the fine-tuned accuracy, 90.0% against "
         "91.0%; no group label was needed for that.",
@@ -880,6 +892,53 @@ def test_a_shortcut_in_the_head():
     ]
     lost = [row(4, 0.1, 0.0, keep="bottom"), row(4, 0.1, 0.0, keep="random")]
     assert all("never keeps the accuracy" in text for text in said([*rows, *lost], finetuned)[2:])
+
+
+def test_a_choice_within_noise_says_so():
+    rows = [row(1, 0.86, noise=0.05), row(2, 0.7, noise=0.05), row(4, 0.9, noise=0.05)]
+    assert said(rows, evaluation(0.91, noise=0.05))[1:-1] == [
+        "On 100 texts its 95 % interval is 85.0 to 95.0, so that it may cost more than that.",
+        "-k 1 fell short, but the 95 % intervals overlap with its own: these texts do not tell "
+        "them apart.",
+    ]
+    unknown = said([row(4, 0.9, size=0)], evaluation(0.91, size=0))
+    assert unknown[1].startswith("How much of that is chance is not known")
+    assert len(said([row(4, 0.9, noise=0.01)], evaluation(0.91))) == 2
+
+
+def test_gaps_that_overlap_are_not_told_apart():
+    ends = {"of_gap": 0.15}
+    rows = [row(1, 0.9, 0.3, **ends), row(2, 0.9, 0.1), row(4, 0.9, 0.2, **ends)]
+    apart, near = evaluation(0.9, 0.5, **ends), evaluation(0.9, 0.25, **ends)
+    end = ": these texts do not tell them apart."
+    start = "Its 95 % interval, 10.0 to 10.0, overlaps with that of "
+    assert said(rows, apart)[2] == f"{start}-k 4{end}"
+    assert said(rows, near)[2] == f"{start}the fine-tuned model, -k 4{end}"
+    control = [row(1, 0.9, 0.5), row(1, 0.9, 0.2, keep="bottom", **ends)]
+    assert "(bottom) has a smaller gap: at rank 1" in said(control, near)[2]
+    assert said(control, near)[2].endswith(end)
+    assert "(bottom) does better" in said(control, evaluation(0.9, 0.5))[2]
+    none = replace(evaluation(0.9, 0.1), intervals={})
+    blind = [replace(rows[0], evaluation=none)]
+    assert said(blind, near)[2].startswith("How much of that is chance is not known")
+
+
+def test_small_groups_are_named():
+    finetuned = evaluation(0.9, 0.4)
+    sizes = {"a": group(0.9, 14), "b": group(0.5, 2), "c": group(0.8, 30), "d": group(0.8, 0)}
+    sentences = said([row(4, 0.9, 0.4)], replace(finetuned, groups=sizes))
+    assert sentences[1] == (
+        "2 of 4 groups have fewer than 30 texts ('b': 2, 'a': 14): their accuracies, and gaps "
+        "from them, are mostly chance."
+    )
+
+
+def test_what_storage_puts_back_is_said():
+    rows = [row(1, 0.8, put_back=0.9), row(4, 0.9, put_back=0.75), row(8, 0.9, put_back=0.05)]
+    back = "Rounding in storage puts back {} cuts: --dtype float32 avoids it, and so does an "
+    assert said(rows, evaluation(0.9))[1].startswith(back.format("75% of what -k 4"))
+    assert said(rows[:1], evaluation(0.9))[1].startswith(back.format("90% of what -k 1"))
+    assert not any("puts back" in text for text in said(rows[2:], evaluation(0.9)))
 
 
 def test_nothing_within():

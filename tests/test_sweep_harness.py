@@ -413,15 +413,15 @@ def test_quiet_keeps_tables_back(place, tmp_path, capfd):
 @pytest.mark.parametrize(
     ("first", "second", "named"),
     [
-        ({}, {"group": ["source"]}, "--group was absent, is source"),
-        ({"group": ["source", "label"]}, {"group": ["label", "source"]}, "--group was"),
-        ({"aligned": "easy"}, {}, "--aligned was easy, is absent"),
+        ({}, {"group": ["source"]}, "group was absent, is source"),
+        ({"group": ["source", "label"]}, {"group": ["label", "source"]}, "group was"),
+        ({"aligned": "easy"}, {}, "aligned was easy, is absent"),
         (
             {"group_columns": ["easy"]},
             {"group_columns": ["easy"], "label": "source"},
-            "--label was",
+            "label was",
         ),
-        ({"group": ["source"]}, {"group": ["source"], "seed": 1}, "--seed was 0, is 1"),
+        ({"group": ["source"]}, {"group": ["source"], "seed": 1}, "seed was 0, is 1"),
     ],
 )
 def test_rows_of_other_groups_are_refused(place, tmp_path, first, second, named):

@@ -1,4 +1,4 @@
-"""Gather the tensors of a manifest into groups that fit on a screen.
+"""What a manifest comes to: its tensors in groups that fit on a screen, and what rounding undoes.
 
 Layers that differ in their number alone are one group. It formats no table.
 """
@@ -11,6 +11,12 @@ from dataclasses import dataclass
 
 from svdcut.manifest import Manifest, Truncation
 from svdcut.names import collapse_numbers
+
+_ROUNDING_SHARE = 0.1
+"""Rounding above this share of what was cut deserves a warning."""
+
+_HARMLESS_ROUNDING = 1e-6
+"""Of the update's norm: about what float32 leaves, and no more can be had."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,3 +72,8 @@ def _group(name: str, shape: tuple[int, ...], members: list[Truncation]) -> Grou
 
 def _norm(values: Iterable[float]) -> float:
     return math.hypot(*values)
+
+
+def puts_much_back(rounding: float, tail: float, norm: float) -> bool:
+    """Whether storage brings back much of what was cut; from norms, the last of the update."""
+    return rounding > max(_ROUNDING_SHARE * tail, _HARMLESS_ROUNDING * norm)

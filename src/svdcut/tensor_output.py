@@ -146,12 +146,7 @@ class CheckpointTensor:
         total = 0.0
         dtype = TORCH_DTYPES[self._planned.target.dtype]
         for block in matrix.kept.rows(dtype, self._scale):
-            # Exact, in the dtype that holds both: the numbers are next to each other.
-            error = torch.sub(block.stored, block.intended)
-            square = float(torch.linalg.vector_norm(error, dtype=torch.float64)) ** 2
-            if not math.isfinite(square):
-                refuse_overflow(self._planned, matrix.kept.sides, block.stored)
-            total += square
+            total += measure_rounding(self._planned, matrix.kept.sides, block)
             self._sink.write(to_bytes(block.stored))
         return total
 
@@ -312,6 +307,16 @@ def product_difference(intended: tuple[Tensor, Tensor], stored: tuple[Tensor, Te
     columns = torch.cat([ours - left, left], dim=1)
     rows = torch.cat([theirs, theirs - right])
     return float(((columns.T @ columns) * (rows @ rows.T)).sum().clamp_min(0))
+
+
+def measure_rounding(planned: PlannedTensor, sides: MatrixSides, rows: Rows) -> float:
+    """Return the sum of squares of ``stored - intended``; refuse rows that overflow."""
+    # Exact, in the dtype that holds both: the numbers are next to each other.
+    error = torch.sub(rows.stored, rows.intended)
+    square = float(torch.linalg.vector_norm(error, dtype=torch.float64)) ** 2
+    if not math.isfinite(square):
+        refuse_overflow(planned, sides, rows.stored)
+    return square
 
 
 def refuse_overflow(planned: PlannedTensor, sides: MatrixSides | None, stored: Tensor) -> None:

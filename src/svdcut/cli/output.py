@@ -21,7 +21,8 @@ from rich.table import Table
 from svdcut.cli.guard import printable, warn
 from svdcut.manifest import Manifest, WeightFileFact
 from svdcut.names import collapse_numbers, is_in_numbered_layer, is_task_head
-from svdcut.summary import Group, summarize
+from svdcut.ranks import Keep
+from svdcut.summary import Group, puts_much_back, summarize
 from svdcut.tensorfile import Dtype, size_bytes
 
 if TYPE_CHECKING:
@@ -44,11 +45,14 @@ _STAGES = {
     "decompose": "decomposing",
     "sweep": "evaluating",
 }
-_ROUNDING_SHARE = 0.1
-"""Rounding above this share of what was cut deserves a warning."""
-
-_HARMLESS_ROUNDING = 1e-6
-"""Of the update's norm: about what float32 leaves, and no more can be had."""
+_CERTIFIED = {
+    Keep.TOP: "Certified within {} of the best possible error at each rank",
+    Keep.BOTTOM: "What was cut, the leading triplets, is certified within {} of the best possible "
+    "error at its rank",
+    Keep.RANDOM: "A random set is no best one: the energy that it keeps is certified within {} of "
+    "the update's",
+}
+"""What is certified of the triplets that stay."""
 
 _LARGE_BYTES = 10 << 20
 """Of a tensor that an adapter stores whole, where factors were hoped for."""
@@ -233,7 +237,8 @@ def _result_lines(manifest: Manifest) -> Iterator[str]:
         methods = Counter(cut.svd.method for cut in cuts)
         routes = ", ".join(f"{count} by {method}" for method, count in sorted(methods.items()))
         worst = max(cut.svd.excess_bound for cut in cuts)
-        yield f"Certified within {worst:.0e} of the best possible error at each rank ({routes})."
+        keep = Keep(manifest.options["keep"])
+        yield f"{_CERTIFIED[keep].format(f'{worst:.0e}')} ({routes})."
     escalated = sum(bool(cut.svd.rejected) for cut in cuts)
     if escalated:
         noun = "tensor" if escalated == 1 else "tensors"
@@ -318,12 +323,14 @@ def warn_of_rounding(manifest: Manifest) -> None:
     """Warn where storage brings back much of what was cut."""
     totals = manifest.totals
     cuts = [fact.truncation for fact in manifest.tensors.values() if fact.truncation]
-    harmless = _HARMLESS_ROUNDING * math.hypot(*(cut.update_norm for cut in cuts))
-    if totals.rounding_error <= max(_ROUNDING_SHARE * totals.tail_norm, harmless):
+    norm = math.hypot(*(cut.update_norm for cut in cuts))
+    if not puts_much_back(totals.rounding_error, totals.tail_norm, norm):
         return
     dtypes = sorted({fact.dtype for fact in manifest.tensors.values() if fact.truncation})
     narrow = {Dtype.F16.value, Dtype.BF16.value}
-    remedy = " --dtype float32 avoids it." if narrow & set(dtypes) else ""
+    remedy = " --dtype float32 avoids it" if narrow & set(dtypes) else ""
+    if remedy:
+        remedy += "." if manifest.adapter else ", and so does an adapter: svdcut extract."
     if totals.tail_norm == 0:
         what = f"adds an error of norm {totals.rounding_error:.2g} where nothing was cut"
     else:

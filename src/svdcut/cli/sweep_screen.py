@@ -15,7 +15,7 @@ from svdcut.evaluation.metrics import Evaluation
 from svdcut.sweeps.facts import Sweep
 from svdcut.sweeps.files import CSV_NAME, JSON_NAME, PICTURE_NAME
 
-_COLUMNS = ("accuracy", "95 % interval", "worst", "gap", "95 % interval", "")
+_COLUMNS = ("accuracy", "95 % interval", "worst", "gap", "95 % interval")
 
 
 def print_sweep(request: SweepRequest, sweep: Sweep) -> None:
@@ -39,6 +39,8 @@ def print_sweep(request: SweepRequest, sweep: Sweep) -> None:
             f"fine-tuned model is {name}.",
             style="dim",
         )
+    if any(row.puts_much_back for row in sweep.rows):
+        screen.print("back: what storage puts back of what was cut.", style="dim")
     screen.print("base: with the head and the biases of the fine-tuned model.", style="dim")
     screen.print()
     for sentence in sweep.answer:
@@ -50,20 +52,24 @@ def print_sweep(request: SweepRequest, sweep: Sweep) -> None:
 def _table(sweep: Sweep) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("rank", overflow="fold")
-    for column in _COLUMNS:
-        table.add_column(column, justify="right" if column else "left", no_wrap=True)
-    for cells in _lines(sweep):
-        table.add_row(*cells)
+    shown = any(row.puts_much_back for row in sweep.rows)
+    for column in (*_COLUMNS, *(["back"] if shown else [])):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    for *cells, back, mark in _lines(sweep):
+        table.add_row(*cells, *([back] if shown else []), mark)
     return table
 
 
 def _lines(sweep: Sweep) -> Iterator[list[str]]:
-    yield ["base", *_numbers(sweep.base), ""]
+    yield ["base", *_numbers(sweep.base), "", ""]
     for row in sweep.rows:
         marks = {"use": sweep.chosen, "least gap": sweep.chosen_with_groups}
         mark = next((name for name, found in marks.items() if found == row), "")
-        yield [str(row.variant), *_numbers(row.evaluation), f"[bold]{mark}[/bold]" if mark else ""]
-    yield ["fine-tuned", *_numbers(sweep.finetuned), ""]
+        back = "" if row.rounding_share is None else f"{row.rounding_share:.0%}"
+        end = [back, f"[bold]{mark}[/bold]" if mark else ""]
+        yield [str(row.variant), *_numbers(row.evaluation), *end]
+    yield ["fine-tuned", *_numbers(sweep.finetuned), "", ""]
 
 
 def _numbers(found: Evaluation) -> list[str]:

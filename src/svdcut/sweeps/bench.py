@@ -18,13 +18,22 @@ from svdcut.sweeps.facts import Variant
 from svdcut.sweeps.stored import Decomposed
 
 
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """How a cut does."""
+
+    evaluation: Evaluation
+    rounding_error: float
+    """Norm of what storing it rounds, over all matrices."""
+
+
 class Bench(Protocol):
     """A place where cuts are evaluated; the fine-tuned side comes first."""
 
     def finetuned(self) -> Evaluation:
         """Evaluate the fine-tuned side as it is."""
 
-    def evaluate(self, decomposed: Decomposed, variant: Variant) -> Evaluation:
+    def evaluate(self, decomposed: Decomposed, variant: Variant) -> Measured:
         """Evaluate a cut."""
 
 

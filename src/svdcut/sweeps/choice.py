@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from svdcut.evaluation.metrics import Evaluation
+from svdcut.evaluation.metrics import Evaluation, Interval
+from svdcut.jsonfile import quoted
 from svdcut.ranks import Keep
 from svdcut.sweeps.facts import Row
 
 _SAME = 1e-9
 """Accuracies are shares of whole numbers: what is closer than this is equal."""
+
+_FEW_TEXTS = 30
+"""Of a group whose accuracy says little: one text is three points and more."""
+
+_MOST_NAMES = 4
+"""Ranks or groups that a sentence names."""
 
 _CONTROLS = {
     Keep.BOTTOM: "Dropping the head of the spectrum instead (bottom)",
@@ -94,13 +101,16 @@ def explain(
             f"accuracy, {_share(chosen.evaluation.accuracy)} against "
             f"{_share(finetuned.accuracy)}; no group label was needed for that."
         )
+        yield from _doubt_accuracy(rows, finetuned, tolerance, chosen)
         if chosen.cost.rank == 0:
             yield "Base does as well on these data without any of the update."
+    yield from _explain_storage(rows, chosen)
     whole = finetuned.gap.best_worst
     if whole is None:
         yield "There are no groups, so nothing is known of the gap."
         return
-    yield from _explain_gap(choice, whole)
+    yield from _explain_small_groups(finetuned)
+    yield from _explain_gap(choice, finetuned, whole, _within(rows, Keep.TOP, finetuned, tolerance))
     if not shrinks_gap(choice, whole):
         for keep, name in _CONTROLS.items():
             yield _explain_control(rows, keep, name, finetuned, tolerance)
@@ -116,28 +126,103 @@ def _nothing_within(rows: Sequence[Row], finetuned: Evaluation, points: str) -> 
     return f"{text}: the closest is -k {best.variant.rule}, with {found}."
 
 
+def _doubt_accuracy(
+    rows: Sequence[Row], finetuned: Evaluation, tolerance: float, chosen: Row
+) -> Iterator[str]:
+    """Yield how much of the choice may be chance."""
+    found = chosen.evaluation
+    if not found.size:
+        yield "How much of that is chance is not known: the evaluator gives no number of texts."
+        return
+    if found.interval.low < finetuned.accuracy - tolerance - _SAME:
+        yield (
+            f"On {found.size} texts its 95 % interval is {_range(found.interval)}, so that it may "
+            "cost more than that."
+        )
+    near = [
+        f"-k {row.variant.rule}"
+        for row in rows
+        if row.variant.keep is Keep.TOP
+        and row.cost.rank < chosen.cost.rank
+        and _overlap(row.evaluation.interval, found.interval)
+    ]
+    if near:
+        yield (
+            f"{_listed(near)} fell short, but the 95 % intervals overlap with its own: these texts "
+            "do not tell them apart."
+        )
+
+
+def _explain_storage(rows: Sequence[Row], chosen: Row | None) -> Iterator[str]:
+    """Yield what rounding undoes of a cut: of the chosen one, or else where it does most."""
+    undone = [row for row in rows if row.puts_much_back]
+    row = chosen if chosen in undone else max(undone, key=_put_back, default=None)
+    if row is not None:
+        yield (
+            f"Rounding in storage puts back {_put_back(row):.0%} of what {_name(row)} cuts: "
+            "--dtype float32 avoids it, and so does an adapter, by svdcut extract."
+        )
+
+
+def _put_back(row: Row) -> float:
+    return row.rounding_share or 0.0
+
+
+def _explain_small_groups(finetuned: Evaluation) -> Iterator[str]:
+    groups = sorted(finetuned.groups.items(), key=lambda item: item[1].size)
+    small = [f"{quoted(name)}: {g.size}" for name, g in groups if 0 < g.size < _FEW_TEXTS]
+    if small:
+        yield (
+            f"{len(small)} of {len(groups)} groups have fewer than {_FEW_TEXTS} texts "
+            f"({_listed(small)}): their accuracies, and gaps from them, are mostly chance."
+        )
+
+
 def shrinks_gap(choice: Choice, finetuned: float) -> bool:
     """Whether a cut of the tail within the tolerance has a smaller gap than the whole update."""
     found = None if choice.by_gap is None else gap_of(choice.by_gap)
     return found is not None and found < finetuned - _SAME
 
 
-def _explain_gap(choice: Choice, finetuned: float) -> Iterator[str]:
+def _explain_gap(
+    choice: Choice, finetuned: Evaluation, whole: float, within: Sequence[Row]
+) -> Iterator[str]:
     best = choice.by_gap
     gap = None if best is None else gap_of(best)
     if best is None or gap is None:
         return
-    if not shrinks_gap(choice, finetuned):
+    if not shrinks_gap(choice, whole):
         yield (
-            f"No cut of the tail within the tolerance shrinks the gap of {_points(finetuned)} "
-            "points between the best and the worst group: what makes it is not in the tail."
+            f"No cut of the tail within the tolerance shrinks the gap of {_points(whole)} points "
+            "between the best and the worst group: nothing here says that what makes it is in the "
+            "tail."
         )
         return
     start = "The same rank has" if best == choice.by_accuracy else f"-k {best.variant.rule} has"
     yield (
         f"{start} the smallest gap between the best and the worst group, {_points(gap)} points "
-        f"against {_points(finetuned)}; this choice uses group labels."
+        f"against {_points(whole)}; this choice uses group labels."
     )
+    others = {f"-k {row.variant.rule}": row.evaluation for row in within if row != best}
+    yield from _doubt_gap(best.evaluation, {"the fine-tuned model": finetuned, **others})
+
+
+def _doubt_gap(found: Evaluation, others: Mapping[str, Evaluation]) -> Iterator[str]:
+    """Yield from which others a gap is not told apart."""
+    own = found.intervals.get("best_worst")
+    if own is None:
+        yield "How much of that is chance is not known: there is no interval of the gap."
+        return
+    near = [
+        name
+        for name, other in others.items()
+        if (theirs := other.intervals.get("best_worst")) is not None and _overlap(own, theirs)
+    ]
+    if near:
+        yield (
+            f"Its 95 % interval, {_range(own)}, overlaps with that of {_listed(near)}: these texts "
+            "do not tell them apart."
+        )
 
 
 def _explain_control(
@@ -151,15 +236,35 @@ def _explain_control(
         return f"{name} never keeps the accuracy."
     if whole is not None and gap < whole - _SAME:
         accuracy = _share(best.evaluation.accuracy)
+        doubt = " ".join(_doubt_gap(best.evaluation, {"the fine-tuned model": finetuned}))
+        does = "has a smaller gap" if doubt else "does better"
         return (
-            f"{name} does better: at rank {best.variant.rule} the gap is {_points(gap)} points, "
-            f"with an accuracy of {accuracy}."
+            f"{name} {does}: at rank {best.variant.rule} the gap is {_points(gap)} points, "
+            f"with an accuracy of {accuracy}. {doubt}".rstrip()
         )
     return f"{name} does not shrink it either."
 
 
 def _share(value: float) -> str:
     return f"{value:.1%}"
+
+
+def _range(interval: Interval) -> str:
+    return f"{_points(interval.low)} to {_points(interval.high)}"
+
+
+def _overlap(some: Interval, other: Interval) -> bool:
+    return some.low <= other.high and other.low <= some.high
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - _MOST_NAMES
+    return ", ".join(names[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
+
+
+def _name(row: Row) -> str:
+    keep = row.variant.keep
+    return f"-k {row.variant.rule}" + ("" if keep is Keep.TOP else f" --keep {keep.value}")
 
 
 def _points(value: float) -> str:

@@ -16,7 +16,7 @@ from svdcut.evaluation.dataset import Columns
 from svdcut.evaluation.metrics import Evaluation
 from svdcut.plan import Output
 from svdcut.provenance import InputHashes
-from svdcut.sweeps.bench import Bench, Setting
+from svdcut.sweeps.bench import Bench, Measured, Setting
 from svdcut.sweeps.facts import Variant
 from svdcut.sweeps.harness import read_harness
 from svdcut.sweeps.outcome import read_outcome
@@ -87,16 +87,16 @@ class _OnDisk:
             folder = finetuned.directory or finetuned.files[0].path
             return self._run(folder, finetuned.source)
 
-    def evaluate(self, decomposed: Decomposed, variant: Variant) -> Evaluation:
+    def evaluate(self, decomposed: Decomposed, variant: Variant) -> Measured:
         setting = self.setting
         folder = setting.folder / CHECKPOINT_NAME
         shutil.rmtree(folder, ignore_errors=True)
         options = replace(setting.options, keep=variant.keep)
         output = Output(folder, variant.rule, restart=True)
         cutter = decomposed.cut_tensor if decomposed.describes(variant) else None
-        run_truncation(setting.plan, [output], options, self.hashes, cutter=cutter)
+        (made,) = run_truncation(setting.plan, [output], options, self.hashes, cutter=cutter)
         try:
-            return self._run(folder)
+            return Measured(self._run(folder), made.totals.rounding_error)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -15,7 +15,7 @@ from svdcut.evaluation.model import find_kind, load_model
 from svdcut.evaluation.run import run_evaluation
 from svdcut.evaluation.scores import ScoringOptions
 from svdcut.evaluation.scoring import load_predictor
-from svdcut.sweeps.bench import Bench, Setting
+from svdcut.sweeps.bench import Bench, Measured, Setting
 from svdcut.sweeps.facts import Variant
 from svdcut.sweeps.outcome import read_outcome
 from svdcut.sweeps.stored import Decomposed
@@ -106,6 +106,6 @@ class _InMemory:
     def finetuned(self) -> Evaluation:
         return self._evaluate(self._model)
 
-    def evaluate(self, decomposed: Decomposed, variant: Variant) -> Evaluation:
-        self._swapped.put(decomposed, variant)
-        return self._evaluate(self._model)
+    def evaluate(self, decomposed: Decomposed, variant: Variant) -> Measured:
+        rounding_error = self._swapped.put(decomposed, variant)
+        return Measured(self._evaluate(self._model), rounding_error)

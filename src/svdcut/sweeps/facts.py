@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from svdcut.brief import brief
 from svdcut.evaluation.metrics import Evaluation
 from svdcut.ranks import Keep, Rule, RuleKind, parse_rule
+from svdcut.summary import puts_much_back
 
 SCHEMA = "svdcut/sweep/1"
 
@@ -58,6 +60,17 @@ class Row:
     variant: Variant
     cost: Cost
     evaluation: Evaluation
+    rounding_share: float | None = None
+    """Norm of what storage rounds, over that of what was cut; None where nothing was."""
+
+    @property
+    def puts_much_back(self) -> bool:
+        """Whether storage brings back much of what was cut."""
+        energy = self.cost.energy_retained
+        if self.rounding_share is None or energy is None:
+            return False
+        tail = math.sqrt(max(1 - energy, 0.0))
+        return puts_much_back(self.rounding_share * tail, tail, 1.0)
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object."""
@@ -67,6 +80,7 @@ class Row:
             "rank": self.cost.rank,
             "full_rank": self.cost.full_rank,
             "energy_retained": self.cost.energy_retained,
+            "rounding_share": self.rounding_share,
             **self.evaluation.to_json(),
         }
 
@@ -75,7 +89,7 @@ class Row:
         """Return the row that `to_json` made this of."""
         cost = Cost(*(document[name] for name in ("rank", "full_rank", "energy_retained")))
         variant = Variant(parse_rule(document["rule"]), Keep(document["keep"]))
-        return Row(variant, cost, Evaluation.from_json(document))
+        return Row(variant, cost, Evaluation.from_json(document), document["rounding_share"])
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,8 @@ from svdcut.wholefile import write_whole
 JSON_NAME = "sweep.json"
 CSV_NAME = "sweep.csv"
 PICTURE_NAME = "sweep.png"
+_CUT = ("keep", "rank", "full_rank", "energy_retained", "rounding_share")
+"""Columns of what a row cuts; the ends have none."""
 
 
 def save_sweep(sweep: Sweep, folder: Path) -> None:
@@ -42,15 +44,11 @@ def _rows(sweep: Sweep) -> Iterator[dict[str, object]]:
     groups = list(sweep.finetuned.groups)
     ends = {"base": sweep.base, "finetuned": sweep.finetuned}
     for name, evaluation in ends.items():
-        start = {"rule": name, "keep": "", "rank": "", "full_rank": "", "energy_retained": ""}
-        yield start | _numbers(evaluation, groups)
+        yield {"rule": name, **dict.fromkeys(_CUT)} | _numbers(evaluation, groups)
     for row in sweep.rows:
         yield {
             "rule": str(row.variant.rule),
-            "keep": row.variant.keep.value,
-            "rank": row.cost.rank,
-            "full_rank": row.cost.full_rank,
-            "energy_retained": row.cost.energy_retained,
+            **{name: value for name, value in row.to_json().items() if name in _CUT},
         } | _numbers(row.evaluation, groups)
 
 

@@ -20,8 +20,8 @@ ROW = "row"
 """Kind of a record of a row."""
 
 _FINETUNED = "finetuned"
-_FORMAT = "2"
-"""Another for each change of what a record holds; since 2, how many texts were cut."""
+_FORMAT = "3"
+"""Another for each change of what a record holds; since 3, what storage puts back."""
 
 
 class RowLog:

@@ -16,7 +16,7 @@ from svdcut.plan import Plan
 from svdcut.preflight import check_checkpoint, check_factors
 from svdcut.progress import Observer, Progress
 from svdcut.provenance import InputHashes, refuse_changed
-from svdcut.sweeps.bench import Bench, Evaluator, Setting
+from svdcut.sweeps.bench import Bench, Evaluator, Measured, Setting
 from svdcut.sweeps.choice import choose, explain
 from svdcut.sweeps.command import CHECKPOINT_NAME
 from svdcut.sweeps.decompose import decompose_update, identify_work
@@ -111,7 +111,7 @@ class _Run:
         self._missing += log.finetuned() is None
         self._decompose = cache(self._decompose_once)
         self._bench = cache(self._open_bench)
-        self._known: dict[object, Evaluation] = {}
+        self._known: dict[object, Measured] = {}
 
     def measure(self) -> tuple[Evaluation, Evaluation, list[Row]]:
         """Return the fine-tuned end, base, and the rows that were asked for."""
@@ -140,10 +140,12 @@ class _Run:
             bench, decomposed = self._bench(), self._decompose()
             signature = decomposed.signature(variant)
             if decomposed.is_finetuned(variant):
-                self._known[signature] = finetuned
+                self._known[signature] = Measured(finetuned, 0.0)
             elif signature not in self._known:
                 self._known[signature] = bench.evaluate(decomposed, variant)
-            found = Row(variant, decomposed.cost(variant), self._known[signature])
+            known = self._known[signature]
+            share = decomposed.rounding_share(variant, known.rounding_error)
+            found = Row(variant, decomposed.cost(variant), known.evaluation, share)
             self._log.add(found)
         return found
 

@@ -147,6 +147,11 @@ class Decomposed:
             energy_retained=(kept / norm) ** 2 if norm else None,
         )
 
+    def rounding_share(self, variant: Variant, rounding_error: float) -> float | None:
+        """Return what storing a cut rounds, over what it cuts; None where it cuts nothing."""
+        tail = math.hypot(*(cut.tail_norm for cut in self.kept[variant]))
+        return rounding_error / tail if tail else None
+
     def signature(self, variant: Variant) -> tuple[Keep, tuple[int, ...]]:
         """Return what is the same for cuts that keep the same triplets."""
         ranks = tuple(cut.rank for cut in self.kept[variant])

@@ -5,6 +5,7 @@ It knows no data and evaluates nothing.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ from svdcut.pairing import Action
 from svdcut.plan import Plan, PlannedTensor
 from svdcut.sweeps.facts import Variant
 from svdcut.sweeps.stored import Decomposed
+from svdcut.tensor_output import measure_rounding
 from svdcut.tensorfile import TensorEntry, read_bytes
 
 
@@ -49,7 +51,7 @@ class SwappedModel:
         self._parameters = _match(model, plan, loaded)
         self._has_rest = False
 
-    def put(self, decomposed: Decomposed, variant: Variant) -> None:
+    def put(self, decomposed: Decomposed, variant: Variant) -> float:
         """Replace every truncated tensor, as ``svdcut truncate`` would write it.
 
         Parameters
@@ -59,6 +61,11 @@ class SwappedModel:
         variant : Variant
             How to cut.
 
+        Returns
+        -------
+        float
+            Norm of what storing the tensors rounds.
+
         Notes
         -----
         Numbers are those of the checkpoint to the last bit of float64, before they are
@@ -66,9 +73,12 @@ class SwappedModel:
         """
         with torch.no_grad():
             self._put_rest()
-            for planned in self._plan.tensors:
-                if planned.pair.action is Action.TRUNCATE:
-                    self._put_tensor(decomposed, planned, variant)
+            squares = [
+                self._put_tensor(decomposed, planned, variant)
+                for planned in self._plan.tensors
+                if planned.pair.action is Action.TRUNCATE
+            ]
+        return math.sqrt(math.fsum(squares))
 
     def _put_rest(self) -> None:
         """Put in what comes from base as it is, once."""
@@ -81,17 +91,23 @@ class SwappedModel:
                 self._parameters[planned.pair.name].copy_(_read(base))
         self._has_rest = True
 
-    def _put_tensor(self, decomposed: Decomposed, planned: PlannedTensor, variant: Variant) -> None:
+    def _put_tensor(
+        self, decomposed: Decomposed, planned: PlannedTensor, variant: Variant
+    ) -> float:
+        """Replace a tensor; return the sum of squares of what storing it rounds."""
         target = self._parameters[planned.pair.name].view(-1)
         dtype = TORCH_DTYPES[planned.target.dtype]
         scale = decomposed.options.scale
         device = resolve_device(decomposed.options.device)
+        square = 0.0
         for matrix in decomposed.kept_matrices(planned.pair, variant, device):
             start = matrix.sides.finetuned.first
             for rows in matrix.rows(dtype, scale):
                 stop = start + rows.stored.numel()
                 target[start:stop].copy_(rows.stored.reshape(-1))
+                square += measure_rounding(planned, matrix.sides, rows)
                 start = stop
+        return square
 
 
 @dataclass(frozen=True, slots=True)
