@@ -182,7 +182,22 @@ def test_quiet_leaves_warnings(cli, tmp_path):
     result = cli(pair.base, pair.finetuned, *arguments)
     assert (result.exit_code, result.stdout) == (0, "")
     assert result.stderr.startswith("svdcut: warning: ")
-    assert "--dtype float32" in result.stderr
+    assert "--dtype float32 avoids it, and so does an adapter" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("keep", "said"),
+    [
+        ("top", "Certified within"),
+        ("bottom", "What was cut, the leading triplets, is certified within"),
+        ("random", "A random set is no best one"),
+    ],
+)
+def test_what_is_certified_of_what_stays(cli, pair, tmp_path, keep, said):
+    out = tmp_path / "out"
+    result = cli(pair.base, pair.finetuned, "-k", 2, "--keep", keep, "-o", out)
+    assert said in result.stdout
+    assert result.stdout.count("ertified") == 1
 
 
 def test_verbose_has_a_line_for_each_tensor(cli, pair, tmp_path):

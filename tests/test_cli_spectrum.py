@@ -283,6 +283,21 @@ def test_zeros_are_lost_in_storage_only_where_the_edge_says_so(cli, tmp_path):
     assert "exactly zero: most of it is within the rounding of the stored weights" in lost
 
 
+def test_values_beneath_the_resolution_say_so(cli, tmp_path):
+    """On the screen, in the table and on the page alike; the JSON keeps the number."""
+    base, ft, page = tmp_path / "b", tmp_path / "f", tmp_path / "page.html"
+    update = torch.diag(torch.tensor([4.0, 1.0, 2.0**-40]))
+    write_folder(base, {"up.weight": torch.zeros(3, 3)})
+    write_folder(ft, {"up.weight": update})
+    assert " <4.0e-07 " in cli(base, ft, "--html", page).stdout
+    assert "&lt; 4.00e−7" in page.read_text()
+    (line,) = csv.DictReader(io.StringIO(cli(base, ft, "--csv").stdout))
+    assert line["sigma_last"] == "<4.0e-07"
+    facts = json.loads(cli(base, ft, "--json").stdout)["tensors"]["up.weight"]
+    assert facts["resolution"] == pytest.approx(4e-7)
+    assert facts["singular_values"][-1] < 1e-11
+
+
 def test_a_model_against_itself_is_warned_of(cli, call_cli, tmp_path, pair):
     said = "BASE and FT are the same in every matrix"
     copy = shutil.copytree(pair.base, tmp_path / "copy")

@@ -17,7 +17,7 @@ from svdcut.cli.guard import printable
 from svdcut.cli.output import Screen, common_ends, print_matching
 from svdcut.pairing import Pairing
 from svdcut.spectra.cuts import CutPoint, cut_points
-from svdcut.spectra.facts import Spectra, Spectrum, Subject
+from svdcut.spectra.facts import RESOLUTION, Spectra, Spectrum, Subject
 from svdcut.spectra.summary import Summary, by_depth, by_module, by_tensor
 from svdcut.svd.measured import Method
 
@@ -126,7 +126,7 @@ def _columns(spectra: Spectra) -> list[_Column]:
         _Column("norm", lambda line: size_text(line.norm), 6),
         _Column("relative", lambda line: share_text(line.relative_norm), 1) if update else None,
         _Column("first", lambda line: size_text(line.sigma_first), 3),
-        _Column("last", lambda line: size_text(line.sigma_last), 9),
+        _Column("last", _last_text, 9),
         _Column("stable", lambda line: number_text(line.stable_rank), 7),
         _Column("effective", lambda line: number_text(line.effective_rank), 3),
         _Column("90 %", lambda line: number_text(line.rank_90), 1),
@@ -205,6 +205,10 @@ def share_text(value: float | None) -> str:
     return f"{100 * value:.{max(0, 1 - math.floor(math.log10(100 * value)))}f}%"
 
 
+def _last_text(line: Summary) -> str:
+    return ("" if line.is_last_resolved else "<") + size_text(line.sigma_last)
+
+
 def _decades(matrices: Sequence[Spectrum]) -> float:
     """Return how many powers of ten the sparklines span: those of a usual spectrum."""
     spans = [-curve[-1] for matrix in matrices if (curve := _logarithms(matrix))]
@@ -276,7 +280,8 @@ def _verdict(spectra: Spectra) -> Iterator[str]:
         yield (f"The noise edge of {unknown} matrices takes all values; --top computes the first.")
     worst = max(matrix.value_bound for matrix in matrices)
     yield (
-        f"Singular values within {worst:.0e}, relatively, in {spectra.seconds:.1f} s on "
+        f"Singular values within {worst:.0e} of themselves or {RESOLUTION:.0e} of the first, "
+        f"whichever is larger, in {spectra.seconds:.1f} s on "
         f"{escape(spectra.device)}."
     )
 

@@ -65,7 +65,8 @@ COLUMNS = (
     Column(
         "last_value",
         "last value",
-        "The smallest singular value, or the last of those that were asked for.",
+        "The smallest singular value, or the last of those that were asked for. Below 1e-7 of the "
+        "first it is beneath the resolution of float32, and only that is shown.",
         _last,
     ),
     Column(

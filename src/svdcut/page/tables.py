@@ -22,7 +22,7 @@ from svdcut.page.text import (
     visible,
     whole,
 )
-from svdcut.spectra.facts import Spectra, Subject
+from svdcut.spectra.facts import RESOLUTION, Spectra, Subject
 
 MAX_LEFT_OUT = 1000
 
@@ -118,8 +118,16 @@ def _line(row: Row, columns: Columns, decades: int, *, is_expert: bool = False) 
         f"<td class=t>{'×'.join(map(str, row.shape))}",
         f"<td class=t>{markup(row.dtype)}",
     ]
-    cells += [f"<td>{_shown(row.values[place], COLUMNS[place].text)}" for place in columns]
+    cells += [f"<td>{_cell(row, place)}" for place in columns]
     return "".join(cells)
+
+
+def _cell(row: Row, place: int) -> str:
+    value, column = row.values[place], COLUMNS[place]
+    if column.key == "last_value" and value is not None:
+        least = RESOLUTION * (row.values[place - 1] or 0.0)
+        return number(value) if value >= least else f"&lt; {number(least)}"
+    return _shown(value, column.text)
 
 
 def _title(row: Row) -> str:

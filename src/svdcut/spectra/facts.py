@@ -14,6 +14,8 @@ from typing import Any
 from svdcut.brief import brief
 
 SCHEMA = "svdcut/spectrum/1"
+RESOLUTION = 1e-7
+"""Of the first singular value: what is smaller is beneath the resolution of float32 inputs."""
 
 
 class Subject(str, Enum):
@@ -87,6 +89,11 @@ class Spectrum:
     intruders: Intruders | None = None
 
     @property
+    def resolution(self) -> float:
+        """Singular values below it are only known to be smaller."""
+        return RESOLUTION * self.singular_values[0]
+
+    @property
     def relative_norm(self) -> float | None:
         """Norm over base's norm; None where there is no base, or base is zero."""
         return self.norm / self.base_norm if self.base_norm else None
@@ -121,6 +128,7 @@ def _document(matrix: Spectrum) -> dict[str, Any]:
     found = matrix.intruders
     return {
         "singular_values": list(matrix.singular_values),
+        "resolution": matrix.resolution,
         "full_rank": matrix.full_rank,
         "norm": matrix.norm,
         "base_norm": matrix.base_norm,

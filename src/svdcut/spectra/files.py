@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from svdcut.spectra.facts import SCHEMA, Spectra, TensorSpectra
+from svdcut.spectra.facts import SCHEMA, Spectra, Spectrum, TensorSpectra
 from svdcut.wholefile import write_whole
 
 if TYPE_CHECKING:
@@ -49,11 +49,19 @@ def rows(spectra: Spectra) -> Iterator[list[Cell]]:
             found = matrix.intruders
             own: dict[str, Cell] = {
                 "sigma_first": s[0],
-                "sigma_last": s[-1] if len(s) == matrix.full_rank else None,
+                "sigma_last": _last(matrix),
                 "intruders": None if found is None else found.count,
             }
             facts = [own[key] if key in own else getattr(matrix, key) for key in _PER_MATRIX]
             yield [name, number if tensor.stacked else None, shape, tensor.dtype, *facts]
+
+
+def _last(matrix: Spectrum) -> Cell:
+    """Return the smallest value, or what it is known to be below; None where it is not at hand."""
+    last = matrix.singular_values[-1]
+    if len(matrix.singular_values) < matrix.full_rank:
+        return None
+    return last if last >= matrix.resolution else f"<{matrix.resolution:.1e}"
 
 
 def save_values(spectra: Spectra, path: Path) -> None:

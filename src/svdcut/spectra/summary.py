@@ -58,7 +58,10 @@ class Summary:
     """The largest."""
 
     sigma_last: float | None
-    """The smallest; None where not all values are at hand."""
+    """The smallest, or the resolution; None where not all values are at hand."""
+
+    is_last_resolved: bool
+    """Whether the smallest value is `sigma_last`, and not below it."""
 
     stable_rank: float | None
     effective_rank: float | None
@@ -87,7 +90,10 @@ def summarize(name: str, shape: tuple[int, ...] | None, matrices: Sequence[Spect
         norm=norm,
         relative_norm=norm / base_norm if base_norm else None,
         sigma_first=max(matrix.singular_values[0] for matrix in matrices),
-        sigma_last=min(matrix.singular_values[-1] for matrix in matrices) if whole else None,
+        sigma_last=min(max(m.singular_values[-1], m.resolution) for m in matrices)
+        if whole
+        else None,
+        is_last_resolved=all(m.singular_values[-1] >= m.resolution for m in matrices),
         stable_rank=_median(matrices, lambda matrix: matrix.stable_rank),
         effective_rank=_median(matrices, lambda matrix: matrix.effective_rank),
         rank_90=_median(matrices, lambda matrix: matrix.rank_90),
