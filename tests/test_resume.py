@@ -333,10 +333,10 @@ def test_resume_of_several_outputs_makes_what_any_of_them_lacks(pair, tmp_path, 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"rank": "5"}, "--rank was 4, is 5"),
-        ({"keep": "bottom"}, "--keep was top, is bottom"),
-        ({"rank_for": ["*up*=2"]}, "--rank-for was"),
-        ({"scale": 0.5}, "--scale was 1.0, is 0.5"),
+        ({"rank": "5"}, "rank was 4, is 5"),
+        ({"keep": "bottom"}, "keep was top, is bottom"),
+        ({"rank_for": ["*up*=2"]}, "rank_for was"),
+        ({"scale": 0.5}, "scale was 1.0, is 0.5"),
     ],
 )
 def test_other_options_are_refused(pair, out, one_worker, change, words):

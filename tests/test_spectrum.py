@@ -322,11 +322,11 @@ def test_nan_is_refused(tmp_path, side):
 def test_usage_errors(tmp_path):
     pair = toy(tmp_path)
     for options, words in (
-        ({"top": 0}, "--top 0"),
-        ({"only": ["nothing*"]}, "--only 'nothing"),
-        ({"skip": ["nothing*"]}, "--skip 'nothing"),
-        ({"map": {"nothing": "x"}}, "--map nothing"),
-        ({"device": "tpu"}, "--device 'tpu'"),
+        ({"top": 0}, "top=0"),
+        ({"only": ["nothing*"]}, "only='nothing"),
+        ({"skip": ["nothing*"]}, "skip='nothing"),
+        ({"map": {"nothing": "x"}}, "map nothing"),
+        ({"device": "tpu"}, "device='tpu'"),
     ):
         with pytest.raises(svdcut.UsageError, match=words):
             svdcut.spectrum(pair.base, pair.finetuned, **options)
