@@ -60,7 +60,7 @@ def check_sources(
         hashes.setdefault(side, set()).add(fact.sha256)
     ours, theirs = ({fact.sha256 for fact in claimed.values()} for _, _, claimed in sides)
     if ours != theirs and (hashes["base"], hashes["finetuned"]) == (theirs, ours):
-        swapped = "each in the other's place: swap --base and --ft"
+        swapped = "swapped: each is the other"
         yield Failure(SIDES, swapped, "base and fine-tuned side", file=MANIFEST_NAME)
         return
     for (side, file, claimed), fact in zip(tasks, facts, strict=True):
