@@ -427,7 +427,7 @@ def peak_of(call):
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
 @pytest.mark.parametrize("piece", ["x", '"\n",', ","])
 def test_a_row_without_an_end_takes_little_memory(tmp_path, monkeypatch, name, piece):
-    monkeypatch.setattr(lines, "_MAX_ROW", 1 << 20)
+    monkeypatch.setattr(lines, "MAX_ROW", 1 << 20)
     start = HEAD * name.endswith("csv")
     content = start + '"' * (piece == "x") + piece * (40_000_000 // len(piece))
     path = compressed(at(tmp_path, content, name), ".gz")
@@ -438,10 +438,10 @@ def test_a_row_without_an_end_takes_little_memory(tmp_path, monkeypatch, name, p
 
 def test_texts_are_bounded_in_size(tmp_path, monkeypatch):
     path = at(tmp_path, HEAD + "abcdefgh,0\n" * 1000)
-    monkeypatch.setattr(lines, "_MAX_TEXT", 5000)
+    monkeypatch.setattr(lines, "MAX_TEXT", 5000)
     with pytest.raises(DataError, match="holds more than"):
         read_dataset(path, Columns())
-    monkeypatch.setattr(lines, "_MAX_TEXT", 10**6)
+    monkeypatch.setattr(lines, "MAX_TEXT", 10**6)
     monkeypatch.setattr(dataset, "_MAX_HELD", 5000)
     with pytest.raises(DataError, match="rows, or 0 GB of text"):
         read_dataset(path, Columns())

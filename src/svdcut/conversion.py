@@ -14,6 +14,13 @@ _is_class_name = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}").fullmatch
 _is_plain = re.compile(r"[\w@%+=:,./ ~-]*").fullmatch
 
 
+def class_name(config: Mapping[str, Any]) -> str:
+    """Return the first class that a config.json names; empty where it names none."""
+    named = config.get("architectures")
+    first = named[0] if isinstance(named, list) and named else None
+    return first if isinstance(first, str) and _is_class_name(first) else ""
+
+
 def conversion_hint(source: str, config: Mapping[str, Any], *, revision: str | None = None) -> str:
     """Return the command that converts a checkpoint.
 
@@ -26,9 +33,7 @@ def conversion_hint(source: str, config: Mapping[str, Any], *, revision: str | N
     revision : str, optional
         Of a repository.
     """
-    architectures = config.get("architectures")
-    named = isinstance(architectures, list) and architectures and architectures[0]
-    model = named if isinstance(named, str) and _is_class_name(named) else "AutoModel"
+    model = class_name(config) or "AutoModel"
     pinned = f", revision={revision!r}" if revision else ""
     code = (
         f"from transformers import {model} as M; "

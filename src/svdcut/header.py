@@ -25,6 +25,9 @@ _MAX_SIZE = 2**63 - 1
 _MAX_HEADER_VALUES = 5_000_000
 """Of JSON; half a million tensors have fewer. Bounds the memory, whatever the text."""
 
+_MAX_NAME = 1000
+"""Characters of a tensor's name: real ones have 200. Bounds the work on names."""
+
 _MAGIC_BYTES = 32
 _MAX_DIMENSIONS = 64
 """As torch."""
@@ -214,6 +217,9 @@ def _make_entry(path: Path, name: str, place: object, start: int) -> TensorEntry
             place = _parse_place(place)
         except ValueError as error:
             raise _malformed(path, f"the entry of {quoted(name)} {error}") from None
+    if len(name) > _MAX_NAME:
+        what = f"the name {quoted(name)} has {len(name)} characters, more than {_MAX_NAME}"
+        raise _malformed(path, what, "No real model has such names; was the file made to do harm?")
     return TensorEntry(name, place.dtype, place.shape, path, start + place.begin)
 
 

@@ -21,6 +21,10 @@ WRAPPERS = frozenset(
 Fits = Callable[[TensorEntry, TensorEntry], bool]
 """Whether a fine-tuned tensor can have come from one of base, by their shapes."""
 
+_MAX_PREFIXES = 300
+_MAX_RENAMES = 16
+"""Real models need a handful of each; names that a stranger made up could ask for millions."""
+
 _Tensors = dict[str, TensorEntry]
 
 
@@ -114,7 +118,7 @@ def match_names(base: _Tensors, finetuned: _Tensors, fits: Fits) -> Matching:
                 found[ours.pop(new).name] = theirs.pop(old)
                 used[rename] += 1
 
-    while rename := _heaviest(theirs, ours, _shared_weight):
+    while len(renames) < _MAX_RENAMES and (rename := _heaviest(theirs, ours, _shared_weight)):
         renames.append(rename)
         take(rename, fits)
     if not renames and (rename := _heaviest(theirs, ours, lambda a, b: 1)):
@@ -190,11 +194,11 @@ def _candidates(base: Iterable[str], finetuned: Iterable[str]) -> Iterator[tuple
 
 
 def _prefixes(names: Iterable[str]) -> set[str]:
-    """Return what names begin with, up to a dot, and before any number."""
+    """Return what names begin with, up to a dot, and before any number; the shortest of many."""
     prefixes = {""}
     for name in names:
         end = name.find(".") + 1
         while end and not name[name.rfind(".", 0, end - 1) + 1 : end - 1].isdigit():
             prefixes.add(name[:end])
             end = name.find(".", end) + 1
-    return prefixes
+    return set(sorted(prefixes, key=lambda prefix: (prefix.count("."), prefix))[:_MAX_PREFIXES])

@@ -19,9 +19,8 @@ _TASK_HEAD = re.compile(
 _CLASSIFIER = re.compile(
     r"(^|\.)(\w*classifier|classification_heads?|score|qa_outputs|regressor)(\.|$)"
 )
-_VOCABULARY = re.compile(
-    r"(^|\.)(\w*emb\w*|\w*vocab\w*|wte|wpe|shared|lm_head|output|decoder|predictions|proj_out)"
-    r"(\.(weight|bias))?$"
+_VOCABULARIES = frozenset(
+    {"wte", "wpe", "shared", "lm_head", "output", "decoder", "predictions", "proj_out"}
 )
 _TIED = tuple(
     re.compile(rf"(^|\.)({pattern})\.weight$")
@@ -69,7 +68,9 @@ def is_task_classifier(name: str) -> bool:
 
 def is_vocabulary(name: str) -> bool:
     """Whether its rows stand for tokens or positions, of which there may be more later."""
-    return bool(_VOCABULARY.search(name)) and not is_in_numbered_layer(name)
+    module = name.removesuffix(".weight").removesuffix(".bias").rpartition(".")[2]
+    is_table = module in _VOCABULARIES or "emb" in module or "vocab" in module
+    return is_table and not is_in_numbered_layer(name)
 
 
 def tied_part(name: str) -> int | None:

@@ -70,8 +70,7 @@ class Model:
     @cached_property
     def architecture(self) -> str:
         """The class of the model; empty where the config names none."""
-        found = self.config.get("architectures")
-        return str(found[0]) if isinstance(found, list) and found else ""
+        return class_name(self.config)
 
     @cached_property
     def vocab_size(self) -> int | None:

@@ -7,12 +7,13 @@ language model or the encoder that it was made of. Names and shapes alone.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from svdcut.adapter.application import Application
 from svdcut.adapter.peft_config import CLASSIFIERS, PeftConfig
 from svdcut.checkpoint import Checkpoint
+from svdcut.conversion import class_name
 from svdcut.names import is_task_head
 
 _END = re.compile(
@@ -56,7 +57,7 @@ def task_changes(base: Checkpoint, config: PeftConfig, applied: Application) -> 
         return {}
     changes: dict[str, object] = {}
     named = base.config.get("architectures")
-    wanted = _architecture(named, CLASSIFIERS[str(config.task)])
+    wanted = _architecture(base.config, CLASSIFIERS[str(config.task)])
     if wanted is not None and named != [wanted]:
         changes["architectures"] = [wanted]
     if rows != _named_labels(base.config):
@@ -95,13 +96,15 @@ def _num_labels(config: PeftConfig, applied: Application) -> int | None:
     return heads[-1] if heads else None
 
 
-def _architecture(named: object, end: str) -> str | None:
+def _architecture(config: Mapping[str, Any], end: str) -> str | None:
     """Return the class of a task, of the family that a config names; None where it names none."""
-    if not isinstance(named, list) or not named or not isinstance(named[0], str):
+    first = class_name(config)
+    if not first:
         return None
-    right: Iterable[str] = (name for name in named if isinstance(name, str) and name.endswith(end))
-    family = _END.sub("", named[0])
-    return next(iter(right), f"{family}{end}" if family and family != named[0] else None)
+    texts = (name for name in config["architectures"] if isinstance(name, str))
+    right = (name for name in texts if name.endswith(end))
+    family = _END.sub("", first)
+    return next(right, f"{family}{end}" if family and family != first else None)
 
 
 def _named_labels(config: Mapping[str, Any]) -> int:

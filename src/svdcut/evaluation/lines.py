@@ -25,9 +25,12 @@ _DECOMPRESSORS: dict[str, Callable[[io.BufferedReader], gzip.GzipFile | bz2.BZ2F
 COMPRESSED = tuple(_DECOMPRESSORS)
 """Suffixes of compressed files that are read."""
 
-_MAX_ROW = 16 << 20
-_MAX_TEXT = 8 << 30
+MAX_ROW = 16 << 20
+MAX_TEXT = 8 << 30
 """Characters; a small compressed file can hold any number of them."""
+
+_MAX_LINES = 50_000_000
+"""Blank ones too, of which a small compressed file can hold any number."""
 
 
 class Lines(Iterator[str]):
@@ -55,19 +58,21 @@ class Lines(Iterator[str]):
         self._size = 0
 
     def __next__(self) -> str:
-        line = self._file.readline(_MAX_ROW + 1)
+        line = self._file.readline(MAX_ROW + 1)
         if not line:
             raise StopIteration
         self._line += 1
         self._row_size += len(line)
         self._size += len(line)
-        if self._row_size > _MAX_ROW:
+        if self._row_size > MAX_ROW:
             raise DataError(
-                f"{self.where}: longer than {_MAX_ROW >> 20} MB, which no example is",
+                f"{self.where}: longer than {MAX_ROW >> 20} MB, which no example is",
                 hint="A quote that is not closed takes in all that follows it.",
             )
-        if self._size > _MAX_TEXT:
-            raise DataError(f"{self.path}: holds more than {_MAX_TEXT >> 30} GB of text")
+        if self._size > MAX_TEXT:
+            raise DataError(f"{self.path}: holds more than {MAX_TEXT >> 30} GB of text")
+        if self._line > _MAX_LINES:
+            raise DataError(f"{self.path}: holds more than {_MAX_LINES} lines")
         return line
 
     def end_row(self) -> None:

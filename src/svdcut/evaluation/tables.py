@@ -9,12 +9,21 @@ import csv
 import difflib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from svdcut.errors import DataError
-from svdcut.evaluation.lines import COMPRESSED, Lines, flaw, open_lines, open_text, readable
+from svdcut.evaluation.lines import (
+    COMPRESSED,
+    MAX_ROW,
+    MAX_TEXT,
+    Lines,
+    flaw,
+    open_lines,
+    open_text,
+    readable,
+)
 from svdcut.jsonfile import check_num_values, check_regular, parse_int, quoted, without_repeats
 
 _MAX_DOCUMENT = 512 << 20
@@ -24,8 +33,12 @@ _MAX_VALUES = 20_000_000
 _MAX_ROW_VALUES = 1_000_000
 _MAX_LISTED = 20
 _MAX_COMPARED = 1000
+_MAX_COLUMNS = 10_000
 _PARQUET_ROWS = 8192
 """In memory at a time."""
+
+_MAX_ROW_GROUP = 1 << 30
+"""Bytes of the columns that are read, as the file says; a few kilobytes can stand for all."""
 
 _NOT_UTF8 = "Save the file as UTF-8."
 _QUOTES = (
@@ -85,6 +98,9 @@ def _delimited(path: Path, wanted: Sequence[str], dialect: str) -> Iterator[Row]
         header = next(rows, None)
         if header is None:
             raise DataError(f"{path}: empty", hint="Its first line must name the columns.")
+        if len(header) > _MAX_COLUMNS:
+            what = f"{len(header)} columns, where at most {_MAX_COLUMNS} are expected"
+            raise DataError(f"{path}: {what}", hint="Save the columns that are needed.")
         _check_texts(lines.where, range(1, len(header) + 1), header)
         _check_columns(str(path), header, wanted)
         places = [header.index(name) for name in wanted]
@@ -190,11 +206,43 @@ def _parquet(path: Path, wanted: Sequence[str]) -> Iterator[Row]:
             with pq.ParquetFile(path) as file:
                 names = list(file.schema_arrow.names)
                 _check_columns(str(path), names, wanted)
-                texts = [name for name in wanted if _is_text(file.schema_arrow.field(name).type)]
+                _check_row_groups(path, file.metadata, wanted)
+                kinds = {name: file.schema_arrow.field(name).type for name in wanted}
+                _check_kinds(path, kinds)
+                texts = [name for name, kind in kinds.items() if _is_text(kind)]
             with pq.ParquetFile(path, read_dictionary=texts) as file:
                 yield from _parquet_rows(path, file, wanted)
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not readable as Parquet: {error}") from error
+
+
+def _check_row_groups(path: Path, metadata: Any, wanted: Sequence[str]) -> None:  # noqa: ANN401
+    """Refuse a part that would take far more memory than a table's does."""
+    groups = range(metadata.num_row_groups) if metadata.num_columns else ()
+    for group in map(metadata.row_group, groups):
+        columns = map(group.column, range(group.num_columns))
+        size = sum(
+            column.total_uncompressed_size for column in columns if column.path_in_schema in wanted
+        )
+        if size > _MAX_ROW_GROUP:
+            raise DataError(
+                f"{path}: a row group of {size / 1e9:.1f} GB, where at most "
+                f"{_MAX_ROW_GROUP / 1e9:.1f} GB are read at a time",
+                hint="Save it with smaller row groups, or as JSON Lines.",
+            )
+
+
+def _check_kinds(path: Path, kinds: Mapping[str, Any]) -> None:
+    """Refuse columns of lists and their like, of which no cell is a text or a number."""
+    import pyarrow as pa
+
+    for name, kind in kinds.items():
+        plain = kind.value_type if pa.types.is_dictionary(kind) else kind
+        if pa.types.is_nested(plain) or pa.types.is_binary(plain):
+            raise DataError(
+                f"{path}: column {quoted(name)} is of {quoted(str(kind))}, where text or numbers "
+                "are expected"
+            )
 
 
 def _is_text(kind: Any) -> bool:  # noqa: ANN401
@@ -204,12 +252,20 @@ def _is_text(kind: Any) -> bool:  # noqa: ANN401
 
 
 def _parquet_rows(path: Path, file: Any, wanted: Sequence[str]) -> Iterator[Row]:  # noqa: ANN401
-    number = 0
+    number = size = 0
     batches = file.iter_batches(_PARQUET_ROWS, columns=list(wanted), use_threads=False)
     for batch in batches:
         columns = [_values(batch.column(batch.schema.get_field_index(name))) for name in wanted]
         for row in zip(*columns, strict=True):
             number += 1
+            lengths = [len(cell) for cell in row if isinstance(cell, str)]
+            size += sum(lengths)
+            if max(lengths, default=0) > MAX_ROW or size > MAX_TEXT:
+                raise DataError(
+                    f"{path}: row {number}: more than {MAX_ROW >> 20} MB in a cell, or "
+                    f"{MAX_TEXT >> 30} GB of text in all",
+                    hint="Evaluate a part of it.",
+                )
             _check_texts(f"{path}: row {number}", wanted, row)
             yield row
 
