@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -26,16 +25,6 @@ torch.set_num_threads(1)
 # No deadline: how long a case takes says how busy the machine is.
 settings.register_profile("svdcut", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("svdcut")
-
-
-@pytest.fixture(autouse=True)
-def signals():
-    """The command line sets handlers; the test runner wants its own back."""
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    handlers = [signal.getsignal(number) for number in numbers]
-    yield
-    for number, handler in zip(numbers, handlers, strict=True):
-        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

@@ -73,7 +73,7 @@ def refuse(case: Case, folder: Path) -> Outcome:
 def call(words: list[str], folder: Path) -> Outcome:
     """Run a command line in a folder; that folder's name is left out of what it says."""
     argv = mock.patch.object(sys, "argv", ["svdcut", *words])
-    with _inside(folder), _own_signals(), _offline(folder / "cache"), argv:
+    with _inside(folder), _offline(folder / "cache"), argv:
         result = CliRunner().invoke(app, words, env=ENVIRONMENT)
     stderr = result.stderr.replace(f"{folder.resolve()}/", "").replace(str(folder.resolve()), ".")
     return Outcome(result.exit_code, result.stdout, stderr)
@@ -87,18 +87,6 @@ def _inside(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.chdir(before)
-
-
-@contextmanager
-def _own_signals() -> Iterator[None]:
-    """Put back the handlers of signals that the command line replaces."""
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    handlers = [signal.getsignal(number) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in zip(numbers, handlers, strict=True):
-            signal.signal(number, handler)
 
 
 @contextmanager

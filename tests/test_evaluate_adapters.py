@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import tempfile
 from dataclasses import dataclass
 from functools import partial
@@ -271,7 +272,7 @@ import svdcut.evaluation.model as model
 load = model._load_weights
 def loading(*arguments):
     assert os.listdir(os.environ["TMPDIR"])
-    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), int(os.environ["SIGNAL"]))
     return load(*arguments)
 model._load_weights = loading
 sys.argv[0] = "svdcut"
@@ -279,11 +280,13 @@ from svdcut.__main__ import main; main()
 """
 
 
-def test_it_is_gone_after_a_signal_while_the_model_is_loaded(place, temporary, monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_it_is_gone_after_a_signal_while_the_model_is_loaded(place, temporary, monkeypatch, number):
+    monkeypatch.setenv("SIGNAL", str(int(number)))
     monkeypatch.setenv("TMPDIR", str(temporary))
     words = ("--labels", ",".join(ANSWERS), "--device", "cpu")
     stopped = run_process(SIGNALLED, "evaluate", place.adapter(), place.data, *words)
-    assert (stopped.returncode, stopped.stderr) == (143, "svdcut: interrupted\n")
+    assert (stopped.returncode, stopped.stderr) == (128 + number, "svdcut: interrupted\n")
     assert names(temporary) == []
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import sys
 
+from svdcut.cli.signals import Stopped, end_at_once, install
+
 
 def main() -> None:
     """Run the command line, and end the process."""
+    install(end_at_once)
     from svdcut.allocator import tune_allocator
 
     tune_allocator()
@@ -15,6 +18,8 @@ def main() -> None:
 
     try:
         run()
+    except Stopped as stopped:  # while the last words were said
+        end_at_once(stopped.signal_number)
     except SystemExit as end:
         if not isinstance(end.code, int):
             raise

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import os
 import shlex
-import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 import typer
 
+from svdcut.cli.signals import Stopped, stopping
 from svdcut.errors import Interrupted, SvdcutError, UsageError
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _MAX_LINE = 1000
 """Of an error: a name in a file may have 100 million characters."""
 
@@ -44,32 +42,45 @@ def guard(
     find_unfinished : callable
         Returns what the command leaves behind for another run to go on from.
     """
-    for number in _SIGNALS:
-        signal.signal(number, _interrupt)
-    try:
-        yield
-        sys.stdout.flush()
-    except Interrupted as error:
+    with stopping() as end:
+        try:
+            yield
+            sys.stdout.flush()
+        except BaseException as error:
+            end()
+            code = _report(error, verbose=verbose, find_unfinished=find_unfinished)
+            if code is None:
+                raise
+            raise typer.Exit(code) from error
+        finally:
+            end()
+
+
+def _report(
+    error: BaseException, *, verbose: bool, find_unfinished: Callable[[], Sequence[Unfinished]]
+) -> int | None:
+    """Say what went wrong, and return the exit code; None where the error is another's."""
+    if isinstance(error, (Stopped, Interrupted)):
         _explain(str(error), verbose=False)
         _tell_how_to_resume(find_unfinished())
-        raise typer.Exit(128 + error.signal_number) from error
-    except SvdcutError as error:
+        return 128 + error.signal_number
+    if isinstance(error, SvdcutError):
         _explain(str(error), verbose=verbose)
         if error.keeps_work and not isinstance(error, UsageError):
             _tell_how_to_resume(find_unfinished())
-        raise typer.Exit(error.exit_code) from error
-    except BrokenPipeError:
+        return error.exit_code
+    if isinstance(error, BrokenPipeError):
         # The reader has what it wanted. Python would complain again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (typer.Exit, typer.Abort):
-        raise
-    except Exception as error:
-        reason = str(error).strip() or "no further message"
-        _explain(f"unexpected failure: {type(error).__name__}: {reason}", verbose=verbose)
-        if not verbose:
-            _say("  -v shows where; please report it.")
-        _tell_how_to_resume(find_unfinished())
-        raise typer.Exit(1) from error
+        return 0
+    if not isinstance(error, Exception) or isinstance(error, (typer.Exit, typer.Abort)):
+        return None
+    reason = str(error).strip() or "no further message"
+    _explain(f"unexpected failure: {type(error).__name__}: {reason}", verbose=verbose)
+    if not verbose:
+        _say("  -v shows where; please report it.")
+    _tell_how_to_resume(find_unfinished())
+    return 1
 
 
 def warn(text: str) -> None:
@@ -88,13 +99,6 @@ def _tell_how_to_resume(unfinished: Sequence[Unfinished]) -> None:
         _say(f"  {work.finished} finished {work.what} are kept in {printable(str(work.folder))}.")
     if unfinished:
         _say(f"  To go on: {printable(shlex.join(['svdcut', *arguments]))}")
-
-
-def _interrupt(number: int, _frame: FrameType | None) -> None:
-    # A second one ends the process at once: what is finished is recorded already.
-    for other in _SIGNALS:
-        signal.signal(other, signal.SIG_DFL)
-    raise Interrupted(number)
 
 
 def _explain(text: str, *, verbose: bool) -> None:
