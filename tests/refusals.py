@@ -440,6 +440,28 @@ GOOD_TWICE = "[ $(grep -c energy out/rows.jsonl) -lt 3 ] && echo 0.9"
 """A script that fails once there are two rows; the first line of the file has the script."""
 
 
+def saving(name: str) -> Callable[[Path], list[str]]:
+    """Return a builder of a pair and a call that saves its spectra."""
+
+    def make(folder: Path) -> list[str]:
+        pair(folder)
+        return ["spectrum", "base", "ft", "--save", name]
+
+    return make
+
+
+def parquet(columns: Mapping[str, object], **options: Any) -> Callable[[Path], list[str]]:
+    """Return a builder of a sound model and a table as Parquet."""
+
+    def write_table(folder: Path) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        pq.write_table(pa.table(columns), folder / "data.parquet", **options)
+
+    return evaluating(change=write_table, data="data.parquet")
+
+
 def _swept_otherwise(folder: Path) -> None:
     words = by_command(ONE_IN_TWO, "-k", "full", "--scale", "0.5")(folder)
     call(words, folder)
@@ -517,6 +539,8 @@ CASES = (
     Case("an output that is an input", 2, options("-o", "ft")),
     Case("an output within an input", 2, options("-o", "base/out")),
     Case("an output without a name", 2, options("-o", ".")),
+    Case("an output whose name is too long", 2, options("-o", "o" * 250)),
+    Case("a file to write whose name is too long", 2, saving("p" * 300 + ".safetensors")),
     Case("an output of a user that is not there", 2, options("-o", "~nobody-of-that-name/out")),
     # Evaluating, sweeping
     Case("a column for two things", 2, evaluating("--text", "label")),
@@ -639,6 +663,7 @@ CASES = (
     Case("a header that is no JSON", 3, header(None, raw=b'{"a": 1')),
     Case("a header that is a list", 3, header([])),
     Case("a header nested too deep", 3, header(None, raw=b'{"a":' + b"[" * 100_000)),
+    Case("a tensor's name of 45,000 characters", 3, header({"emb" * 15_000: entry(0, 8)})),
     Case("a header of too many values", 3, header(None, raw=b'{"a":[' + b"[]," * 3_000_000)),
     Case("a header with a number of 10,000 digits", 3, header(None, raw=b'{"a":' + b"1" * 10_000)),
     Case(
@@ -765,6 +790,8 @@ CASES = (
         3,
         with_data("text,label\ncafé,1\n".encode("latin-1")),
     ),
+    Case("data of 20,000 columns", 3, with_data("text,label" + ",x" * 20_000 + "\n")),
+    Case("a Parquet column of lists", 3, parquet({"text": [["a"], ["b"]], "label": [0, 1]})),
     Case("a row without a label", 3, with_data("text,label\ngreat,1\nbad,\n")),
     Case(
         "a row without a group",
@@ -808,6 +835,7 @@ CASES = (
     Case("an `--eval-command` that fails", 3, by_command("exit 7"), "out"),
     Case("an `--eval-command` that fails later", 3, by_command(GOOD_TWICE, "-k", "1,2"), "out"),
     Case("an `--eval-command` that prints no JSON", 3, by_command("echo good"), "out"),
+    Case("an `--eval-command` that prints no text", 3, by_command("printf '\\377'"), "out"),
     Case("an `--eval-command` that prints no accuracy", 3, by_command("echo 90"), "out"),
     Case(
         "factors of a sweep that the disk has changed",

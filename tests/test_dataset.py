@@ -455,6 +455,42 @@ def test_texts_are_bounded_in_size(tmp_path, monkeypatch):
     assert "JSON Lines" in str(caught.value)
 
 
+def test_tables_are_bounded_in_lines_and_columns(tmp_path, monkeypatch):
+    monkeypatch.setattr(lines, "_MAX_LINES", 1000)
+    path = compressed(at(tmp_path, HEAD + "\n" * 2000), ".gz")
+    with pytest.raises(DataError, match="more than 1000 lines"):
+        read_dataset(path, Columns())
+    path = at(tmp_path, "text,label" + ",x" * 20_000 + "\n")
+    with pytest.raises(DataError, match="20002 columns, where at most 10000"):
+        read_dataset(path, Columns())
+
+
+@pytest.mark.parametrize(
+    ("bound", "value", "match"),
+    [
+        ("_MAX_ROW_GROUP", 1 << 20, "a row group of 0.0 GB, where at most"),
+        ("MAX_ROW", 5000, "row 1: more than 0 MB in a cell"),
+        ("MAX_TEXT", 25_000, "row 3: more than .* of text in all"),
+    ],
+)
+def test_parquet_that_stands_for_far_more(tmp_path, monkeypatch, bound, value, match):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    texts = [f"{i}{'x' * 10_000}" for i in range(1000)]
+    table = pa.table({"text": texts, "label": [0, 1] * 500})
+    pq.write_table(table, tmp_path / "a.parquet", compression="zstd")
+    assert (tmp_path / "a.parquet").stat().st_size < 100_000
+    monkeypatch.setattr(tables, bound, value)
+    with pytest.raises(DataError, match=match):
+        read_dataset(tmp_path / "a.parquet", Columns())
+
+
+def test_parquet_of_one_text_in_many_rows_is_read(tmp_path):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    table = pa.table({"text": ["x" * 1000] * 10_000, "label": [0, 1] * 5000})
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert len(read_dataset(tmp_path / "a.parquet", Columns())) == 10_000
+
+
 def test_many_columns_are_named_in_part(tmp_path):
     path = at(tmp_path, ",".join(f"column{i}" * 50 for i in range(9999)) + "\n")
     with pytest.raises(DataError, match="no column 'text'") as caught:

@@ -22,12 +22,12 @@ import svdcut
 from svdcut.api import resolve_options
 from svdcut.card import render_card
 from svdcut.checkpoint import open_checkpoint
-from svdcut.cli.guard import printable
 from svdcut.errors import CheckpointError, SvdcutError
 from svdcut.header import read_header
 from svdcut.options import StoredDtype
 from svdcut.plan import make_plan
 from svdcut.publication import with_dtype
+from svdcut.shown import printable
 
 TIMES = int(os.environ.get("SVDCUT_FUZZ", "1"))
 WEIGHTS = "model.safetensors"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import json
 import os
@@ -20,11 +21,11 @@ import svdcut
 from refusals import CALL, POINTER, SHARDS, WEIGHTS, call, entry, pair, shard, write, write_header
 from svdcut.card import card_metadata
 from svdcut.checkpoint import open_checkpoint
-from svdcut.cli.guard import printable
 from svdcut.conversion import class_name, conversion_hint
 from svdcut.errors import CheckpointError, HubError, UsageError
 from svdcut.header import read_header
 from svdcut.hub import fetch_snapshot
+from svdcut.shown import printable
 
 # Memory
 
@@ -481,6 +482,20 @@ def test_names_with_marks_in_what_they_share(tmp_path, more):
     assert "\\x1b[2J\\u202e." in outcome.stdout
 
 
+@pytest.mark.parametrize("form", ["--csv", "--json"])
+def test_documents_are_harmless_on_a_terminal_and_in_a_spreadsheet(tmp_path, form):
+    names = ["=1+cmd|x", "\x1b[31m\u202e\x9b.b", "@a", "-2", "-x"]
+    write(tmp_path / "ft", {name: torch.eye(4) for name in names})
+    outcome = call(["spectrum", "ft", form], tmp_path)
+    assert outcome.exit_code == 0
+    assert all(line.isprintable() for line in outcome.stdout.split("\n"))
+    if form == "--json":
+        assert json.loads(outcome.stdout)["tensors"].keys() == set(names)
+        return
+    found = {row[0] for row in csv.reader(outcome.stdout.splitlines()[1:])}
+    assert found == {"'=1+cmd|x", "\\x1b[31m\\u202e\\x9b.b", "'@a", "-2", "'-x"}
+
+
 def test_tracebacks_show_no_escapes(tmp_path):
     pair(tmp_path)
     write_header(tmp_path / "ft" / WEIGHTS, {"\x1b[2J": entry(1, 8)}, 8)
@@ -522,7 +537,7 @@ def test_names_do_not_break_the_card(tmp_path):
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert "\n# Heading" not in card
     assert "\u202e" not in card
-    assert "| `a\\u0060\\u007c\\u000a# Heading\\u202e` | 1 |" in card
+    assert "| `a\\x60\\x7c\\n# Heading\\u202e` | 1 |" in card
 
 
 def test_metadata_of_wrong_types_is_left_out():

@@ -1140,7 +1140,7 @@ def test_names_are_escaped(cli, results, tmp_path):
     done = cli(out)
     assert done.exit_code == 4
     assert "\x1b" not in done.stdout
-    assert "bad\\x1b[31m\\x0aname.safetensors" in done.stdout
+    assert "bad\\x1b[31m\\nname.safetensors" in done.stdout
 
 
 def test_a_line_for_each_tensor(cli, results, pairs, tmp_path):

@@ -12,8 +12,10 @@ def main() -> None:
     """Run the command line, and end the process."""
     install(end_at_once)
     from svdcut.allocator import tune_allocator
+    from svdcut.machine import allow_many_files
 
     tune_allocator()
+    allow_many_files()
     from svdcut.cli.app import run
 
     try:

@@ -14,6 +14,7 @@ import yaml
 
 from svdcut.conversion import class_name
 from svdcut.manifest import Manifest, Source
+from svdcut.shown import printable
 from svdcut.summary import summarize
 
 
@@ -81,6 +82,7 @@ _FRONT_MATTER = re.compile(r"\s{,9}---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|$)"
 _LOADER = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
 """Makes texts, lists and maps alone, in linear time: it knows no numbers, dates or merges."""
 
+_CELL_ENDS = str.maketrans({"`": "\\x60", "|": "\\x7c"})
 _NULLS = ("", "~", "null")
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@.*)?")
 
@@ -264,7 +266,7 @@ def _rank_rows(manifest: Manifest) -> list[tuple[str, ...]]:
 
 def _inert(name: str) -> str:
     """Return a name that cannot end its cell or its line: it is a stranger's."""
-    shown = "".join(c if c.isprintable() and c not in "`|" else f"\\u{ord(c):04x}" for c in name)
+    shown = printable(name).translate(_CELL_ENDS)
     return shown if len(shown) <= _MAX_TEXT else f"{shown[:_MAX_TEXT]}..."
 
 

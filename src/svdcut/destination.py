@@ -5,6 +5,7 @@ It looks at paths alone, and changes nothing.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,6 +51,7 @@ def check_apart(out: Path, inputs: Sequence[Path]) -> None:
     """
     if out.name in ("", ".."):
         raise UsageError(f"{out}: the output needs a name of its own", hint="As -o out.")
+    _check_length(out, replaced_path(out))
     target = out.resolve()
     for source in (path.resolve() for path in inputs):
         if target == source or source in target.parents:
@@ -75,6 +77,7 @@ def check_target(path: Path, inputs: Sequence[Path]) -> None:
     OutputError
         If there is no folder to write it to.
     """
+    _check_length(path, path)
     if path.is_dir():
         raise UsageError(f"{path}: a folder is there; name a file")
     folder = path.resolve().parent
@@ -88,6 +91,18 @@ def check_target(path: Path, inputs: Sequence[Path]) -> None:
             raise UsageError(f"{path}: a file of the input {side}", hint="Name another.")
 
 
+def _check_length(path: Path, place: Path) -> None:
+    """Refuse a path where the system takes no name as long as that of `place`."""
+    try:
+        place.lstat()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise UsageError(
+                f"{path}: a name that is too long",
+                hint="Choose a shorter one; .partial is added to that of a folder.",
+            ) from error
+
+
 def _check_existing(out: Path, *, force: bool) -> None:
     if not force:
         raise OutputExistsError(f"{out} exists", hint="--force replaces it.")
@@ -95,6 +110,11 @@ def _check_existing(out: Path, *, force: bool) -> None:
         raise UsageError(
             f"{out} exists and was not written by svdcut (it has no {MANIFEST_NAME})",
             hint="Remove it yourself, or choose another output.",
+        )
+    if out.is_mount():
+        raise UsageError(
+            f"{out} is a mount point, which cannot be replaced",
+            hint="Name a folder within it.",
         )
     replaced = replaced_path(out)
     if os.path.lexists(replaced):

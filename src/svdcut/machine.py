@@ -5,18 +5,35 @@ It imports no torch unless a CUDA device is asked for.
 
 from __future__ import annotations
 
+import math
 import os
+import resource
 import shutil
 from pathlib import Path
 
 _CGROUP = Path("/sys/fs/cgroup")
 _MEMINFO = Path("/proc/meminfo")
+_MANY_FILES = 65536
 _CUDA_DRIVER = Path("/dev/nvidiactl")
 
 
 def num_cores() -> int:
     """Return how many processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def allow_many_files() -> None:
+    """Let this process open as many files as the system allows: a shard of each rank is one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _MANY_FILES if hard == resource.RLIM_INFINITY else min(hard, _MANY_FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+def max_open_files() -> float:
+    """Return how many files this process may have open."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return math.inf if soft == resource.RLIM_INFINITY else soft
 
 
 def available_memory() -> int | None:

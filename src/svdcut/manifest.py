@@ -233,9 +233,7 @@ class Manifest:
         document: dict[str, Any] = {"schema": SCHEMA, **asdict(self)}
         document["tensors"] = {name: fact.to_json() for name, fact in self.tensors.items()}
         document["digest"] = _NO_DIGEST
-        text = json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
-        # Half a surrogate pair stands for a byte of a path that is no text: escape it.
-        text = text.encode("utf-8", "backslashreplace").decode()
+        text = json.dumps(document, indent=1, allow_nan=False) + "\n"
         start, end = text.rsplit(_NO_DIGEST, 1)
         return start + hashlib.sha256(text.encode()).hexdigest() + end
 

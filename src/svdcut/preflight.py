@@ -11,7 +11,13 @@ from pathlib import Path
 
 from svdcut.destination import partial_path
 from svdcut.errors import OutputError
-from svdcut.machine import available_memory, free_device_memory, free_space, num_cores
+from svdcut.machine import (
+    available_memory,
+    free_device_memory,
+    free_space,
+    max_open_files,
+    num_cores,
+)
 from svdcut.memory import expected_top, memory_needs
 from svdcut.options import Options
 from svdcut.pairing import Action, Pair
@@ -26,6 +32,12 @@ _SMALL_FILES_BYTES = 1 << 20
 """Room for the card, the index and the manifest, beside a share for each tensor."""
 
 _BYTES_PER_FACT = 2000
+
+_FILES_BESIDE = 2
+"""Of each output: its journal, and the spool of an adapter."""
+
+_FILES_OF_PROCESS = 16
+"""Inputs, libraries, streams."""
 
 _READ_SECONDS = 2e-9
 _KRYLOV_SECONDS = 6e-10
@@ -127,7 +139,13 @@ def check_run(plan: Plan, outputs: Sequence[Output], options: Options) -> Prefli
         Where.
     options : Options
         As the plan was made with.
+
+    Raises
+    ------
+    OutputError
+        If the outputs have more files than the system lets this process open.
     """
+    _refuse_many_files(plan, outputs)
     rules = [output.rule for output in outputs]
     on_device = free_device_memory(options.device)
     return Preflight(
@@ -137,6 +155,18 @@ def check_run(plan: Plan, outputs: Sequence[Output], options: Options) -> Prefli
         device_memory_available=on_device,
         seconds=_seconds(plan, rules, options) if on_device is None else None,
     )
+
+
+def _refuse_many_files(plan: Plan, outputs: Sequence[Output]) -> None:
+    """Raise where the system opens fewer files than all outputs together have."""
+    shards = {Form.CHECKPOINT: len(plan.files), Form.ADAPTER: 1}
+    needed = sum(shards[output.form] + _FILES_BESIDE for output in outputs) + _FILES_OF_PROCESS
+    limit = max_open_files()
+    if needed > limit:
+        raise OutputError(
+            f"{len(outputs)} outputs take {needed} open files, and the system allows {limit}",
+            hint="Raise the limit (ulimit -n), or write fewer ranks at a time.",
+        )
 
 
 def check_checkpoint(plan: Plan, folder: Path) -> DiskNeed:

@@ -9,7 +9,6 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from datetime import datetime, timezone
 from types import TracebackType
 from typing import Any
 
@@ -55,10 +54,9 @@ def identify_run(
             identity[f"--{key.replace('_', '-')}"] = str(value)
     for side, checkpoint in (("base", plan.base), ("the fine-tuned side", plan.finetuned)):
         for file in checkpoint.files:
-            modified = datetime.fromtimestamp(file.modified_ns / 1e9, timezone.utc)
-            identity[f"{file.path.name} of {side}"] = (
-                f"{file.size_bytes} bytes of {modified.isoformat()}"
-            )
+            # No date: a file system may hold times that no calendar does.
+            modified = f"{file.size_bytes} bytes, modified at {file.modified_ns} ns"
+            identity[f"{file.path.name} of {side}"] = modified
     return identity
 
 

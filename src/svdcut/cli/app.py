@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from svdcut._version import __version__
+from svdcut.cli.guard import report
 from svdcut.cli.shared import new_app
 
 COMMANDS = {
@@ -89,4 +90,7 @@ def run() -> None:
         elif isinstance(stream, io.TextIOWrapper):
             # A terminal that lacks a character must not end a run that is done.
             stream.reconfigure(errors="backslashreplace")
-    app(prog_name="svdcut")
+    try:
+        app(prog_name="svdcut")
+    except OSError as error:  # of help, for which there is no room
+        sys.exit(report(error))

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from rich.markup import escape
 from rich.table import Table
 
-from svdcut.cli.guard import printable
 from svdcut.cli.output import common_ends
 from svdcut.cli.spectra_screen import number_text, open_screen, share_text
+from svdcut.shown import printable
 from svdcut.spectra.comparison import Comparison, Overlap
 from svdcut.spectra.facts import Spectrum
 

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from rich.markup import escape
 from rich.table import Table
 
-from svdcut.cli.guard import printable
 from svdcut.cli.spectra_screen import open_screen
 from svdcut.evaluation.dataset import Dataset
 from svdcut.evaluation.metrics import Evaluation, Interval
 from svdcut.evaluation.scores import Kind, Predictions
+from svdcut.shown import printable
 
 _GAPS = (
     ("best_worst", "best group over worst group"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 import sys
@@ -14,8 +15,21 @@ from pathlib import Path
 import typer
 
 from svdcut.cli.signals import Stopped, stopping
-from svdcut.errors import Interrupted, SvdcutError, UsageError
+from svdcut.errors import InputError, Interrupted, SvdcutError, UsageError
+from svdcut.shown import printable
 
+_NO_MEMORY = (
+    "Cannot allocate memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "failed to map segment",
+    "out of memory",
+    "std::bad_alloc",
+)
+"""What libraries say where no `MemoryError` of Python's comes."""
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+_NO_THREAD = "can't start new thread"
 _MAX_LINE = 1000
 """Of an error: a name in a file may have 100 million characters."""
 
@@ -44,11 +58,12 @@ def guard(
     """
     with stopping() as end:
         try:
+            _check_working_folder()
             yield
             sys.stdout.flush()
         except BaseException as error:
             end()
-            code = _report(error, verbose=verbose, find_unfinished=find_unfinished)
+            code = report(error, verbose=verbose, find_unfinished=find_unfinished)
             if code is None:
                 raise
             raise typer.Exit(code) from error
@@ -56,8 +71,19 @@ def guard(
             end()
 
 
-def _report(
-    error: BaseException, *, verbose: bool, find_unfinished: Callable[[], Sequence[Unfinished]]
+def _check_working_folder() -> None:
+    try:
+        Path.cwd()
+    except OSError as error:
+        what = f"the working folder cannot be used: {error.strerror}"
+        raise InputError(what, hint="cd to one that is there.") from error
+
+
+def report(
+    error: BaseException,
+    *,
+    verbose: bool = False,
+    find_unfinished: Callable[[], Sequence[Unfinished]] = tuple,
 ) -> int | None:
     """Say what went wrong, and return the exit code; None where the error is another's."""
     if isinstance(error, (Stopped, Interrupted)):
@@ -70,22 +96,49 @@ def _report(
             _tell_how_to_resume(find_unfinished())
         return error.exit_code
     if isinstance(error, BrokenPipeError):
-        # The reader has what it wanted. Python would complain again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_stdout()  # the reader has what it wanted
         return 0
     if not isinstance(error, Exception) or isinstance(error, (typer.Exit, typer.Abort)):
         return None
-    reason = str(error).strip() or "no further message"
-    _explain(f"unexpected failure: {type(error).__name__}: {reason}", verbose=verbose)
-    if not verbose:
-        _say("  -v shows where; please report it.")
+    lacking = _lacking(error)
+    if lacking is not None:
+        _explain(lacking, verbose=verbose)
+    else:
+        reason = str(error).strip() or "no further message"
+        _explain(f"unexpected failure: {type(error).__name__}: {reason}", verbose=verbose)
+        if not verbose:
+            _say("  -v shows where; please report it.")
     _tell_how_to_resume(find_unfinished())
     return 1
 
 
+def _lacking(error: Exception) -> str | None:
+    """Say what the machine could not give; None where that was not what went wrong."""
+    reason = (str(error).strip() or type(error).__name__).split("\n", maxsplit=1)[0]
+    if isinstance(error, MemoryError) or any(sign in reason for sign in _NO_MEMORY):
+        hint = "Free some, or raise the limit (ulimit -v, or that of the container)."
+        return f"there is not enough memory: {reason}\n  {hint}"
+    if _NO_THREAD in reason:
+        hint = "Raise the limit of processes (ulimit -u) or of memory (ulimit -v)."
+        return f"the system allows no more threads\n  {hint}"
+    if not isinstance(error, OSError):
+        return None
+    if error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    if error.errno in _NO_ROOM:  # errors of our own files are named by who writes them
+        _drop_stdout()
+        return f"stdout cannot be written to: {error.strerror}"
+    return None
+
+
+def _drop_stdout() -> None:
+    """Let what is left for stdout go nowhere: Python would complain again at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def warn(text: str) -> None:
     """Say something on stderr that a user should know."""
-    _say(f"svdcut: warning: {text}")
+    _say(f"svdcut: warning: {_by_line(printable, text)}")
 
 
 def note(text: str) -> None:
@@ -103,27 +156,12 @@ def _tell_how_to_resume(unfinished: Sequence[Unfinished]) -> None:
 
 def _explain(text: str, *, verbose: bool) -> None:
     if verbose:
-        _say("\n".join(printable(line) for line in traceback.format_exc().split("\n")))
-    _say("svdcut: " + "\n".join(_shortened(printable(line)) for line in text.split("\n")))
+        _say(_by_line(printable, traceback.format_exc()))
+    _say("svdcut: " + _by_line(lambda line: _shortened(printable(line)), text))
 
 
-def printable(text: str) -> str:
-    """Return a text without control characters: names in files are a stranger's."""
-    return text if text.isprintable() else "".join(map(_escaped, text))
-
-
-def _escaped(character: str) -> str:
-    """Return what a terminal shows as it is: marks that turn the line around are none."""
-    code = ord(character)
-    if character.isprintable():
-        return character
-    return (
-        f"\\x{code:02x}"
-        if code < 0x100
-        else f"\\u{code:04x}"
-        if code < 0x10000
-        else f"\\U{code:08x}"
-    )
+def _by_line(change: Callable[[str], str], text: str) -> str:
+    return "\n".join(map(change, text.split("\n")))
 
 
 def _shortened(line: str) -> str:

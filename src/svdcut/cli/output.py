@@ -18,10 +18,11 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from svdcut.cli.guard import printable, warn
+from svdcut.cli.guard import warn
 from svdcut.manifest import Manifest, WeightFileFact
 from svdcut.names import collapse_numbers, is_in_numbered_layer, is_task_head
 from svdcut.ranks import Keep
+from svdcut.shown import printable
 from svdcut.summary import Group, puts_much_back, summarize
 from svdcut.tensorfile import Dtype, size_bytes
 
@@ -74,8 +75,7 @@ class Screen(Console):
 
 def print_json(document: object) -> None:
     """Print one JSON document on stdout."""
-    plain = (sys.stdout.encoding or "").lower() not in ("utf-8", "utf8")
-    sys.stdout.write(json.dumps(document, indent=1, allow_nan=False, ensure_ascii=plain) + "\n")
+    sys.stdout.write(json.dumps(document, indent=1, allow_nan=False) + "\n")
 
 
 @contextmanager

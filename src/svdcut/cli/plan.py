@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.table import Table
 
-from svdcut.cli.guard import printable
 from svdcut.cli.output import Screen, megabytes, print_json, print_pairing
 from svdcut.pairing import Action
 from svdcut.plan import Form
 from svdcut.ranks import rule_for
+from svdcut.shown import printable
 
 if TYPE_CHECKING:
     from svdcut.api import Request

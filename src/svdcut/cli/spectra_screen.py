@@ -13,9 +13,9 @@ from typing import Literal
 from rich.markup import escape
 from rich.table import Table
 
-from svdcut.cli.guard import printable
 from svdcut.cli.output import Screen, common_ends, print_matching
 from svdcut.pairing import Pairing
+from svdcut.shown import printable
 from svdcut.spectra.cuts import CutPoint, cut_points
 from svdcut.spectra.facts import RESOLUTION, Spectra, Spectrum, Subject
 from svdcut.spectra.summary import Summary, by_depth, by_module, by_tensor

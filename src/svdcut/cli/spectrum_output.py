@@ -15,6 +15,7 @@ from svdcut.cli.output import print_json
 from svdcut.cli.spectra_screen import print_spectra
 from svdcut.destination import check_target
 from svdcut.errors import UsageError
+from svdcut.shown import safe_cell
 from svdcut.spectra import files
 from svdcut.spectra.comparison import Comparison
 from svdcut.spectra.facts import Spectra
@@ -135,4 +136,4 @@ def show_comparison(comparison: Comparison, form: Form) -> None:
 def _print_csv(head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(head)
-    writer.writerows(rows)
+    writer.writerows(map(safe_cell, row) for row in rows)

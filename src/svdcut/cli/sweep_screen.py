@@ -9,9 +9,9 @@ from rich.table import Table
 
 from svdcut.api import SweepRequest
 from svdcut.cli.evaluation_screen import show_interval, show_share
-from svdcut.cli.guard import printable
 from svdcut.cli.spectra_screen import open_screen
 from svdcut.evaluation.metrics import Evaluation
+from svdcut.shown import printable
 from svdcut.sweeps.facts import Sweep
 from svdcut.sweeps.files import CSV_NAME, JSON_NAME, PICTURE_NAME
 
@@ -44,7 +44,7 @@ def print_sweep(request: SweepRequest, sweep: Sweep) -> None:
     screen.print("base: with the head and the biases of the fine-tuned model.", style="dim")
     screen.print()
     for sentence in sweep.answer:
-        screen.print(escape(sentence))
+        screen.print(escape(printable(sentence)))
     names = ", ".join((JSON_NAME, CSV_NAME, PICTURE_NAME))
     screen.print(f"[bold]{escape(printable(str(request.folder)))}[/bold]: {names}", soft_wrap=True)
 

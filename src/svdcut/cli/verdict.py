@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from svdcut.cli.guard import printable
 from svdcut.cli.output import Screen
+from svdcut.shown import printable
 from svdcut.verification.findings import Checked, Failure, Verification
 
 _HASH = re.compile("[0-9a-f]{64}")

@@ -11,6 +11,7 @@ from typing import Any
 from svdcut.errors import UsageError
 from svdcut.evaluation.dataset import Dataset
 from svdcut.evaluation.scores import Predictions
+from svdcut.shown import safe_cell
 from svdcut.wholefile import write_whole
 
 
@@ -70,7 +71,7 @@ def _rows(predictions: Predictions, dataset: Dataset) -> Iterator[dict[str, Any]
 
 def _write_jsonl(path: Path, rows: Iterator[dict[str, Any]]) -> None:
     with path.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+        file.writelines(json.dumps(row, allow_nan=False) + "\n" for row in rows)
 
 
 def _write_csv(path: Path, rows: Iterator[dict[str, Any]]) -> None:
@@ -78,9 +79,9 @@ def _write_csv(path: Path, rows: Iterator[dict[str, Any]]) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         for row in map(_flat, rows):
             if writer is None:
-                writer = csv.DictWriter(file, list(row), lineterminator="\n")
-                writer.writeheader()
-            writer.writerow(row)
+                writer = csv.writer(file, lineterminator="\n")
+                writer.writerow(map(safe_cell, row))
+            writer.writerow(map(safe_cell, row.values()))
 
 
 def _flat(row: Mapping[str, Any]) -> dict[str, Any]:

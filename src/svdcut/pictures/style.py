@@ -5,6 +5,7 @@ It draws nothing.
 
 from __future__ import annotations
 
+import logging
 import math
 import unicodedata
 from collections.abc import Iterator
@@ -65,6 +66,8 @@ def require_matplotlib() -> None:
     UsageError
         If it is not installed.
     """
+    # It warns where it cannot keep its fonts from one run to the next, as without a home.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:

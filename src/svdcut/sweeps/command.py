@@ -124,7 +124,9 @@ class _OnDisk:
         aside = subprocess.DEVNULL if self.setting.quiet else _STDERR
         stdout = subprocess.PIPE if out is None else aside
         try:
-            done = subprocess.run(words, stdout=stdout, text=True, check=False)
+            done = subprocess.run(
+                words, stdout=stdout, encoding="utf-8", errors="replace", check=False
+            )
         except OSError as error:
             raise EvaluationError(f"--eval-command: cannot run {words[0]!r}: {error}") from error
         if done.returncode:
@@ -138,7 +140,7 @@ class _OnDisk:
 def _read_stdout(said: str, called: str) -> Evaluation:
     try:
         document = json.loads(said)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise EvaluationError(
             f"{called}: expected one JSON document on stdout, found {said[:_MAX_SAID]!r}",
             hint='As {"accuracy": 0.9}; for files of lm_eval, name {out} in the command.',

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from svdcut.evaluation.metrics import Evaluation
+from svdcut.shown import safe_cell
 from svdcut.sweeps.facts import Sweep
 from svdcut.wholefile import write_whole
 
@@ -26,7 +27,7 @@ def save_sweep(sweep: Sweep, folder: Path) -> None:
     OutputError
         If one cannot be written.
     """
-    text = json.dumps(sweep.to_json(), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    text = json.dumps(sweep.to_json(), indent=1, allow_nan=False) + "\n"
     write_whole(folder / JSON_NAME, lambda path: path.write_text(text, encoding="utf-8"))
     write_whole(folder / CSV_NAME, lambda path: _write_csv(sweep, path))
 
@@ -34,9 +35,9 @@ def save_sweep(sweep: Sweep, folder: Path) -> None:
 def _write_csv(sweep: Sweep, path: Path) -> None:
     rows = list(_rows(sweep))
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(map(safe_cell, rows[0]))
+        writer.writerows(map(safe_cell, row.values()) for row in rows)
 
 
 def _rows(sweep: Sweep) -> Iterator[dict[str, object]]:
