@@ -861,7 +861,7 @@ def test_control_characters_in_names_are_shown_escaped(cli, strange, tmp_path, m
     result = cli(strange.base, strange.finetuned, *arguments)
     assert result.exit_code == 0
     check_harmless(result.output)
-    for text in (r"esc\x1b[31mape", r"bell\x07", "[bold red]markup[/]", "ü☃", r"new\x0aline"):
+    for text in (r"esc\x1b[31mape", r"bell\x07", "[bold red]markup[/]", "ü☃", r"new\nline"):
         assert text in result.output
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from svdcut.errors import OutputError, OutputExistsError, UsageError
 from svdcut.journal import JOURNAL_NAME
+from svdcut.jsonfile import quoted
 
 MANIFEST_NAME = "svdcut.json"
 
@@ -98,8 +99,8 @@ def _check_length(path: Path, place: Path) -> None:
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             raise UsageError(
-                f"{path}: a name that is too long",
-                hint="Choose a shorter one; .partial is added to that of a folder.",
+                f"{quoted(str(path))} is too long",
+                hint="Choose a shorter name; .partial is added to that of a folder.",
             ) from error
 
 

@@ -13,7 +13,6 @@ import typer
 from typer.core import TyperGroup
 
 from svdcut._version import __version__
-from svdcut.cli.guard import report
 from svdcut.cli.shared import new_app
 
 COMMANDS = {
@@ -93,4 +92,6 @@ def run() -> None:
     try:
         app(prog_name="svdcut")
     except OSError as error:  # of help, for which there is no room
+        from svdcut.cli.guard import report
+
         sys.exit(report(error))
