@@ -438,10 +438,10 @@ def test_a_row_without_an_end_takes_little_memory(tmp_path, monkeypatch, name, p
 
 def test_texts_are_bounded_in_size(tmp_path, monkeypatch):
     path = at(tmp_path, HEAD + "abcdefgh,0\n" * 1000)
-    monkeypatch.setattr(lines, "MAX_TEXT", 5000)
+    monkeypatch.setattr(lines, "_MAX_TEXT", 5000)
     with pytest.raises(DataError, match="holds more than"):
         read_dataset(path, Columns())
-    monkeypatch.setattr(lines, "MAX_TEXT", 10**6)
+    monkeypatch.setattr(lines, "_MAX_TEXT", 10**6)
     monkeypatch.setattr(dataset, "_MAX_HELD", 5000)
     with pytest.raises(DataError, match="rows, or 0 GB of text"):
         read_dataset(path, Columns())
@@ -466,22 +466,29 @@ def test_tables_are_bounded_in_lines_and_columns(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("bound", "value", "match"),
+    ("module", "bound", "value", "match"),
     [
-        ("_MAX_ROW_GROUP", 1 << 20, "a row group of 0.0 GB, where at most"),
-        ("MAX_ROW", 5000, "row 1: more than 0 MB in a cell"),
-        ("MAX_TEXT", 25_000, "row 3: more than .* of text in all"),
+        (tables, "_MAX_ROW_GROUP", 1 << 20, "a row group of 0.0 GB, where at most"),
+        (tables, "MAX_ROW", 5000, "row 1: longer than 0 MB"),
+        (lines, "_SMALL_TEXT", 25_000, "a row group of 0.0 GB, where at most 0.0 GB"),
     ],
 )
-def test_parquet_that_stands_for_far_more(tmp_path, monkeypatch, bound, value, match):
+def test_parquet_that_stands_for_far_more(tmp_path, monkeypatch, module, bound, value, match):
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     texts = [f"{i}{'x' * 10_000}" for i in range(1000)]
     table = pa.table({"text": texts, "label": [0, 1] * 500})
     pq.write_table(table, tmp_path / "a.parquet", compression="zstd")
     assert (tmp_path / "a.parquet").stat().st_size < 100_000
-    monkeypatch.setattr(tables, bound, value)
+    monkeypatch.setattr(module, bound, value)
     with pytest.raises(DataError, match=match):
         read_dataset(tmp_path / "a.parquet", Columns())
+
+
+def test_text_that_expands_far(tmp_path, monkeypatch):
+    monkeypatch.setattr(lines, "_SMALL_TEXT", 25_000)
+    path = compressed(at(tmp_path, HEAD + "aaaaaaaaaaaaaaaa,0\n" * 20_000), ".gz")
+    with pytest.raises(DataError, match=r"holds more than 0.0 GB of text, in 0.0 MB of file"):
+        read_dataset(path, Columns())
 
 
 def test_parquet_of_one_text_in_many_rows_is_read(tmp_path):

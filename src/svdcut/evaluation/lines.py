@@ -26,8 +26,10 @@ COMPRESSED = tuple(_DECOMPRESSORS)
 """Suffixes of compressed files that are read."""
 
 MAX_ROW = 16 << 20
-MAX_TEXT = 8 << 30
-"""Characters; a small compressed file can hold any number of them."""
+_MAX_TEXT = 8 << 30
+_SMALL_TEXT = 256 << 20
+_MAX_EXPANSION = 200
+"""Characters, for each byte of the file: a small compressed one can hold any number of them."""
 
 _MAX_LINES = 50_000_000
 """Blank ones too, of which a small compressed file can hold any number."""
@@ -56,6 +58,7 @@ class Lines(Iterator[str]):
         self._line = 0
         self._row_size = 0
         self._size = 0
+        self._max_size = max_text(path)
 
     def __next__(self) -> str:
         line = self._file.readline(MAX_ROW + 1)
@@ -69,8 +72,8 @@ class Lines(Iterator[str]):
                 f"{self.where}: longer than {MAX_ROW >> 20} MB, which no example is",
                 hint="A quote that is not closed takes in all that follows it.",
             )
-        if self._size > MAX_TEXT:
-            raise DataError(f"{self.path}: holds more than {MAX_TEXT >> 30} GB of text")
+        if self._size > self._max_size:
+            raise too_large(self.path, self._max_size)
         if self._line > _MAX_LINES:
             raise DataError(f"{self.path}: holds more than {_MAX_LINES} lines")
         return line
@@ -87,6 +90,20 @@ class Lines(Iterator[str]):
             return f"{self.path}: line {self._line}"
         line = "" if self._line == self._row else f" (line {self._line})"
         return f"{self.path}: row {self._row}{line}"
+
+
+def max_text(path: Path) -> int:
+    """Return how many characters a file may hold: real ones expand twentyfold at most."""
+    return min(_MAX_TEXT, max(_SMALL_TEXT, _MAX_EXPANSION * path.stat().st_size))
+
+
+def too_large(path: Path, most: int) -> DataError:
+    """Return the error to raise where a file holds more than that."""
+    return DataError(
+        f"{path}: holds more than {most / 1e9:.1f} GB of text, in {path.stat().st_size / 1e6:.1f} "
+        "MB of file",
+        hint="Evaluate a part of it.",
+    )
 
 
 @contextmanager

@@ -17,12 +17,13 @@ from svdcut.errors import DataError
 from svdcut.evaluation.lines import (
     COMPRESSED,
     MAX_ROW,
-    MAX_TEXT,
     Lines,
     flaw,
+    max_text,
     open_lines,
     open_text,
     readable,
+    too_large,
 )
 from svdcut.jsonfile import check_num_values, check_regular, parse_int, quoted, without_repeats
 
@@ -219,15 +220,16 @@ def _parquet(path: Path, wanted: Sequence[str]) -> Iterator[Row]:
 def _check_row_groups(path: Path, metadata: Any, wanted: Sequence[str]) -> None:  # noqa: ANN401
     """Refuse a part that would take far more memory than a table's does."""
     groups = range(metadata.num_row_groups) if metadata.num_columns else ()
+    most = min(_MAX_ROW_GROUP, max_text(path))
     for group in map(metadata.row_group, groups):
         columns = map(group.column, range(group.num_columns))
         size = sum(
             column.total_uncompressed_size for column in columns if column.path_in_schema in wanted
         )
-        if size > _MAX_ROW_GROUP:
+        if size > most:
             raise DataError(
                 f"{path}: a row group of {size / 1e9:.1f} GB, where at most "
-                f"{_MAX_ROW_GROUP / 1e9:.1f} GB are read at a time",
+                f"{most / 1e9:.1f} GB are read at a time",
                 hint="Save it with smaller row groups, or as JSON Lines.",
             )
 
@@ -253,6 +255,7 @@ def _is_text(kind: Any) -> bool:  # noqa: ANN401
 
 def _parquet_rows(path: Path, file: Any, wanted: Sequence[str]) -> Iterator[Row]:  # noqa: ANN401
     number = size = 0
+    most = max_text(path)
     batches = file.iter_batches(_PARQUET_ROWS, columns=list(wanted), use_threads=False)
     for batch in batches:
         columns = [_values(batch.column(batch.schema.get_field_index(name))) for name in wanted]
@@ -260,12 +263,11 @@ def _parquet_rows(path: Path, file: Any, wanted: Sequence[str]) -> Iterator[Row]
             number += 1
             lengths = [len(cell) for cell in row if isinstance(cell, str)]
             size += sum(lengths)
-            if max(lengths, default=0) > MAX_ROW or size > MAX_TEXT:
-                raise DataError(
-                    f"{path}: row {number}: more than {MAX_ROW >> 20} MB in a cell, or "
-                    f"{MAX_TEXT >> 30} GB of text in all",
-                    hint="Evaluate a part of it.",
-                )
+            if max(lengths, default=0) > MAX_ROW:
+                what = f"longer than {MAX_ROW >> 20} MB, which no example is"
+                raise DataError(f"{path}: row {number}: {what}")
+            if size > most:
+                raise too_large(path, most)
             _check_texts(f"{path}: row {number}", wanted, row)
             yield row
 
