@@ -139,7 +139,7 @@ def test_a_merge_is_the_classifier_that_was_trained(kind, tmp_path):
     with torch.inference_mode():
         ours, theirs = (m(input_ids=IDS).logits for m in (model.eval(), trained.model))
     assert ours.shape == (1, NUM_LABELS)
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-4)
 
 
 def test_the_labels_of_tokens(tmp_path):
@@ -154,7 +154,7 @@ def test_the_labels_of_tokens(tmp_path):
     assert not any(found.values())
     with torch.inference_mode():
         ours, theirs = (m(input_ids=IDS).logits for m in (model.eval(), trained.model))
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-4)
 
 
 def opened(trained: Trained):
@@ -230,4 +230,4 @@ def test_evaluate_answers_as_pefts_model(kind, tmp_path):
     assert [row["predicted"] for row in found] == [str(int(label)) for label in logits.argmax(-1)]
     assert len({row["predicted"] for row in found}) > 1
     scores = torch.tensor([list(row["scores"].values()) for row in found])
-    torch.testing.assert_close(scores, logits.log_softmax(-1), rtol=0, atol=1e-5)
+    torch.testing.assert_close(scores, logits.log_softmax(-1), rtol=1e-5, atol=1e-4)

@@ -161,13 +161,12 @@ def test_all_triplets_beside_a_head(gpu):
     assert isinstance(found.triplets.right, DeviceTensor)
 
 
-@pytest.mark.parametrize("steep", [False, True])
-def test_values(gpu, steep):
+def test_values(gpu):
     on_host = merged(500, 400, 8, torch.float32)
-    found = singular_values(on_host.float().to("cuda"), steep=steep)
+    found = singular_values(on_host.float().to("cuda"))
     expected = torch.linalg.svdvals(on_host.float().double())
     assert torch.allclose(
-        torch.tensor(found.singular_values).double(), expected, rtol=1e-5, atol=1e-9
+        torch.tensor(found.singular_values).double(), expected, rtol=1e-5, atol=1e-7
     )
 
 

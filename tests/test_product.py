@@ -306,16 +306,18 @@ class TestCertificate:
         found = run(product, 3, escalate=called.append)
         assert (found.method, found.rejected) == (Method.EXACT, ("factored/float64: bound missed",))
         assert (found.num_triplets, found.full_rank, called) == (8, 8, [UNCOUNTED])
+        # Another order of the same products rounds by as much as the terms cancel.
         s = torch.linalg.svdvals(product.dense())[:8]
+        rounding = VALUE_TOLERANCE * float(s[0])
         values = found.measured().singular_values()
-        assert values == pytest.approx(s.tolist(), abs=1e-9 * float(s[0]))
+        assert values == pytest.approx(s.tolist(), abs=rounding)
         left, right = found.factors([0, 1, 2])
         reached = float((product.dense() - left @ right * found.scale).norm())
-        assert reached == pytest.approx(float(s[3:].norm()), rel=1e-6)
+        assert reached == pytest.approx(float(s[3:].norm()), abs=rounding)
 
         values = singular_values(product, escalate=called.append)
         assert (values.method, called) == (Method.EXACT, [UNCOUNTED, UNCOUNTED])
-        assert values.singular_values == pytest.approx(s.tolist(), abs=1e-9 * float(s[0]))
+        assert values.singular_values == pytest.approx(s.tolist(), abs=rounding)
 
     def test_terms_that_cancel_to_nothing(self):
         product = self.cancelling(0.0)

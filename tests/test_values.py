@@ -5,13 +5,11 @@ import math
 import pytest
 import torch
 
-from matrices import SPECTRA, Case, merged, noise, with_spectrum
-from svdcut.svd import values as module
-from svdcut.svd.certificate import VALUE_FLOOR, VALUE_TOLERANCE
+from matrices import SPECTRA, Case, noise, with_spectrum
+from svdcut.svd.certificate import RESOLUTION, VALUE_FLOOR, VALUE_TOLERANCE
 from svdcut.svd.decomposition import UNCOUNTED, SolverError
 from svdcut.svd.dense import gram
 from svdcut.svd.measured import Method
-from svdcut.svd.smallest import smallest_values
 from svdcut.svd.values import singular_values
 
 SHAPES = [(90, 90), (300, 40), (40, 300), (2, 500), (3, 2), (130, 120)]
@@ -47,17 +45,25 @@ def test_the_bound_of_the_gram_route_holds(shape, exponent):
     for seed in range(4):
         s = torch.arange(1, min(shape) + 1, dtype=torch.float64) ** -exponent
         a = with_spectrum(*shape, s, seed=seed, dtype=torch.float64)
-        found = module._rough_values(a if shape[0] >= shape[1] else a.T).values()
+        found = singular_values(a.clone(), tolerance=math.inf)
+        assert found.method is Method.GRAM
         assert float(errors(found.singular_values, a).max()) <= found.bound
 
 
-def test_small_values_take_the_exact_route():
+def test_small_values_are_known_by_the_first():
+    s = torch.logspace(0, -9, 64, dtype=torch.float64)
+    a = with_spectrum(64, 64, s, dtype=torch.float64)
+    found = singular_values(a)
+    assert found.method is Method.GRAM
+    assert found.singular_values == pytest.approx(s.tolist(), abs=RESOLUTION)
+
+
+def test_a_tolerance_that_a_gram_matrix_misses_takes_the_exact_route():
     s = torch.logspace(0, -7, 64, dtype=torch.float64)
     a = with_spectrum(64, 64, s, dtype=torch.float64)
     called = []
-    found = singular_values(a.clone(), escalate=called.append)
-    assert found.method is Method.EXACT
-    assert called == [UNCOUNTED]
+    found = singular_values(a, tolerance=1e-10, escalate=called.append)
+    assert (found.method, called) == (Method.EXACT, [UNCOUNTED])
     assert found.singular_values == pytest.approx(s.tolist(), rel=1e-6)
 
 
@@ -97,106 +103,3 @@ def test_the_gram_matrix(shape):
     found = gram(a)
     assert torch.allclose(found, found.T, rtol=1e-14, atol=1e-13)
     assert float((found - expected).abs().max()) <= 1e-14 * math.prod(shape)
-
-
-@pytest.mark.parametrize("kind", [*SPECTRA, "noise"])
-@pytest.mark.parametrize("shape", [(480, 450), (450, 480), (400, 400)])
-def test_a_steep_spectrum_without_its_head(kind, shape):
-    a = Case(kind, *shape, torch.float64).build()
-    found = singular_values(a.clone(), steep=True)
-    assert len(found.singular_values) == min(shape)
-    assert found.singular_values == sorted(found.singular_values, reverse=True)
-    assert found.bound <= VALUE_TOLERANCE
-    assert float(errors(found.singular_values, a).max()) <= found.bound + 1e-13
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("shape", [(620, 600), (500, 1200)])
-def test_a_merged_lora_update_needs_no_exact_route(dtype, shape):
-    a = merged(*shape, 8, dtype)
-    found = singular_values(a.clone(), steep=True)
-    assert found.method is Method.GRAM
-    assert found.bound <= VALUE_TOLERANCE
-    assert float(errors(found.singular_values, a).max()) <= VALUE_TOLERANCE
-
-
-def test_the_tail_of_a_square_update_needs_no_exact_route():
-    """A power law over white noise, whose smallest value is a millionth of the first."""
-    m = 420
-    s = torch.arange(1, 41, dtype=torch.float64) ** -1.0
-    a = with_spectrum(m, m, s, seed=3, dtype=torch.float64) / 10
-    a += 5e-6 * noise(m, m, seed=4, dtype=torch.float64)
-    found = singular_values(a.clone(), steep=True)
-    assert found.method is Method.GRAM
-    assert float(errors(found.singular_values, a).max()) <= found.bound <= VALUE_TOLERANCE
-
-
-def tail(kind):
-    """256 values, of which a Gram matrix tells most."""
-    s = torch.linspace(1, 0.1, 256, dtype=torch.float64)
-    last = {
-        "one": [3e-7],
-        "falling": [1e-5, 3e-6, 1e-6, 3e-7, 1e-7],
-        "equal": [2e-6] * 5,
-        "pairs": [1e-5, 1e-5, 1e-6, 1e-6],
-        "no gap": [3e-5 * 0.9**i for i in range(30)],
-        "below the floor": [1e-5, 1e-9],
-        "singular": [1e-5, 0.0],
-        "two zeros": [0.0, 0.0],
-        "many": [1e-6] * 40,
-    }[kind]
-    s[-len(last) :] = torch.tensor(last, dtype=torch.float64)
-    return s
-
-
-@pytest.mark.parametrize(
-    "kind",
-    [
-        *("one", "falling", "equal", "pairs", "no gap", "below the floor", "singular"),
-        *("two zeros", "many"),
-    ],
-)
-@pytest.mark.parametrize("shape", [(256, 256), (256, 300), (700, 256)])
-def test_the_smallest_values(kind, shape):
-    """By inverse iteration where they are few, by the exact route where not: right in all."""
-    for seed in range(3):
-        a = with_spectrum(*shape, tail(kind), seed=seed, dtype=torch.float64)
-        found = singular_values(a.clone())
-        assert float(errors(found.singular_values, a).max()) <= found.bound <= VALUE_TOLERANCE
-        assert found.singular_values == sorted(found.singular_values, reverse=True)
-        if kind in ("one", "falling", "equal", "pairs"):
-            assert found.method is Method.GRAM
-        if kind == "many":
-            assert found.method is Method.EXACT
-
-
-def test_smallest_values_that_may_be_others_are_not_taken():
-    """An iteration that has not seen the smallest one says nothing, rather than what is next."""
-    s = tail("falling")
-    a = with_spectrum(256, 256, s, dtype=torch.float64)
-    below = (0.99 * s).tolist()
-    found, error = smallest_values(a, 5, below, tolerance=1e-8, seed=0)
-    assert torch.tensor(found[-5:]) == pytest.approx(s[-5:], rel=max(error, 1e-8))
-    assert len(found) >= 5
-    # As if the sixth were not known to be larger than the fifth.
-    unknown = [*below[:-14], *[0.0] * 14]
-    assert smallest_values(a, 5, unknown, tolerance=1e-8, seed=0) is None
-
-
-def test_a_failure_of_the_refinement_leaves_the_exact_route(monkeypatch):
-    a = with_spectrum(256, 256, tail("one"), dtype=torch.float64)
-
-    def fail(*_, **__):
-        raise torch.linalg.LinAlgError("LAPACK gave up")
-
-    monkeypatch.setattr(torch, "geqrf", fail)
-    assert singular_values(a).method is Method.EXACT
-
-
-def test_without_an_iteration_a_steep_spectrum_is_measured_all_the_same(monkeypatch):
-    a = Case("steep", 450, 430, torch.float64).build()
-    for answer in (lambda *_, **__: None,):
-        monkeypatch.setattr(module, "krylov_triplets", answer)
-        found = singular_values(a.clone(), steep=True)
-        assert float(errors(found.singular_values, a).max()) <= found.bound + 1e-13
-    assert singular_values(torch.zeros(450, 430), steep=True).method is Method.NONE

@@ -60,9 +60,7 @@ def measure_spectrum(
     """
     full_rank = update.full_rank
     if top is None or choose_route(full_rank, top) is not Route.KRYLOV:
-        found = singular_values(
-            update.matrix, steep=update.base is not None, seed=seed, escalate=escalate
-        )
+        found = singular_values(update.matrix, escalate=escalate)
         values, method, bound = found.singular_values, found.method, found.bound
         return _describe(update, values, values[:top], math.hypot(*values), method, bound)
     head = _leading(update, top, seed, escalate)

@@ -39,8 +39,11 @@ from itertools import accumulate
 VALUE_TOLERANCE = 1e-5
 """Relative error allowed in a singular value that is reported."""
 
-VALUE_FLOOR = 1e-8
-"""Values below this share of the first are held to the accuracy that it has."""
+VALUE_FLOOR = 1e-2
+"""Values below this share of the first are held to the absolute accuracy that it gives them."""
+
+RESOLUTION = VALUE_TOLERANCE * VALUE_FLOOR
+"""Share of the first value below which no value is told from zero."""
 
 SPACE_GAP = 1e-3
 """Squared values that differ by less, relatively, count as equal where vectors matter.
@@ -48,8 +51,8 @@ SPACE_GAP = 1e-3
 Storage in 16 bits moves the vectors of weights further.
 """
 
-ERROR_FLOOR = 2.0**-24
-"""Best errors below this share of the norm count as this: float32 cannot store less."""
+ERROR_FLOOR = 1e-6
+"""Best errors below this share of the norm count as this: it is near what float32 resolves."""
 
 _FACTOR_ROUNDING = 4.0
 """Rounding error of the kept part, relative to its norm, in units of epsilon."""
@@ -220,9 +223,11 @@ def bound_cut(
 
     places = {0, max(k - 1, 0), min(k, len(squares) - 1)}
     value = max(_value_error(i, squares, couplings, h) for i in places)
-    # Where the tail is measured as a whole (rest > 0), no sum of its values is needed.
-    tail_error = 0.0 if rest > 0 else math.fsum(residuals[k:])
-    tail_error /= 2 * max(cut, VALUE_FLOOR**2 * energy)
+    # Where the tail is measured as a whole (rest > 0), no sum of its values is needed. Else it
+    # may be less than that sum by what rounding moved, down to nothing.
+    moved = 0.0 if rest > 0 else math.fsum(residuals[k:])
+    tail_error = moved / max(2 * math.sqrt(cut), math.sqrt(moved)) if moved else 0.0
+    tail_error /= max(math.sqrt(cut), VALUE_FLOOR * math.sqrt(energy))
     if k == 0 or k == len(squares):
         lacking = 0.0
     else:
@@ -232,7 +237,7 @@ def bound_cut(
         )
     # The rounding of the factors is at right angles to the tail: it adds in squares.
     lacking += (_FACTOR_ROUNDING * epsilon) ** 2 * kept
-    best = math.sqrt(max(cut - lacking, 0.0))
+    best = math.sqrt(max(cut - moved - lacking, 0.0))
     above = lacking / (math.hypot(best, math.sqrt(lacking)) + best) if lacking else 0.0
     return Bounds(
         excess=above / max(best, ERROR_FLOOR * math.sqrt(energy)), value=max(value, tail_error)

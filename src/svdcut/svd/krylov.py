@@ -54,8 +54,9 @@ sees the last too small (measured)."""
 _KNOWN = 1e-2
 """Residual of a value of a head, relative to its square, at most."""
 
-_ALIKE = 1e-5
-"""Squares that differ by this share may be copies of one, told apart by rounding."""
+_ALIKE = 5e-3
+"""Squares that differ by less than this share may be of one cluster: copies of a value, told
+apart by rounding or by a small perturbation. The values of noise lie further apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,13 +140,12 @@ def krylov_triplets(
             spread = ritz.squares[count] / ritz.squares[min(k, num_wanted - 1)]
             over_noise = bool(spread <= _FLAT * _FLAT)
             return Head(lanczos.vectors(ritz)[:count].T, is_over_noise=over_noise)
-        converged = ritz.converged(k, energy, tolerance * _SAFETY)
-        if converged and not ritz.may_hide_copies(lanczos.num_random):
-            return lanczos.measure(ritz)
+        if ritz.converged(k, energy, tolerance * _SAFETY):
+            return None if ritz.may_hide_copies(width) else lanczos.measure(ritz)
         looks += 1
         if looks == num_looks:
             return None
-        if converged or not lanczos.num_pending:
+        if not lanczos.num_pending:
             lanczos.inject(width)
     return None
 
@@ -190,8 +190,10 @@ class _Ritz:
 
         if not drowns(s[0]):
             return 0
+        # What is within rounding of the first value is seen, but not known.
+        floor = max(following, epsilon * s[0])
         steep = zip(s, self.residuals, strict=False)
-        known = (x > _STEEP * following and e <= _KNOWN * x * x for x, e in steep)
+        known = (x > _STEEP * floor and e <= _KNOWN * x * x for x, e in steep)
         count = sum(1 for _ in takewhile(bool, known))
         return 0 if drowns(s[count]) else count
 
@@ -204,18 +206,20 @@ class _Ritz:
             return rest
         return min(rest, float(self.squares[self.num_wanted]) + self.residuals[self.num_wanted])
 
-    def may_hide_copies(self, num_random: int) -> bool:
-        """Whether more copies of a value may exist than random vectors could show.
+    def may_hide_copies(self, width: int) -> bool:
+        """Whether values may exist that a start of `width` random vectors cannot show.
 
-        A Krylov space holds, of each eigenvalue, as many vectors as it was started
-        with, or all. So it hides copies only of a value of which it shows so many.
+        A Krylov space holds, of each eigenvalue, as many vectors as it was started with, or
+        all. So it hides copies only of a value of which it shows so many. Vectors that are
+        injected later do not count: they have gone through fewer steps.
         """
         squares = self.squares[: self.num_wanted].tolist()
-        for last in range(num_random - 1, self.num_wanted):
-            apart = squares[last - num_random + 1] - squares[last]
-            if squares[last] > 0 and apart <= _ALIKE * squares[last] + self.residuals[last]:
-                return True
-        return False
+        return any(
+            last > 0 and first - last <= _ALIKE * last + residual
+            for first, last, residual in zip(
+                squares, squares[width - 1 :], self.residuals[width - 1 :], strict=False
+            )
+        )
 
 
 class _Lanczos:
@@ -234,7 +238,6 @@ class _Lanczos:
         self._images = _Rows(a.shape[0], a)
         self._gram = a.new_zeros(0, 0, dtype=torch.float64)
         self._outside = a.new_zeros(0, 0)
-        self.num_random = 0
 
     @property
     def size(self) -> int:
@@ -254,7 +257,6 @@ class _Lanczos:
         block = torch.randn(count, self._a.shape[1], generator=self._generator, dtype=torch.float32)
         block = block.to(self._a.device, self._a.dtype)
         self._extend(block, negligible=0.0)
-        self.num_random += count
 
     def step(self) -> None:
         """Multiply the pending vectors by the matrix, and the images by its transpose."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from svdcut.svd.certificate import VALUE_FLOOR
+from svdcut.svd.certificate import RESOLUTION
 from svdcut.svd.decomposition import Decomposition, multiply
 from svdcut.svd.engine import decompose
 from svdcut.svd.measured import MeasuredValues
@@ -57,7 +57,7 @@ def leading_spaces(
     a : Tensor of shape (m, n), float32 or float64, or Product
         Finite; a tensor is scaled in place.
     rank : int
-        How many vectors are wanted. Those whose values are below `VALUE_FLOOR` of the
+        How many vectors are wanted. Those whose values are below `RESOLUTION` of the
         first are left out: the matrix has none there.
     seed : int
         Of the engine's random blocks.
@@ -100,7 +100,7 @@ def leading_spaces(
 
 def _num_nonzero(measured: MeasuredValues, rank: int) -> int:
     values = measured.singular_values()[:rank]
-    return sum(value > VALUE_FLOOR * values[0] for value in values)
+    return sum(value > RESOLUTION * values[0] for value in values)
 
 
 def _orthonormal(columns: Tensor) -> Tensor:

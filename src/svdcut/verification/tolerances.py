@@ -3,14 +3,14 @@ r"""How far a true claim can be from a second computation, and why.
 Pure arithmetic. In every case the sum of what the claim may be off by and of what the
 second computation may be off by, so that no true claim is ever called false.
 
-- A singular value is certified to 1e-5 of itself, or of 1e-8 of the first where it is
-  smaller; the second computation to a tenth of that. Those of ``--keep bottom`` and
+- A singular value is certified to 1e-5 of itself, or 1e-7 of the first where that is
+  more; the second computation to a tenth of that. Those of ``--keep bottom`` and
   ``random`` are not certified one by one: a Gram matrix, with its backward error of
   ``n eps |A|^2``, gives each of them within ``sqrt(n eps) |A|``.
 - Energies: the eigenvalues of a Gram matrix are off by its backward error, those that the
   Krylov route measures in float32 by its roundoff (at most a tenth of `_SINGLE_ENERGY` was
   seen); and the energy cut is above the best possible one by what the certificate allows:
-  ``(1 + excess)^2 - 1`` of the best, best errors below 2^-24 of the norm counting as that.
+  ``(1 + excess)^2 - 1`` of the best, best errors below 1e-6 of the norm counting as that.
 - Two cuts of one matrix at rank `k` that lack energies `a` and `b` against the best one
   differ by at most ``(sqrt(a) + sqrt(b)) sqrt(l_k + l_{k+1}) / sqrt(l_k - l_{k+1})``, with
   `l_i` the squared singular values. For one cut, let `P` project onto its space and `v_i`
