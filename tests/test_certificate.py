@@ -182,7 +182,9 @@ def test_errors_of_a_cut_are_bounded(trial, data):
     for index in {0, max(k - 1, 0), min(k, trial.count - 1)}:
         found, true = (math.sqrt(max(x[index], 0)) for x in (trial.squares, truth))
         scale = max(found, VALUE_FLOOR * math.sqrt(truth[0]))
-        assert abs(found - true) <= bounds.value * scale + slack(trial) / max(found, math.sqrt(slack(trial)))
+        assert abs(found - true) <= bounds.value * scale + slack(trial) / max(
+            found, math.sqrt(slack(trial))
+        )
 
 
 def test_the_bounds_are_not_idle():
