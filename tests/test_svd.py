@@ -308,13 +308,13 @@ def test_the_energy_of_a_small_tail_is_not_lost_in_a_difference(share, seed):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("shape", [(900, 800), (700, 1400)])
+@pytest.mark.parametrize("shape", [(500, 400), (700, 1400), (1200, 1100)])
 @pytest.mark.parametrize("k", [8, 9, 16])
-def test_a_merged_lora_update_is_iterated_on_beside_its_head(dtype, shape, k):
+def test_a_merged_lora_update_takes_no_exact_route(dtype, shape, k):
     """From its rank on what is wanted is the rounding of storage, far below the head."""
     truth = refer(merged(*shape, 8, dtype).float())
     found = run(truth.a, k, Route.KRYLOV)
-    assert (found.method, found.rejected) == (Method.KRYLOV, ())
+    assert found.method is not Method.EXACT
     check(found, k, truth)
 
 
@@ -362,7 +362,7 @@ def test_more_memory_is_asked_for_before_a_head_is_taken_out():
     asked = []
     run(with_spectrum(500, 400, power_law(400)), 12, Route.KRYLOV, escalate=asked.append)
     assert not asked
-    a = merged(900, 800, 4, torch.float32).float()
+    a = merged(1200, 1100, 4, torch.float32).float()
     run(a, 12, Route.KRYLOV, escalate=asked.append)
     assert asked == [a.nbytes]
 
@@ -447,7 +447,7 @@ def test_a_head_that_is_not_larger_than_the_rest_is_none():
 
 def test_memory_once_asked_for_is_kept_by_the_routes_that_follow():
     asked = []
-    a = merged(900, 800, 4, torch.float32).float()
+    a = merged(1200, 1100, 4, torch.float32).float()
     decompose(a, 12, accept=lambda _: False, route=Route.KRYLOV, escalate=asked.append)
     assert asked == [a.nbytes, UNCOUNTED]
 

@@ -8,6 +8,7 @@ from itertools import cycle
 from typing import Any
 
 import torch
+from threadpoolctl import threadpool_limits
 
 from svdcut.errors import UsageError
 from svdcut.machine import num_cores
@@ -67,6 +68,9 @@ def workers_on(device: torch.device) -> Iterator[Callable[[], None]]:
         Makes the thread that calls it such a worker. On a GPU in one of a few streams, so
         that the copies and products of different threads overlap.
     """
+    # Loaded before its threads are counted: its BLAS is another than torch's.
+    import scipy.linalg  # noqa: F401
+
     threads = torch.get_num_threads()
     streams: Iterator[torch.cuda.Stream] | None = None
 
@@ -76,7 +80,7 @@ def workers_on(device: torch.device) -> Iterator[Callable[[], None]]:
             torch.cuda.set_stream(next(streams))
 
     try:
-        with _full_precision():
+        with _full_precision(), threadpool_limits(1, user_api="blas"):
             if device.type == "cuda":
                 # Loads a library, at which threads that do so at once fail:
                 # https://github.com/pytorch/pytorch/issues/90613

@@ -22,14 +22,14 @@ from svdcut.svd.decomposition import (
     sum_of_squares,
 )
 from svdcut.svd.dense import gram, gram_triplets
-from svdcut.svd.krylov import Head, KrylovResult, krylov_triplets, measure_triplets
+from svdcut.svd.krylov import NARROW, Head, KrylovResult, krylov_triplets, measure_triplets
 
 _LOOKED_AT = 16
 """A head of more than this part of the values is not seen."""
 
-_NARROW, _FEW = 1024, 64
-"""Up to so many columns noise is not iterated on for more values than this part of them
-(measured, CPU)."""
+_FEW = 64
+"""Of few columns noise is not iterated on for more values than this part of them (measured,
+CPU)."""
 
 _ROUNDING = 4.0
 """Of what is left of a matrix, in units of epsilon, by the norm of the whole."""
@@ -81,7 +81,7 @@ def leading_triplets(
         if not isinstance(found, Head):
             break
         head = torch.cat((head, found.right), dim=1)
-        if found.is_over_noise and n <= _NARROW and k - head.shape[1] > n // _FEW:
+        if found.is_over_noise and n <= NARROW and k - head.shape[1] > n // _FEW:
             return found
         if rest is a:
             escalate(a.nbytes)
@@ -137,22 +137,25 @@ def hides_rest(product: Tensor, *, generator: Generator) -> bool:
     return torch.finfo(torch.float64).eps * energy * n > VALUE_TOLERANCE * rest
 
 
-def deflated_triplets(a: Tensor, head: Triplets, *, energy: float) -> Triplets | None:
-    """Return all triplets of `a`: those of its head as given, the others by a Gram matrix.
+def deflated_triplets(
+    a: Tensor, head: Triplets, count: int | None = None, *, energy: float
+) -> tuple[Triplets, float] | None:
+    """Return leading triplets of `a`: those of its head as given, the others by a Gram matrix.
 
     Parameters
     ----------
     a : Tensor of shape (m, n), m >= n, float32 or float64
     head : Triplets
         From `find_head`.
+    count : int, optional
+        As for `gram_triplets`.
     energy : float
         Sum of squares of `a`.
 
     Returns
     -------
-    Triplets or None
-        All n, right vectors in float64, `left` on demand; None if the others are not smaller
-        than the head.
+    tuple of Triplets and float, or None
+        As of `gram_triplets`; None if the others are not smaller than the head.
 
     Raises
     ------
@@ -172,7 +175,7 @@ def deflated_triplets(a: Tensor, head: Triplets, *, energy: float) -> Triplets |
     product = gram(a, without=head.right)
     for _ in range(2):
         product = torch.addmm(product, normals, normals.T @ product, alpha=-2)[h:].T
-    rest = gram_triplets(product)
+    rest, beyond = gram_triplets(product, None if count is None else max(count - h, 1))
     del product
     if rest.squares[0] > head.squares[-1]:
         return None
@@ -181,7 +184,8 @@ def deflated_triplets(a: Tensor, head: Triplets, *, energy: float) -> Triplets |
     lost = rest.residuals + (rounding + coupling) * rest.squares.sqrt()
     residuals = torch.cat((head.residuals + head.couplings, lost))
     right = torch.cat((head.right, _beside(normals, rest.right)), dim=1)
-    return Triplets(right, None, torch.cat((head.squares, rest.squares)), residuals, residuals)
+    squares = torch.cat((head.squares, rest.squares))
+    return Triplets(right, None, squares, residuals, residuals), beyond
 
 
 def _reflector(right: Tensor) -> Tensor:

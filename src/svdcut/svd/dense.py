@@ -13,6 +13,12 @@ from svdcut.svd.decomposition import PRODUCT_BYTES, Triplets, row_blocks
 _TALL = 2
 """From this aspect ratio on, a QR first makes the SVD that of a square matrix."""
 
+_FEW = 3
+"""Up to this part of the triplets it is faster to compute them alone (measured, CPU)."""
+
+_CANCELLATION = 1e-6
+"""Below this share of the energy a difference of energies is known too badly."""
+
 _PANEL = 256
 """Columns of a Gram matrix at a time: a third faster than all at once (measured, CPU)."""
 
@@ -60,18 +66,21 @@ def is_tall(a: Tensor) -> bool:
     return a.shape[0] >= _TALL * a.shape[1]
 
 
-def gram_triplets(product: Tensor) -> Triplets:
-    """Return all triplets of a matrix from the Gram matrix of its short side.
+def gram_triplets(product: Tensor, count: int | None = None) -> tuple[Triplets, float]:
+    """Return leading triplets of a matrix from the Gram matrix of its short side.
 
     Parameters
     ----------
     product : Tensor of shape (n, n), float64
         From `gram`.
+    count : int, optional
+        How many are wanted; without it all n.
 
     Returns
     -------
-    Triplets
-        All n, right vectors in float64, `left` on demand.
+    tuple of Triplets and float
+        At least `count`, right vectors in float64, `left` on demand; and the energy that is
+        not among them, exact to 1e-8 of itself.
 
     Raises
     ------
@@ -80,15 +89,36 @@ def gram_triplets(product: Tensor) -> Triplets:
 
     Notes
     -----
-    About 9 n^3. Squares the condition number: values under 1e-8 of the first are lost, as
-    `residuals` then say.
+    About 9 n^3 for all; 4/3 n^3 and O(n^2 count) for a few, on a CPU, by bisection: an
+    eigenvalue is counted, so that none is missed. Squares the condition number: values under
+    1e-8 of the first are lost, as `residuals` then say.
     """
-    values, vectors = torch.linalg.eigh(product)
+    n, energy = len(product), float(product.trace())
+    few = count is not None and count * _FEW <= n and product.device.type == "cpu"
+    values, vectors = _last_eigenpairs(product, count) if few else torch.linalg.eigh(product)
     squares, right = values.flip(0).clamp_min(0), vectors.flip(1).contiguous()
+    rest = max(energy - float(squares.sum()), 0.0) if few else 0.0
+    if few and rest < _CANCELLATION * energy:
+        return gram_triplets(product)
     residuals = (product @ right - right * squares).norm(dim=0)
     # Rounding in the Gram matrix itself, which the residual cannot see.
-    residuals += torch.finfo(torch.float64).eps * float(product.trace())
-    return Triplets(right, None, squares, residuals, residuals)
+    residuals += torch.finfo(torch.float64).eps * energy
+    return Triplets(right, None, squares, residuals, residuals), rest
+
+
+def _last_eigenpairs(product: Tensor, count: int | None) -> tuple[Tensor, Tensor]:
+    """Return the largest eigenvalues, ascending, and their vectors, (n, count)."""
+    import numpy as np
+    from scipy.linalg import eigh
+
+    n = len(product)
+    subset = (n - (count or n), n - 1)
+    try:
+        found = eigh(product.numpy(), subset_by_index=subset, driver="evr", check_finite=False)
+    except np.linalg.LinAlgError as error:
+        raise torch.linalg.LinAlgError(str(error)) from error  # type: ignore[attr-defined]
+    values, vectors = map(torch.from_numpy, found)
+    return values, vectors
 
 
 def triangle(a: Tensor) -> Tensor:

@@ -192,6 +192,7 @@ class _Routes:
         self._tolerance = tolerance
         self._seed = seed
         self._escalate = escalate
+        self._count = None if top is None else top + 1
         self._converges = True
         self._head: tuple[Triplets | None] | None = None
         """What was found, once it was looked for."""
@@ -244,16 +245,25 @@ class _Routes:
             and self._find_head() is not None
         ):
             return "hidden by a head"
-        return replace(self._start, triplets=gram_triplets(product), method=Method.GRAM)
+        return self._of_gram(*gram_triplets(product, self._count))
 
     def _deflated(self) -> Decomposition | str:
         head = self._find_head()
         if head is None:
             return "no head"
-        triplets = deflated_triplets(self._matrix, head, energy=self._start.energy)
-        if triplets is None:
-            return "no gap below the head"
-        return replace(self._start, triplets=triplets, method=Method.GRAM)
+        found = deflated_triplets(self._matrix, head, self._count, energy=self._start.energy)
+        return "no gap below the head" if found is None else self._of_gram(*found)
+
+    def _of_gram(self, triplets: Triplets, rest: float) -> Decomposition:
+        # What follows the last triplet is no larger than that.
+        last = float(triplets.squares[-1] + triplets.residuals[-1])
+        return replace(
+            self._start,
+            triplets=triplets,
+            method=Method.GRAM,
+            rest=rest,
+            next_square=last if rest else 0.0,
+        )
 
     def _exact(self) -> Decomposition:
         return replace(self._start, triplets=exact_triplets(self._matrix), method=Method.EXACT)
