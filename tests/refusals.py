@@ -349,6 +349,16 @@ def _adapters_beneath(folder: Path) -> None:
         _adapter(folder / name)
 
 
+def _square_experts(folder: Path) -> list[str]:
+    save_file({"experts.down_proj": torch.ones(2, 4, 4)}, bare(folder, "base") / WEIGHTS)
+    config = {"peft_type": "LORA", "r": 1, "target_parameters": ["experts.down_proj"]}
+    (folder / "ft" / "adapter_config.json").write_text(json.dumps(config))
+    factors = {"experts.lora_A.weight": torch.ones(2, 4), "experts.lora_B.weight": torch.ones(4, 2)}
+    (folder / "ft" / WEIGHTS).unlink()
+    save_file(factors, folder / "ft" / "adapter_model.safetensors")
+    return CALL
+
+
 def _diffusers(folder: Path) -> None:
     (folder / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
     (folder / "unet").mkdir()
@@ -650,6 +660,7 @@ CASES = (
         with_folder(_files(adapter_model__bin="never opened", adapter_config__json="{}")),
     ),
     Case("adapters in folders beneath", 3, with_folder(_adapters_beneath)),
+    Case("an adapter of square experts, of an unknown PEFT", 3, _square_experts),
     Case("a pipeline of diffusers", 3, with_folder(_diffusers)),
     Case(
         "weights by another name",

@@ -8,7 +8,7 @@ import transformers
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
-from svdcut.errors import MismatchError
+from svdcut.errors import CheckpointError, MismatchError
 from trained_adapters import SIZES, WEIGHTS, edit_config, make, read, results
 
 EXACT = 1e-6
@@ -94,8 +94,8 @@ def test_experts_adapted_one_by_one(tmp_path, model):
     assert made.worst() < EXACT
 
 
-def as_before_0_19(folder, names):
-    """Transpose every delta, as PEFT had it then: A on the first size of the stack."""
+def other_way_round(folder, names):
+    """Transpose every delta, as other versions of PEFT have it."""
     tensors = load_file(folder / WEIGHTS)
     for name in names:
         a, b = tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"]
@@ -107,15 +107,55 @@ def as_before_0_19(folder, names):
     save_file(tensors, folder / WEIGHTS)
 
 
-@pytest.mark.parametrize("width", [24, 32])
-@pytest.mark.parametrize("version", ["0.18.1", None])
-def test_stacks_as_peft_had_them_before_0_19(tmp_path, width, version):
+WIDTHS = {"none square": 24, "one square": 32}
+EXPERTS = "base_model.model.model.layers.0.mlp.experts"
+VERSIONS = ["0.18.1", "0.19.0", "0.19.1", "0.19.1.dev0", None]
+
+
+@pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS)
+@pytest.mark.parametrize("version", VERSIONS)
+def test_stacks_that_are_not_square_show_how_all_are(tmp_path, width, version):
+    """Whatever version the config names: another one may have saved the adapter again."""
     config = LoraConfig(r=2, target_modules=[], target_parameters=BOTH)
     made = make(tmp_path, qwen(num_hidden_layers=1, moe_intermediate_size=width), config)
-    experts = "base_model.model.model.layers.0.mlp.experts"
-    as_before_0_19(made.adapter, [experts, f"{experts}.base_layer"])
     edit_config(made.adapter, peft_version=version)
     assert made.worst() < EXACT
+    other_way_round(made.adapter, [EXPERTS, f"{EXPERTS}.base_layer"])
+    assert made.worst() < EXACT
+
+
+def square(folder, model, version):
+    """Make an adapter of square stacks alone, as a version of PEFT does."""
+    size = {"moe_intermediate_size" if model is qwen else "intermediate_size": 16}
+    config = LoraConfig(r=2, target_modules=[], target_parameters=["experts.gate_up_proj"])
+    made = make(folder, model(num_hidden_layers=1, **size), config)
+    edit_config(made.adapter, peft_version=version)
+    return made
+
+
+@pytest.mark.parametrize("version", ["0.19.1", "0.20.0"])
+@pytest.mark.parametrize("model", [qwen, gpt_oss])
+def test_square_stacks_as_peft_has_them(tmp_path, model, version):
+    assert square(tmp_path, model, version).worst() < EXACT
+
+
+# PEFT before 0.19 took all stacks for (experts, in, out); 0.19.0 did so of those that are not.
+@pytest.mark.parametrize(
+    ("model", "version"),
+    [(qwen, "0.17.0"), (qwen, "0.18.1"), (qwen, "0.19.0"), (gpt_oss, "0.19.0")],
+)
+def test_square_stacks_as_peft_had_them(tmp_path, model, version):
+    made = square(tmp_path, model, version)
+    other_way_round(made.adapter, [EXPERTS])
+    assert made.worst() < EXACT
+
+
+@pytest.mark.parametrize("version", [None, "0.19.1.dev0", "of yesterday"])
+def test_square_stacks_of_an_unknown_version(tmp_path, version):
+    made = square(tmp_path, qwen, version)
+    with pytest.raises(CheckpointError, match="nothing tells which way round") as error:
+        made.open()
+    assert "peft_version" in error.value.hint
 
 
 def test_a_base_that_is_stacked_in_its_file(tmp_path):

@@ -11,19 +11,16 @@ from dataclasses import dataclass, field, replace
 
 from svdcut.adapter.collection import AdapterTensors, Factors
 from svdcut.adapter.in_memory import Parameter, Piece, parameters_in_memory
-from svdcut.adapter.orientation import Conventions, possible_orientations
-from svdcut.adapter.parameter_names import name_parameters
+from svdcut.adapter.orientation import Conventions, possible_orientations, stacks_transposed
+from svdcut.adapter.parameter_names import find_stacks_transposed, name_parameters
 from svdcut.adapter.peft_config import PeftConfig
 from svdcut.checkpoint import Checkpoint
-from svdcut.errors import MismatchError, listed
+from svdcut.errors import CheckpointError, MismatchError, listed
 from svdcut.jsonfile import quoted
 from svdcut.lowrank import LowRankEntry, ShiftEntry, UpdateEntry
 from svdcut.matching import Matching, match_names, rename_tensors
 from svdcut.names import HEAD, collapse_numbers, is_task_head, tied_part
 from svdcut.tensorfile import TensorEntry
-
-_SWAPS_STACKS = (0, 19)
-"""The version of PEFT that began to tell (experts, out, in) from (experts, in, out)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,19 +114,31 @@ class _Applier:
             return
         if not self._is_magnitude_right(pair, stacked=experts > 1):
             return
-        expected = self.conventions.transposed(name, parameter.shape)
         entry = LowRankEntry(
             a=pair.a,
             b=pair.b,
             rank=rank,
             scale=self.config.scale_of(name),
-            transposed=expected if expected in ways else not expected,
+            transposed=ways.pop() if len(ways) == 1 else self._expected(name, parameter),
             experts=experts,
             magnitude=pair.magnitude,
         )
         for piece in parameter.pieces:
             part = replace(entry, first_expert=piece.expert, rows=piece.rows)
             self._update(pair.a.name, piece, part)
+
+    def _expected(self, name: str, parameter: Parameter) -> bool:
+        """Return which way round a square matrix is, which its factors fit either way."""
+        found = self.conventions.transposed(name, parameter.shape)
+        if found is None:
+            raise CheckpointError(
+                f"{self.config.path}: nothing tells which way round the factors of {quoted(name)} "
+                f"are: its matrices are square, {list(parameter.shape)}, and no release of PEFT is "
+                "named",
+                hint="PEFT stores them differently since 0.19. Write the version that made the "
+                'adapter into the file, as "peft_version": "0.18.1".',
+            )
+        return found
 
     def _is_magnitude_right(self, pair: Factors, *, stacked: bool) -> bool:
         if pair.magnitude is None:
@@ -179,11 +188,11 @@ def apply_adapter(
     UsageError
         If a rename matches nothing.
     """
-    conventions = Conventions(
-        base.model_types, config.fan_in_fan_out, config.version < _SWAPS_STACKS
-    )
     renamed = rename_tensors(base.tensors, renames, base.source)
     in_memory = parameters_in_memory(renamed)
+    shown = find_stacks_transposed(adapter.factors, in_memory, config)
+    stacks = stacks_transposed(config.version, base.model_types) if shown is None else shown
+    conventions = Conventions(base.model_types, config.fan_in_fan_out, stacks)
     changes = _changes(adapter, name_parameters(adapter.factors, in_memory, config, conventions))
     matching = _match(in_memory, changes, config)
     applier = _Applier(config, conventions)

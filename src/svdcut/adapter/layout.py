@@ -22,8 +22,7 @@ from svdcut.errors import NothingKeptError, UsageError
 
 _PREFIX = "base_model.model."
 _PEFT_VERSION = "0.21.2"
-"""Whose layout it is. Where a config names none, square experts are taken to be transposed, as
-PEFT did before 0.19."""
+"""Whose layout it is: it tells which way round the factors of square experts are."""
 
 _LAST = "down_proj"
 """Of the two stacks of experts, the one that transformers' modules own last."""

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from svdcut.adapter.collection import Factors
 from svdcut.names import is_task_head, is_vocabulary
 
-_CONV1D_MODELS = frozenset(
+CONV1D_MODELS = frozenset(
     {"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp", "clvp_decoder"}
 )
 """Those whose layers are `transformers.pytorch_utils.Conv1D`, stored as (in, out)."""
 
-_TRANSPOSED_STACKS = frozenset({"gpt_oss", "aria", "aria_text", "openai_privacy_filter"})
+TRANSPOSED_STACKS = frozenset({"gpt_oss", "aria", "aria_text", "openai_privacy_filter"})
 """Those whose experts have `is_transposed`, stored as (experts, in, out); transformers 5.24."""
 
 
@@ -27,15 +27,27 @@ class Conventions:
     """As base's config has them."""
 
     fan_in_fan_out: bool
-    stacks_as_stored: bool = False
-    """Whether PEFT took every stack for (experts, in, out), as it did before 0.19."""
+    stacks_transposed: bool | None
+    """Whether the factors take stacks for (experts, in, out); None where nothing says."""
 
-    def transposed(self, name: str, shape: tuple[int, ...]) -> bool:
+    def transposed(self, name: str, shape: tuple[int, ...]) -> bool | None:
         """Whether a parameter is expected to be stored as (in, out)."""
         if len(shape) == 3:
-            return self.stacks_as_stored or bool(self.model_types & _TRANSPOSED_STACKS)
+            return self.stacks_transposed
         head = is_task_head(name) or is_vocabulary(name)
-        return not head and (self.fan_in_fan_out or bool(self.model_types & _CONV1D_MODELS))
+        return not head and (self.fan_in_fan_out or bool(self.model_types & CONV1D_MODELS))
+
+
+def stacks_transposed(
+    version: tuple[int, int, int] | None, model_types: frozenset[str]
+) -> bool | None:
+    """Return whether a version of PEFT takes a model's stacks for (experts, in, out).
+
+    Before 0.19 it took all of them so. 0.19.0 swapped the sizes of the wrong ones.
+    """
+    if version is None or version < (0, 19, 0):
+        return None if version is None else True
+    return bool(model_types & TRANSPOSED_STACKS) == (version > (0, 19, 0))
 
 
 def possible_orientations(factors: Factors, rank: int, shape: tuple[int, ...]) -> set[bool]:

@@ -40,9 +40,7 @@ def name_parameters(
     modules: dict[str, list[Factors]] = defaultdict(list)
     for pair in factors:
         modules[pair.module].append(pair)
-    ends: dict[str, set[tuple[int, ...]]] = defaultdict(set)
-    for name, parameter in in_memory.items():
-        ends[_last_two(name)].add(parameter.shape)
+    ends = _shapes_by_end(in_memory)
     named: dict[str, Factors] = {}
     for module, pairs in modules.items():
         pairs.sort(key=lambda pair: -pair.level)  # the innermost first
@@ -52,6 +50,32 @@ def name_parameters(
         order = _order(pairs, wanted, ends, config, conventions)
         named |= dict(zip(order, pairs, strict=True))
     return named
+
+
+def find_stacks_transposed(
+    factors: Iterable[Factors], in_memory: Mapping[str, Parameter], config: PeftConfig
+) -> bool | None:
+    """Return whether factors take stacks for (experts, in, out), as those not square show."""
+    ends = _shapes_by_end(in_memory)
+    ways = [
+        {
+            way
+            for name in _targets(pair.module, config)
+            for shape in ends.get(_last_two(name), ())
+            if len(shape) == 3
+            for way in possible_orientations(pair, config.rank_of(name), shape)
+        }
+        for pair in factors
+    ]
+    shown = {way for found in ways if len(found) == 1 for way in found}
+    return shown.pop() if len(shown) == 1 else None
+
+
+def _shapes_by_end(in_memory: Mapping[str, Parameter]) -> dict[str, set[tuple[int, ...]]]:
+    ends: dict[str, set[tuple[int, ...]]] = defaultdict(set)
+    for name, parameter in in_memory.items():
+        ends[_last_two(name)].add(parameter.shape)
+    return ends
 
 
 def _last_two(name: str) -> str:

@@ -128,8 +128,8 @@ class PeftConfig:
     saved_modules: tuple[str, ...]
     """`modules_to_save`."""
 
-    version: tuple[int, int]
-    """Of PEFT: the first two numbers; (0, 17) where it says none, as it did not before 0.18."""
+    version: tuple[int, int, int] | None
+    """Of the PEFT that wrote it, from 0.18 on; None of a version between two releases."""
 
     ties: bool
     """`ensure_weight_tying`."""
@@ -236,9 +236,9 @@ def _alpha(fields: _Fields, key: str, value: object) -> float:
     return float(value)  # type: ignore[arg-type]
 
 
-def _version(fields: _Fields) -> tuple[int, int]:
-    found = re.match(r"(\d{1,4})\.(\d{1,4})", str(fields.get("peft_version", "0.17")))
-    return (int(found[1]), int(found[2])) if found else (0, 17)
+def _version(fields: _Fields) -> tuple[int, int, int] | None:
+    found = re.fullmatch(r"(\d{1,4})\.(\d{1,4})\.(\d{1,4})", fields.text("peft_version") or "")
+    return (int(found[1]), int(found[2]), int(found[3])) if found else None
 
 
 def _patterns(fields: _Fields, key: str, check: Any) -> Patterns:  # noqa: ANN401 - one of two

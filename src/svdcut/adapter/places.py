@@ -12,14 +12,10 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 from svdcut.adapter.model import Model, Shape, module_of
+from svdcut.adapter.orientation import CONV1D_MODELS, TRANSPOSED_STACKS
 from svdcut.names import is_expert_stack
 
-_CONV1D_TYPES = frozenset(
-    {"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp", "clvp_decoder"}
-)
 _CONV1D = re.compile(r"\.(c_attn|q_attn|c_proj|c_fc)\.weight$")
-_TRANSPOSED_STACKS = frozenset({"gpt_oss", "aria", "aria_text", "openai_privacy_filter"})
-"""Models whose expert stacks are (experts, in, out): ``is_transposed`` in transformers."""
 
 _EMBEDDING = re.compile(
     r"(^|\.)(embed_tokens|embed_in|wte|wpe|shared|tokens_embed|positions_embed|"
@@ -166,7 +162,7 @@ def _single(tensor: str, name: str, model: Model) -> Place:
 
 
 def _stack_kind(model: Model) -> Kind:
-    return Kind.TRANSPOSED_STACK if _TRANSPOSED_STACKS.intersection(model.types) else Kind.STACK
+    return Kind.TRANSPOSED_STACK if TRANSPOSED_STACKS.intersection(model.types) else Kind.STACK
 
 
 def _kind(name: str, shape: Shape, model: Model) -> Kind:
@@ -176,7 +172,7 @@ def _kind(name: str, shape: Shape, model: Model) -> Kind:
         return Kind.CONVOLUTION
     if _EMBEDDING.search(name):
         return Kind.EMBEDDING
-    if _CONV1D_TYPES.intersection(model.types) and _CONV1D.search(name):
+    if CONV1D_MODELS.intersection(model.types) and _CONV1D.search(name):
         return Kind.CONV1D
     if model.is_mixture and (_READ_AS_EXPERTS.search(name) or _ROUTER.search(name)):
         return Kind.PARAMETER
