@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 import tempfile
 from dataclasses import dataclass
 from functools import partial
@@ -234,6 +235,69 @@ def test_all_that_is_refused_by_headers_needs_no_torch(place, adapter):
     refused = run_process(code, "evaluate", adapter, place.data)
     assert refused.returncode == 3, refused.stderr
     assert "cannot be had" in refused.stderr
+
+
+# A model and an adapter in one folder
+
+
+@pytest.fixture
+def both(place, tmp_path):
+    """A model with an adapter of it, which transformers applies."""
+    folder = shutil.copytree(place.base, tmp_path / "both")
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copy(place.adapter() / name, folder / name)
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    assert any("lora" in name for name, _ in loaded.named_parameters())
+    return folder
+
+
+def test_the_weights_of_a_model_win_over_an_adapter_beside_them(place, both, tmp_path, temporary):
+    found, scores = evaluate(both, place.data, tmp_path)
+    model, expected = evaluate(place.base, place.data, tmp_path)
+    assert found == model
+    assert torch.equal(scores, expected)
+    assert names(temporary) == []
+    svdcut.truncate(place.base, both, tmp_path / "out", rank="full", device="cpu")
+    assert (
+        file_bytes(tmp_path / "out")["model.safetensors"]
+        == (file_bytes(place.base)["model.safetensors"])
+    )
+
+
+COMMANDS = {
+    "evaluate": ["evaluate", "{both}", "{data}", "--labels", ",".join(ANSWERS)],
+    "truncate": ["truncate", "{base}", "{both}", "-k", "1", "-o", "{out}", "-q"],
+    "extract": ["extract", "{both}", "{merged}", "-k", "1", "-o", "{out}", "-q"],
+    "spectrum": ["spectrum", "{both}", "-q"],
+    "compare": ["spectrum", "{base}", "{both}", "--compare", "{merged}", "-q"],
+}
+
+
+@pytest.mark.parametrize("words", COMMANDS.values(), ids=COMMANDS)
+def test_it_is_said_that_an_adapter_is_left_out(words, place, both, tmp_path, call_cli):
+    paths = {"base": place.base, "both": both, "merged": place.merged(), "data": place.data}
+    result = call_cli(*(word.format(out=tmp_path / "out", **paths) for word in words))
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr.count("without it") == 1
+    assert f"svdcut: warning: {both}: holds an adapter too, adapter_config.json" in result.stderr
+
+
+def test_a_command_of_a_sweep_finds_no_adapter_beside_the_model(place, both, tmp_path):
+    program = tmp_path / "evaluate.py"
+    program.write_text(
+        "import os, sys; print(int('adapter_config.json' not in os.listdir(sys.argv[1])))"
+    )
+    found = svdcut.sweep(
+        place.base,
+        both,
+        None,
+        tmp_path / "sweep",
+        ranks="full",
+        eval_command=f"{sys.executable} {program} {{model}}",
+        device="cpu",
+        quiet=True,
+    )
+    assert found.finetuned.accuracy == 1
 
 
 # What is left behind

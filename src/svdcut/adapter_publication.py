@@ -17,7 +17,6 @@ from torch import Tensor
 
 from svdcut.adapter.arrange import arrange
 from svdcut.adapter.layout import AdapterLayout, Slot, Source, Stored, lay_out_adapter
-from svdcut.adapter.peft_config import CONFIG_NAME
 from svdcut.adapter.places import Matrix
 from svdcut.adapter.readers import list_vllm_limits
 from svdcut.adapter_plan import describe_model, find_changes
@@ -25,7 +24,7 @@ from svdcut.card import render_adapter_card
 from svdcut.destination import MANIFEST_NAME
 from svdcut.manifest import AdapterFact, FileFact, Manifest, StoredFact, TensorFact, WeightFileFact
 from svdcut.matrix_entry import TORCH_DTYPES, MatrixEntry, to_bytes
-from svdcut.modelfiles import ADAPTER_NAME, CARD_NAME
+from svdcut.modelfiles import ADAPTER_CONFIG_NAME, ADAPTER_NAME, CARD_NAME
 from svdcut.options import Options
 from svdcut.pairing import Pair
 from svdcut.plan import Plan
@@ -79,7 +78,7 @@ def publish_adapter(
     card = render_adapter_card(
         manifest, finetuned.card(), plan.base.card(), finetuned.config, limits
     )
-    texts = {CONFIG_NAME: _config(layout, manifest), CARD_NAME: card}
+    texts = {ADAPTER_CONFIG_NAME: _config(layout, manifest), CARD_NAME: card}
     for name, text in texts.items():
         data = text.encode()
         writer.write_file(Path(name), data)

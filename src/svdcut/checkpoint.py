@@ -18,6 +18,7 @@ from svdcut.jsonfile import quoted, read_json
 from svdcut.lowrank import UpdateEntry
 from svdcut.mistaken import no_weights, not_safetensors, not_there
 from svdcut.modelfiles import (
+    ADAPTER_CONFIG_NAME,
     CARD_NAME,
     CONFIG_BOUNDS,
     CONFIG_NAME,
@@ -83,6 +84,12 @@ class Checkpoint:
 
     rewrites_config: bool = False
     """Whether `config` is not what its file says: an adapter may have added tokens."""
+
+    @property
+    def ignores_adapter(self) -> bool:
+        """Whether its folder holds an adapter too, which the weights win over."""
+        folder = self.directory
+        return folder is not None and not self.is_adapter and is_there(folder / ADAPTER_CONFIG_NAME)
 
     @property
     def ties_embeddings(self) -> bool:

@@ -1,4 +1,4 @@
-"""An adapter merged into its base, on disk for as long as it takes to load the model.
+"""A model as loaders are to find it: an adapter merged into its base, or kept out of the way.
 
 Merged by what writes checkpoints, tensor by tensor, without a decomposition. It loads nothing.
 """
@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from svdcut.checkpoint import Checkpoint, open_checkpoint
+from svdcut.modelfiles import ADAPTER_CONFIG_NAME
 from svdcut.options import Options, Rest
 from svdcut.pairing import Action, Pair
 from svdcut.plan import Output, Plan, make_plan
@@ -44,7 +45,8 @@ def loadable(
     base : Checkpoint or None
         Of an adapter.
     finetuned : Checkpoint
-        A model, which is yielded as it is, or an adapter on `base`.
+        A model, which is yielded as it is, but for an adapter in its folder, which would be
+        applied to it; or an adapter on `base`.
     options : Options
         Which matrices are stored in which dtype, and where to compute. What makes a cut
         another model than the fine-tuned one is not looked at: ranks, scale, `rest`.
@@ -72,12 +74,13 @@ def loadable(
     -----
     Base plus update is summed in float64, and rounded once.
     """
+    parent = Path(tempfile.gettempdir()) if within is None else within
     if base is None or not finetuned.is_adapter:
-        yield finetuned
+        with _without_adapter(finetuned, parent) as model:
+            yield model
         return
     options = replace(options, rank_for=(), keep=Keep.TOP, scale=1.0, rest=Rest.FINETUNED)
     plan = _without_cuts(make_plan(base, finetuned, options))
-    parent = Path(tempfile.gettempdir()) if within is None else within
     if within is not None:
         _remove_leftovers(within)
     _refuse_full(plan, parent, options, is_temporary=within is None)
@@ -85,6 +88,20 @@ def loadable(
         _write(plan, folder / "model", options, hashes, observe)
         merged = open_checkpoint(folder / "model")
         yield replace(merged, source=finetuned.source, revision=finetuned.revision)
+
+
+@contextmanager
+def _without_adapter(model: Checkpoint, parent: Path) -> Iterator[Checkpoint]:
+    """Yield a model in a folder where a loader finds no adapter to apply to it."""
+    if not model.ignores_adapter:
+        yield model
+        return
+    assert model.directory is not None
+    with _folder_in(parent) as folder:
+        for path in model.directory.absolute().iterdir():
+            if path.name != ADAPTER_CONFIG_NAME:
+                (folder / path.name).symlink_to(path)
+        yield replace(model, directory=folder)
 
 
 def _without_cuts(plan: Plan) -> Plan:

@@ -13,6 +13,7 @@ from svdcut.jsonfile import Bounds, check_regular, quoted, read_value
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 ADAPTER_NAME = "adapter_model.safetensors"
+ADAPTER_CONFIG_NAME = "adapter_config.json"
 CARD_NAME = "README.md"
 CONFIG_NAME = "config.json"
 MODULES_NAME = "modules.json"
@@ -48,7 +49,7 @@ _NOT_SIDECARS = (
     "svdcut.json",
     "trainer_state.json",
     "*_results.json",
-    "adapter_config.json",
+    ADAPTER_CONFIG_NAME,
 )
 
 MAX_TENSORS = 250_000

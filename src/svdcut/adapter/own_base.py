@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from svdcut import hub
-from svdcut.adapter.peft_config import CONFIG_NAME, read_peft_config
+from svdcut.adapter.peft_config import read_peft_config
 from svdcut.adapter.reading import is_adapter, open_on
 from svdcut.checkpoint import Checkpoint, Location, locate, open_checkpoint, open_located, reading
 from svdcut.errors import CheckpointError, HubError, MismatchError, QuantizedError, UsageError
 from svdcut.jsonfile import quoted
+from svdcut.modelfiles import ADAPTER_CONFIG_NAME
 
 _HINT = "Name the base that it was trained on: --base BASE."
 
@@ -74,11 +75,11 @@ def _open_on(adapter: Location, base: Checkpoint) -> Checkpoint:
 def _open_base(adapter: Location, base: str | Path | None, *, quiet: bool) -> Checkpoint:
     if base is not None:
         return open_checkpoint(base, quiet=quiet)
-    path = adapter.path / CONFIG_NAME
+    path = adapter.path / ADAPTER_CONFIG_NAME
     named = _named_base(path) if path.is_file() else None
     if named is None:
-        raise CheckpointError(f"{adapter.source}: {CONFIG_NAME} names no base", hint=_HINT)
-    said = f"{adapter.source}: {CONFIG_NAME} names the base {quoted(named)}"
+        raise CheckpointError(f"{adapter.source}: {ADAPTER_CONFIG_NAME} names no base", hint=_HINT)
+    said = f"{adapter.source}: {ADAPTER_CONFIG_NAME} names the base {quoted(named)}"
     try:
         found = open_checkpoint(named, quiet=quiet)
     except (CheckpointError, HubError) as error:

@@ -17,8 +17,6 @@ from svdcut.errors import CheckpointError
 from svdcut.jsonfile import Bounds, quoted, read_json
 from svdcut.modelfiles import check_own
 
-CONFIG_NAME = "adapter_config.json"
-
 CLASSIFIERS = {"SEQ_CLS": "ForSequenceClassification", "TOKEN_CLS": "ForTokenClassification"}
 """Tasks of classifiers, and the ends of transformers' classes for them."""
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from svdcut.adapter.application import Application, apply_adapter
 from svdcut.adapter.collection import collect_tensors
-from svdcut.adapter.peft_config import CONFIG_NAME, read_peft_config
+from svdcut.adapter.peft_config import read_peft_config
 from svdcut.adapter.task import language_heads, task_changes
 from svdcut.adapter.tying import drop_copies, unties
 from svdcut.checkpoint import (
@@ -24,7 +24,7 @@ from svdcut.checkpoint import (
 )
 from svdcut.errors import CheckpointError
 from svdcut.header import read_header
-from svdcut.modelfiles import ADAPTER_NAME
+from svdcut.modelfiles import ADAPTER_CONFIG_NAME, ADAPTER_NAME
 from svdcut.names import is_in_numbered_layer, tied_part
 from svdcut.tensorfile import TensorEntry, TensorFile
 
@@ -89,7 +89,7 @@ def is_adapter(location: Location) -> bool:
         If it is the weights of one, without the folder around them.
     """
     path = location.path
-    if path.name == ADAPTER_NAME and (path.parent / CONFIG_NAME).is_file():
+    if path.name == ADAPTER_NAME and (path.parent / ADAPTER_CONFIG_NAME).is_file():
         raise CheckpointError(
             f"{location.source}: the weights of an adapter, which its config is needed for",
             hint=f"Name the folder that holds both: {path.parent}",
@@ -99,12 +99,13 @@ def is_adapter(location: Location) -> bool:
 
 def _open_adapter(location: Location, base: Checkpoint, renames: Mapping[str, str]) -> Checkpoint:
     folder = location.path
-    if not (folder / CONFIG_NAME).is_file():
+    if not (folder / ADAPTER_CONFIG_NAME).is_file():
         raise CheckpointError(
-            f"{location.source}: {ADAPTER_NAME}, but no {CONFIG_NAME}, which says its scale",
+            f"{location.source}: {ADAPTER_NAME}, but no {ADAPTER_CONFIG_NAME}, which says its "
+            "scale",
             hint="The adapter is incomplete; fetch or save it again.",
         )
-    config = read_peft_config(folder / CONFIG_NAME)
+    config = read_peft_config(folder / ADAPTER_CONFIG_NAME)
     weights = read_header(folder / ADAPTER_NAME)
     applied = apply_adapter(collect_tensors(weights), config, base, renames)
     applied = drop_copies(applied, config, base)
@@ -120,7 +121,7 @@ def _open_adapter(location: Location, base: Checkpoint, renames: Mapping[str, st
         source=location.source,
         revision=location.revision,
         directory=folder,
-        files=(weights, _without_entries(folder / CONFIG_NAME)),
+        files=(weights, _without_entries(folder / ADAPTER_CONFIG_NAME)),
         tensors={**tensors, **applied.added},
         shards=_shards(base.shards, list(applied.added), left_out),
         metadata=base.metadata,

@@ -17,6 +17,7 @@ from svdcut.cli.output import (
     print_json,
     print_result,
     show_progress,
+    warn_of_adapters,
     warn_of_no_update,
     warn_of_rounding,
     warn_of_swap,
@@ -274,6 +275,7 @@ def run(prepare: Callable[[], Request], how: RunParameters, *, others: str) -> N
         for text in request.preflight.warnings():
             warn(text)
         plan = request.plan
+        warn_of_adapters(plan.base, plan.finetuned)
         warn_of_swap(plan.base, plan.finetuned, plan.pairing)
         warn_of_unmatched(plan.pairing, others)
         if how.dry_run:

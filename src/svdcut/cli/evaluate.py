@@ -12,7 +12,7 @@ from svdcut.cli.evaluating import DataParameters, note_cut_texts
 from svdcut.cli.evaluation_screen import print_evaluation
 from svdcut.cli.groups import grouped
 from svdcut.cli.guard import guard
-from svdcut.cli.output import print_json, show_progress
+from svdcut.cli.output import print_json, show_progress, warn_of_adapters
 from svdcut.cli.shared import (
     COMPUTATION,
     DeviceOption,
@@ -114,6 +114,7 @@ def evaluate(
         request = api.prepare_evaluation(
             checkpoint, data, base=base, predictions=predictions, **options
         )
+        warn_of_adapters(request.model.base, request.model.checkpoint)
         with show_progress(quiet=quiet, verbose=False) as observe:
             evaluation, found = api.carry_out_evaluation(request, observe=observe)
         if json:

@@ -20,6 +20,7 @@ from rich.table import Table
 
 from svdcut.cli.guard import warn
 from svdcut.manifest import Manifest, WeightFileFact
+from svdcut.modelfiles import ADAPTER_CONFIG_NAME
 from svdcut.names import collapse_numbers, is_in_numbered_layer, is_task_head
 from svdcut.ranks import Keep
 from svdcut.shown import printable
@@ -316,6 +317,15 @@ def warn_of_no_update(*, differ: bool) -> None:
         warn(
             "BASE and FT are the same in every matrix that was looked at: there is no update.\n"
             "  Is one of them named twice, or was only the rest of the model trained?"
+        )
+
+
+def warn_of_adapters(*sides: Checkpoint | None) -> None:
+    """Warn of folders that hold a model and an adapter, of which loaders make another model."""
+    for side in dict.fromkeys(side.source for side in sides if side and side.ignores_adapter):
+        warn(
+            f"{printable(side)}: holds an adapter too, {ADAPTER_CONFIG_NAME}: the weights of the "
+            "model are taken as they are, without it"
         )
 
 

@@ -17,7 +17,13 @@ from svdcut.api import (
     prepare_spectra,
 )
 from svdcut.cli.guard import guard
-from svdcut.cli.output import show_progress, warn_of_no_update, warn_of_swap, warn_of_unmatched
+from svdcut.cli.output import (
+    show_progress,
+    warn_of_adapters,
+    warn_of_no_update,
+    warn_of_swap,
+    warn_of_unmatched,
+)
 from svdcut.cli.shared import (
     COMPUTATION,
     TENSORS,
@@ -231,15 +237,16 @@ def _compare(
     request: ComparisonRequest, targets: Targets, sort: SortKey, form: Form, *, quiet: bool
 ) -> None:
     targets.check_comparison(request.plan.places)
-    for plan in (request.plan.first, request.plan.second):
-        _warn(plan)
+    _warn(request.plan.first, request.plan.second)
     with show_progress(quiet=quiet, verbose=False) as observe:
         comparison = sort_comparison(measure_comparison(request, observe=observe), sort)
     targets.write_comparison(comparison)
     show_comparison(comparison, form)
 
 
-def _warn(plan: SpectraPlan) -> None:
-    if plan.base is not None and plan.pairing is not None:
-        warn_of_swap(plan.base, plan.checkpoint, plan.pairing)
-        warn_of_unmatched(plan.pairing, "left out")
+def _warn(*plans: SpectraPlan) -> None:
+    warn_of_adapters(*(side for plan in plans for side in (plan.base, plan.checkpoint)))
+    for plan in plans:
+        if plan.base is not None and plan.pairing is not None:
+            warn_of_swap(plan.base, plan.checkpoint, plan.pairing)
+            warn_of_unmatched(plan.pairing, "left out")

@@ -20,6 +20,7 @@ from svdcut.cli.guard import Unfinished, guard, note
 from svdcut.cli.output import (
     print_json,
     show_progress,
+    warn_of_adapters,
     warn_of_no_update,
     warn_of_swap,
     warn_of_unmatched,
@@ -192,6 +193,7 @@ def sweep(
             **options,
         )
         plan = request.plan
+        warn_of_adapters(plan.base, plan.finetuned)
         warn_of_swap(plan.base, plan.finetuned, plan.pairing)
         warn_of_unmatched(plan.pairing, "left as FT has them")
         with show_progress(quiet=quiet, verbose=False) as observe:
