@@ -30,7 +30,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        return f"{self.model} {self.prompt!r}"
+        return f"{self.model} {self.prompt!r}{' as a message' if self.chat else ''}"
 
 
 CASES = [
@@ -40,6 +40,7 @@ CASES = [
     Case("gpt2_short", "{text}\nSentiment:"),
     Case("llama", "{text}\nSentiment:"),
     Case("llama_chat", "{text}\nSentiment:", chat=True),
+    Case("llama_chat", "{text}\nSentiment:"),
 ]
 
 

@@ -122,6 +122,19 @@ def test_a_language_model_answers_with_words(cli, place):
     assert said == "language model in float32; words: 0 as 'bad', 1 as 'great', 2 as 'rather fine'"
 
 
+def test_a_chat_template_is_used_unless_it_is_declined(cli, place, tmp_path):
+    llm = text_models.llama_chat(tmp_path / "llm")
+    ask = (llm, place / "three.csv", "--labels", ",".join(ANSWERS))
+    assert "language model in float32, by its chat template;" in cli(*ask).stdout
+    assert "by its chat template" not in cli(*ask, "--no-chat-template").stdout
+    found = [
+        json.loads(cli(*ask, *more, "--json").stdout) for more in ((), ("--no-chat-template",))
+    ]
+    assert [document["chat_template"] for document in found] == [True, False]
+    plain = json.loads(cli(place / "bert", place / "two.csv", "--json").stdout)
+    assert plain["chat_template"] is None
+
+
 def test_a_new_line_in_a_prompt_is_one(cli, place, tmp_path):
     words = ["--labels", ",".join(ANSWERS), "-q"]
     data = place / "three.csv"

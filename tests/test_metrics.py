@@ -6,6 +6,7 @@ import itertools
 import json
 import random
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -176,19 +177,20 @@ def test_json_and_back(rows):
     assert result.num_truncated is None
 
 
-def test_json_that_does_not_say_how_many_texts_were_cut():
-    known = some([True, False], num_truncated=1)
+def test_json_that_does_not_say_how_a_model_was_asked():
+    plain = some([True, False])
+    known = replace(plain, num_truncated=1, chat_template=True)
     document = known.to_json()
     assert Evaluation.from_json(document) == known
-    assert document.pop("num_truncated") == 1
-    assert Evaluation.from_json(document).num_truncated is None
+    assert (document.pop("num_truncated"), document.pop("chat_template")) == (1, True)
+    assert Evaluation.from_json(document) == plain
 
 
 def test_json_is_as_documented():
     document = some([True, False, True], "aab", aligned=[True, True, False]).to_json()
     assert list(document) == [
-        *("accuracy", "size", "num_truncated", "groups", "worst_group"),
-        *("worst_group_accuracy", "gap", "intervals"),
+        *("accuracy", "size", "num_truncated", "chat_template", "groups"),
+        *("worst_group", "worst_group_accuracy", "gap", "intervals"),
     ]
     assert document["groups"] == {
         "a": {"accuracy": 0.5, "size": 2},

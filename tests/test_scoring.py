@@ -213,7 +213,8 @@ def awkward(tmp_path_factory):
 @pytest.mark.parametrize("normalize", [False, True], ids=["acc", "acc_norm"])
 def test_log_likelihoods_are_those_of_the_harness(case, normalize, models, awkward):
     rows = GOLDEN[case.name]["rows"]
-    options = replace(WORDS, prompt=case.prompt, batch_size=7, normalize=normalize)
+    asked = replace(WORDS, prompt=case.prompt, chat_template=case.chat)
+    options = replace(asked, batch_size=7, normalize=normalize)
     found = predict(models(case.model), awkward, options)
     lengths = [len(word) if normalize else 1 for word in ANSWERS]
     expected = [
@@ -222,6 +223,7 @@ def test_log_likelihoods_are_those_of_the_harness(case, normalize, models, awkwa
     assert distance(found.scores, expected) < 1e-4
     metric = "acc_norm" if normalize else "acc"
     assert found.matches(awkward.labels) == [row[metric] == 1 for row in rows]
+    assert found.chat_template is case.chat
 
 
 def test_the_golden_numbers_tell_the_definitions_apart():
@@ -563,7 +565,9 @@ def test_cuda_says_what_the_cpu_says(name, models, dataset):
     assert distance(here.scores, auto.scores) < 1
 
 
-@pytest.mark.parametrize("changes", [{"prompt": "{text}"}, {"normalize": True}])
+@pytest.mark.parametrize(
+    "changes", [{"prompt": "{text}"}, {"normalize": True}, {"chat_template": False}]
+)
 def test_options_of_language_models_are_refused_for_classifiers(changes, models, two):
     assert "is of language models" in refuse(models("bert"), two, UsageError, **changes)
 

@@ -493,6 +493,7 @@ EVALUATION = {
     "accuracy",
     "size",
     "num_truncated",
+    "chat_template",
     "groups",
     "worst_group",
     "worst_group_accuracy",

@@ -56,6 +56,9 @@ class DataOptions(TypedDict, total=False):
     normalize: bool
     """Of a language model: divide log-likelihoods by the length of the word."""
 
+    chat_template: bool
+    """Of a language model: make each prompt a message in its chat template, if it has one."""
+
     limit: int | None
     """Take only so many rows, at random."""
 
@@ -219,6 +222,7 @@ def _resolve_scoring(options: DataOptions) -> ScoringOptions:
         prompt=options.get("prompt"),
         labels=texts(options, "labels"),
         normalize=options.get("normalize", False),
+        chat_template=options.get("chat_template", True),
         batch_size=batch_size,
         device=options.get("device", "auto"),
     )

@@ -81,6 +81,16 @@ class DataParameters:
             rich_help_panel=_MODEL,
         ),
     ] = False
+    no_chat_template: Annotated[
+        bool,
+        typer.Option(
+            "--no-chat-template",
+            metavar="",
+            help="Ask by the bare prompt even a model that has a chat template, as "
+            "lm-evaluation-harness does without --apply_chat_template.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = False
     limit: Annotated[
         int | None,
         typer.Option(
@@ -113,6 +123,7 @@ class DataParameters:
             "prompt": None if self.prompt is None else self.prompt.replace(r"\n", "\n"),
             "labels": [] if self.labels is None else self.labels.split(","),
             "normalize": self.normalize,
+            "chat_template": not self.no_chat_template,
             "limit": self.limit,
             "seed": seed,
             "batch_size": self.batch_size,

@@ -63,7 +63,9 @@ def _title(checkpoint: str, dataset: Dataset, predictions: Predictions) -> Itera
     more = len(shown) - _SHOWN_ANSWERS
     answers = ", ".join(shown[:_SHOWN_ANSWERS]) + (f" and {more} more" if more > 0 else "")
     what = "classes" if predictions.kind is Kind.CLASSIFIER else "words"
-    yield f"{predictions.kind.value} in {predictions.dtype}; {what}: {escape(printable(answers))}"
+    asked = ", by its chat template" if predictions.chat_template else ""
+    model = f"{predictions.kind.value} in {predictions.dtype}{asked}"
+    yield f"{model}; {what}: {escape(printable(answers))}"
 
 
 def _groups(evaluation: Evaluation) -> Table:

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 _Z = 1.959963984540054
 """Quantile of the standard normal distribution at 0.975."""
 
+_OPTIONAL = ("num_truncated", "chat_template")
+"""Fields that a document may lack."""
+
 _RESAMPLES = 1000
 _MAX_DRAWN = 1 << 22
 """Counts in memory at a time."""
@@ -106,12 +109,16 @@ class Evaluation:
     num_truncated: int | None = None
     """Rows that were too long for the model, and were cut; None where that is not known."""
 
+    chat_template: bool | None = None
+    """Whether the prompts of a language model were messages in its chat template; else None."""
+
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object; all intervals are together in it, as pairs."""
         return {
             "accuracy": self.accuracy,
             "size": self.size,
             "num_truncated": self.num_truncated,
+            "chat_template": self.chat_template,
             "groups": {
                 name: {"accuracy": group.accuracy, "size": group.size}
                 for name, group in self.groups.items()
@@ -142,9 +149,7 @@ class Evaluation:
         return parsed
 
 
-def evaluate_predictions(
-    correct: Sequence[bool], dataset: Grouped, *, seed: int = 0, num_truncated: int | None = None
-) -> Evaluation:
+def evaluate_predictions(correct: Sequence[bool], dataset: Grouped, *, seed: int = 0) -> Evaluation:
     """Return the accuracies of all rows and of each group, and their gaps.
 
     Parameters
@@ -155,8 +160,6 @@ def evaluate_predictions(
         The rows, in the same order; which order does not matter.
     seed : int
         Of the resampling behind the intervals of gaps.
-    num_truncated : int, optional
-        How many rows were too long for the model, and were cut.
 
     Raises
     ------
@@ -186,7 +189,6 @@ def evaluate_predictions(
         worst_group_accuracy=worst_accuracy,
         gap=gap,
         intervals=gap_intervals(cells, gap, seed=seed),
-        num_truncated=num_truncated,
     )
 
 
@@ -340,7 +342,7 @@ def _nested(document: Mapping[str, Any]) -> dict[str, Any]:
         own = {
             item.name: document[item.name]
             for item in fields(Evaluation)
-            if item.name not in ("interval", "intervals", "num_truncated")
+            if item.name not in ("interval", "intervals", *_OPTIONAL)
         }
         groups = {
             name: {**group, "interval": _interval(intervals["groups"][name])}
@@ -351,7 +353,7 @@ def _nested(document: Mapping[str, Any]) -> dict[str, Any]:
             "interval": _interval(intervals["accuracy"]),
             "groups": groups,
             "intervals": gaps,
-            "num_truncated": document.get("num_truncated"),
+            **{name: document.get(name) for name in _OPTIONAL},
         }
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"not an evaluation: {error!r}") from error

@@ -63,7 +63,7 @@ def load_model(
         A directory, a Hub id ``org/name[@revision]``, or a checkpoint that is open; no
         adapter.
     options : ScoringOptions
-        Device and dtype are looked at.
+        Device, dtype and chat template are looked at.
     quiet : bool
         Whether downloads show no progress.
 
@@ -85,6 +85,8 @@ def load_model(
     kind = find_kind(checkpoint)
     with _quiet_transformers():
         tokenizer = _load_tokenizer(checkpoint)
+        if not options.chat_template:
+            tokenizer.chat_template = None
         model = _load_weights(checkpoint, kind, dtype)
     if kind is Kind.LANGUAGE_MODEL:
         _check_causal(checkpoint, model.config)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from svdcut.evaluation.dataset import Dataset
 from svdcut.evaluation.metrics import Evaluation, evaluate_predictions
 from svdcut.evaluation.scores import Predictions
@@ -43,7 +45,9 @@ def run_evaluation(
     """
     predictions = predictor.predict(observe)
     correct = predictions.matches(dataset.labels)
-    evaluation = evaluate_predictions(
-        correct, dataset, seed=seed, num_truncated=predictions.num_truncated
+    evaluation = replace(
+        evaluate_predictions(correct, dataset, seed=seed),
+        num_truncated=predictions.num_truncated,
+        chat_template=predictions.chat_template,
     )
     return evaluation, predictions

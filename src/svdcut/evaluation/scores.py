@@ -32,6 +32,9 @@ class ScoringOptions:
     normalize: bool = False
     """Of a language model: divide log-likelihoods by the number of characters of the word."""
 
+    chat_template: bool = True
+    """Whether a prompt is a message in the chat template of a language model that has one."""
+
     batch_size: int = 32
     max_length: int | None = None
     """Tokens of a text at most; None for what the model allows."""
@@ -67,6 +70,9 @@ class Predictions:
 
     num_truncated: int
     """Rows that were too long for the model, and were cut."""
+
+    chat_template: bool | None
+    """Whether prompts were messages in a chat template; None of a classifier."""
 
     device: str
     dtype: str

@@ -52,6 +52,9 @@ class Predictor:
     num_truncated: int
     """Rows that were too long, and were cut."""
 
+    chat_template: bool | None
+    """Whether prompts are messages in a chat template; None of a classifier."""
+
     scorer: Scorer
 
     def predict(self, observe: Observer = lambda progress: None) -> Predictions:
@@ -119,6 +122,7 @@ class Predictor:
             predicted=tuple(predicted),
             scores=tuple(map(tuple, scores)),
             num_truncated=self.num_truncated,
+            chat_template=self.chat_template,
             device=device_name(self.model.device),
             dtype=str(self.model.dtype).removeprefix("torch."),
         )
@@ -174,6 +178,9 @@ def load_predictor(
         batches=make_batches(items, options.batch_size),
         rows=dataset.rows,
         num_truncated=num_truncated,
+        chat_template=(
+            None if loaded.kind is Kind.CLASSIFIER else bool(loaded.tokenizer.chat_template)
+        ),
         scorer=scorer,
     )
 
@@ -182,7 +189,11 @@ _Parts = tuple[Answers, list[Item], int, Scorer]
 
 
 def _for_classifier(loaded: LoadedModel, dataset: Dataset, options: ScoringOptions) -> _Parts:
-    for option, value in (("--prompt", options.prompt), ("--normalize", options.normalize)):
+    for option, value in (
+        ("--prompt", options.prompt),
+        ("--normalize", options.normalize),
+        ("--no-chat-template", not options.chat_template),
+    ):
         if value:
             raise UsageError(f"{option} is of language models; {loaded.source} is a classifier")
     answers = read_classes(loaded, dataset.classes, options.labels)
