@@ -251,6 +251,16 @@ def test_another_adapter_under_an_honest_manifest_is_found(adapter, llama, tmp_p
     ]
 
 
+def test_another_task_under_an_honest_manifest_is_found(adapter, llama, tmp_path):
+    out = tmp_path / "adapter"
+    shutil.copytree(adapter[0], out)
+    config = {"id2label": {"0": "bad", "1": "good"}}
+    forgery.change(out, lambda document: document["adapter"].update(config=config))
+    assert svdcut.verify(out).ok
+    found = svdcut.verify(out, base=llama.base, finetuned=llama.finetuned)
+    assert [(f.file, f.claim) for f in found.failures] == [("svdcut.json", "adapter.config")]
+
+
 def test_reader_of_another_version_is_bounded_not_reproduced(adapter, llama, tmp_path):
     """A run elsewhere rounds otherwise: what counts is the product."""
     out = tmp_path / "adapter"

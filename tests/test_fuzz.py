@@ -345,5 +345,5 @@ MERGES = b"a: &a {x: 1}\n" + b"".join(
 def test_card(folder, manifest, raw):
     (folder / "base" / "README.md").write_bytes(raw)
     text = open_checkpoint(folder / "base").card()
-    made = render_card(manifest, text, text)
+    made = render_card(manifest, text, text, {})
     assert len(made.encode()) < 20_000

@@ -1,5 +1,6 @@
 """The real pair from end to end: numbers, prefix, and what transformers makes of it."""
 
+import json
 import warnings
 
 import pytest
@@ -107,3 +108,26 @@ def test_peft_merges_the_adapter_into_what_truncate_writes(real_pair, tmp_path):
     for name, values in expected.items():
         difference = (merged[name].double() - values.double()).norm()
         assert difference <= 1e-6 * values.double().norm(), name
+
+
+def test_an_adapter_of_the_pair_has_its_labels_and_is_evaluated(real_pair, tmp_path):
+    lora, data = tmp_path / "lora", tmp_path / "data.csv"
+    svdcut.extract(real_pair.base, real_pair.finetuned, lora, rank="full")
+    labels = json.loads((real_pair.finetuned / "config.json").read_text())["id2label"].values()
+    texts = ["CCO", "CC(=O)O", "c1ccccc1>>N", "BrCC=O"] * len(labels)
+    rows = [f"{text},{label}" for text, label in zip(texts, 4 * list(labels), strict=True)]
+    data.write_text("\n".join(["text,label", *rows]))
+    found = [
+        svdcut.evaluate(model, data, predictions=tmp_path / f"{n}.csv", device="cpu")
+        for n, model in enumerate((lora, real_pair.finetuned))
+    ]
+    assert found[0] == found[1]
+    predicted = [(tmp_path / f"{n}.csv").read_text().splitlines() for n in (0, 1)]
+    names = [[line.split(",")[:3] for line in lines] for lines in predicted]
+    assert names[0] == names[1]
+    svdcut.truncate(real_pair.base, lora, tmp_path / "out", rank="full")
+    configs = [
+        json.loads((folder / "config.json").read_text())
+        for folder in (tmp_path / "out", real_pair.finetuned)
+    ]
+    assert configs[0] == configs[1]

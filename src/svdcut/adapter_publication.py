@@ -19,12 +19,12 @@ from svdcut.adapter.arrange import arrange
 from svdcut.adapter.layout import AdapterLayout, Slot, Source, Stored, lay_out_adapter
 from svdcut.adapter.places import Matrix
 from svdcut.adapter.readers import list_vllm_limits
+from svdcut.adapter.task import task_fields
 from svdcut.adapter_plan import describe_model, find_changes
-from svdcut.card import render_adapter_card
-from svdcut.destination import MANIFEST_NAME
+from svdcut.card import AdapterLoading, render_adapter_card
 from svdcut.manifest import AdapterFact, FileFact, Manifest, StoredFact, TensorFact, WeightFileFact
 from svdcut.matrix_entry import TORCH_DTYPES, MatrixEntry, to_bytes
-from svdcut.modelfiles import ADAPTER_CONFIG_NAME, ADAPTER_NAME, CARD_NAME
+from svdcut.modelfiles import ADAPTER_CONFIG_NAME, ADAPTER_NAME, CARD_NAME, MANIFEST_NAME
 from svdcut.options import Options
 from svdcut.pairing import Pair
 from svdcut.plan import Plan
@@ -70,19 +70,23 @@ def publish_adapter(
     layout = lay_out_adapter(cuts, wholes, describe_model(plan))
     assembly = _Assembly(writer, plan, manifest.tensors, layout, factor_dtype(options.dtype))
     weights, stored = assembly.write()
-    manifest = replace(manifest, adapter=AdapterFact(stored))
+    finetuned, base = plan.finetuned, plan.base
+    ours, theirs = task_fields(finetuned.config), task_fields(base.config)
+    task = {key: value for key, value in ours.items() if value != theirs.get(key)}
+    manifest = replace(manifest, adapter=AdapterFact(stored, task))
     files: dict[str, WeightFileFact | FileFact] = {
         weights.name: WeightFileFact(weights.size_bytes, hashlib.sha256(weights.header).hexdigest())
     }
-    finetuned, limits = plan.finetuned, list_vllm_limits(layout)
-    card = render_adapter_card(
-        manifest, finetuned.card(), plan.base.card(), finetuned.config, limits
-    )
+    for name, source in finetuned.tokenizer_files().items():
+        files[str(name)] = FileFact(*writer.copy_file(source, name))
+    limits = list_vllm_limits(layout)
+    loading = AdapterLoading(finetuned.config, task, "tokenizer_config.json" in files, limits)
+    card = render_adapter_card(manifest, finetuned.card(), base.card(), loading)
     texts = {ADAPTER_CONFIG_NAME: _config(layout, manifest), CARD_NAME: card}
-    for name, text in texts.items():
+    for written, text in texts.items():
         data = text.encode()
-        writer.write_file(Path(name), data)
-        files[name] = FileFact(len(data), hashlib.sha256(data).hexdigest())
+        writer.write_file(Path(written), data)
+        files[written] = FileFact(len(data), hashlib.sha256(data).hexdigest())
     manifest = replace(manifest, files=files)
     writer.write_file(Path(MANIFEST_NAME), manifest.dumps().encode())
     return manifest

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
@@ -34,35 +34,12 @@ class _Words:
 _CHECKPOINT = _Words(
     title="A fine-tuned model with the tail of its update cut",
     formula="These weights are `base + truncated(finetuned - base)`",
-    loading="""Like the fine-tuned model, with the same class and tokenizer:
-
-```python
-from transformers import AutoConfig
-import transformers
-
-config = AutoConfig.from_pretrained("PATH_OR_ID")
-model = getattr(transformers, config.architectures[0]).from_pretrained("PATH_OR_ID")
-```
-""",
+    loading="Like the fine-tuned model, with the same class and tokenizer",
 )
 _ADAPTER = _Words(
     title="The update of a fine-tuned model, cut, as a LoRA adapter",
     formula="These factors are those of `truncated(finetuned - base)`",
-    loading="""Onto base, loaded with the class of the fine-tuned model; the tokenizer is the
-fine-tuned model's:
-
-```python
-from peft import PeftModel
-from transformers import AutoModel
-
-base = AutoModel.from_pretrained("BASE_PATH_OR_ID")
-model = PeftModel.from_pretrained(base, "PATH_OR_ID")
-model = model.merge_and_unload()  # for the weights themselves
-```
-
-PEFT reads all of it. Other readers do not:
-
-""",
+    loading="Onto base, loaded with the class of the fine-tuned model",
     relation="adapter",
     library="peft",
 )
@@ -87,7 +64,27 @@ _NULLS = ("", "~", "null")
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@.*)?")
 
 
-def render_card(manifest: Manifest, finetuned_card: str | None, base_card: str | None) -> str:
+@dataclass(frozen=True, slots=True)
+class AdapterLoading:
+    """What the card of an adapter tells of loading it."""
+
+    config: Mapping[str, Any]
+    """Of the fine-tuned side: it names the class."""
+
+    task: Mapping[str, Any]
+    """What of it base's config does not say."""
+
+    has_tokenizer: bool
+    limits: Sequence[str]
+    """What other readers than PEFT make of it."""
+
+
+def render_card(
+    manifest: Manifest,
+    finetuned_card: str | None,
+    base_card: str | None,
+    config: Mapping[str, Any],
+) -> str:
     """Return the text of the model card.
 
     Parameters
@@ -97,16 +94,21 @@ def render_card(manifest: Manifest, finetuned_card: str | None, base_card: str |
     finetuned_card, base_card : str or None
         The cards of the two sides; license and languages come from the first that
         names them.
+    config : mapping
+        The fine-tuned side's config, which names its class.
     """
-    return _card(manifest, finetuned_card, base_card, _CHECKPOINT)
+    code = f"""\
+from transformers import {_model_class(config)}
+
+model = {_model_class(config)}.from_pretrained("PATH_OR_ID")"""
+    return _card(manifest, finetuned_card, base_card, _CHECKPOINT) + _block(code)
 
 
 def render_adapter_card(
     manifest: Manifest,
     finetuned_card: str | None,
     base_card: str | None,
-    config: Mapping[str, Any],
-    limits: Sequence[str] = (),
+    loading: AdapterLoading,
 ) -> str:
     """Return the text of an adapter's card.
 
@@ -114,15 +116,48 @@ def render_adapter_card(
     ----------
     manifest, finetuned_card, base_card
         As for `render_card`.
-    config : mapping
-        The fine-tuned side's config, which names its class.
-    limits : sequence of str
-        What other readers than PEFT make of it.
+    loading : AdapterLoading
+        How to load it.
     """
-    notes = "".join(f"- {limit}\n" for limit in limits)
-    name = class_name(config) or "AutoModel"
-    words = replace(_ADAPTER, loading=_ADAPTER.loading.replace("AutoModel", name))
-    return _card(manifest, finetuned_card, base_card, words, notes)
+    limits = "".join(f"- {limit}\n" for limit in loading.limits)
+    said = f"\nPEFT reads all of it. Other readers do not:\n\n{limits}"
+    card = _card(manifest, finetuned_card, base_card, _ADAPTER)
+    return card + _block(_adapter_code(loading)) + said
+
+
+def _block(code: str) -> str:
+    return f":\n\n```python\n{code}\n```\n"
+
+
+def _model_class(config: Mapping[str, Any]) -> str:
+    """Return the class of transformers that loads a model."""
+    return (None if "auto_map" in config else class_name(config)) or "AutoModel"
+
+
+def _adapter_code(loading: AdapterLoading) -> str:
+    """Return the code that loads an adapter; what is a stranger's in it is a literal."""
+    name, labels = _model_class(loading.config), _labels(loading.task)
+    names = f"AutoTokenizer, {name}" if loading.has_tokenizer else name
+    lines = ["from peft import PeftModel", f"from transformers import {names}", ""]
+    if len(labels) > _MAX_ITEMS:
+        lines.append(f'base = {name}.from_pretrained("BASE_PATH_OR_ID", num_labels={len(labels)})')
+    elif labels:
+        lines += [f"labels = {labels!r}", f"base = {name}.from_pretrained("]
+        lines += ['    "BASE_PATH_OR_ID",', "    id2label=dict(enumerate(labels)),"]
+        lines += ["    label2id={label: number for number, label in enumerate(labels)},", ")"]
+    else:
+        lines.append(f'base = {name}.from_pretrained("BASE_PATH_OR_ID")')
+    lines.append('model = PeftModel.from_pretrained(base, "PATH_OR_ID")')
+    lines.append("model = model.merge_and_unload()  # for the weights themselves")
+    if loading.has_tokenizer:
+        lines.append('tokenizer = AutoTokenizer.from_pretrained("PATH_OR_ID")')
+    return "\n".join(lines)
+
+
+def _labels(task: Mapping[str, Any]) -> list[str]:
+    """Return the names of the classes, in their order; empty where there are none."""
+    named = task.get("id2label", {})
+    return [str(named.get(str(number), f"LABEL_{number}")) for number in range(len(named))]
 
 
 def _card(
@@ -130,7 +165,6 @@ def _card(
     finetuned_card: str | None,
     base_card: str | None,
     words: _Words,
-    notes: str = "",
 ) -> str:
     from huggingface_hub import ModelCardData
 
@@ -150,7 +184,7 @@ def _card(
         data["library_name"] = words.library
     data["tags"] = list(dict.fromkeys([*_texts(ours.get("tags")), "svdcut"]))
     header = ModelCardData(**data, ignore_metadata_errors=True).to_yaml()
-    return f"---\n{header}\n---\n\n{_body(manifest, words)}{notes}"
+    return f"---\n{header}\n---\n\n{_body(manifest, words)}"
 
 
 def card_metadata(card: str | None) -> dict[str, Any]:

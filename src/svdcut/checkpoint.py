@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from svdcut.modelfiles import (
     CONFIG_BOUNDS,
     CONFIG_NAME,
     INDEX_NAME,
+    MANIFEST_NAME,
     MAX_TENSORS,
     SIDECAR_FOLDERS,
     SIDECARS,
@@ -37,6 +39,10 @@ from svdcut.shards import check_index, read_index
 from svdcut.tensorfile import TensorEntry, TensorFile
 
 _CARD_BYTES = 1_000_000
+_OF_TOKENIZER = (
+    *("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json"),
+    *("tekken.json", "*.model", "*.tiktoken", "*.spm", "*.vocab", "*.bpe", "*.codes", "*.jinja"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,8 +158,16 @@ class Checkpoint:
         if self.directory is None:
             return []
         taken = {*self.sidecars(), *(Path(file.path.name) for file in self.files)}
-        taken |= {Path(name) for name in (CARD_NAME, INDEX_NAME, "svdcut.json")}
+        taken |= {Path(name) for name in (CARD_NAME, INDEX_NAME, MANIFEST_NAME)}
         return sorted(_left_in(self.directory, taken))
+
+    def tokenizer_files(self) -> dict[Path, Path]:
+        """Return those of `sidecars` that a tokenizer is made of."""
+        return {
+            name: path
+            for name, path in self.sidecars().items()
+            if any(fnmatchcase(name.name, pattern) for pattern in _OF_TOKENIZER)
+        }
 
     def card(self) -> str | None:
         """Return the text of its model card, or the start of a long one.

@@ -13,8 +13,7 @@ from pathlib import Path
 from svdcut.errors import OutputError, OutputExistsError, UsageError
 from svdcut.journal import JOURNAL_NAME
 from svdcut.jsonfile import quoted
-
-MANIFEST_NAME = "svdcut.json"
+from svdcut.modelfiles import MANIFEST_NAME
 
 
 def check_output(out: Path, inputs: Sequence[Path], *, force: bool) -> None:

@@ -186,11 +186,15 @@ class StoredFact:
 
 @dataclass(frozen=True, slots=True)
 class AdapterFact:
-    """What an adapter's file holds, by the names in it."""
+    """What an adapter holds beside its ranks."""
 
     __repr__ = brief
 
     tensors: Mapping[str, StoredFact]
+    """In its file, by the names there."""
+
+    config: Mapping[str, Any]
+    """Of config.json: what the fine-tuned side says of its task and base does not."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ INDEX_NAME = "model.safetensors.index.json"
 ADAPTER_NAME = "adapter_model.safetensors"
 ADAPTER_CONFIG_NAME = "adapter_config.json"
 CARD_NAME = "README.md"
+MANIFEST_NAME = "svdcut.json"
 CONFIG_NAME = "config.json"
 MODULES_NAME = "modules.json"
 
@@ -46,7 +47,7 @@ SIDECAR_FOLDERS = {
 
 _NOT_SIDECARS = (
     "*.index.json",
-    "svdcut.json",
+    MANIFEST_NAME,
     "trainer_state.json",
     "*_results.json",
     ADAPTER_CONFIG_NAME,

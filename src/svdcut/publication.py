@@ -14,9 +14,8 @@ from typing import Any, Protocol
 
 from svdcut.card import render_card
 from svdcut.checkpoint import Checkpoint
-from svdcut.destination import MANIFEST_NAME
 from svdcut.manifest import FileFact, Manifest, WeightFileFact
-from svdcut.modelfiles import CARD_NAME, INDEX_NAME
+from svdcut.modelfiles import CARD_NAME, INDEX_NAME, MANIFEST_NAME
 from svdcut.options import Options, StoredDtype
 from svdcut.plan import Plan
 
@@ -53,7 +52,8 @@ def publish(writer: Destination, plan: Plan, manifest: Manifest, options: Option
         With all files; as it is written.
     """
     files = write_sidecars(writer, plan, options)
-    card = render_card(manifest, plan.finetuned.card(), plan.base.card()).encode()
+    finetuned = plan.finetuned
+    card = render_card(manifest, finetuned.card(), plan.base.card(), finetuned.config).encode()
     writer.write_file(Path(CARD_NAME), card)
     files[CARD_NAME] = _fact(card)
     manifest = replace(manifest, files=files)

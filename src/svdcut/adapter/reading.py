@@ -12,7 +12,7 @@ from typing import Any
 from svdcut.adapter.application import Application, apply_adapter
 from svdcut.adapter.collection import collect_tensors
 from svdcut.adapter.peft_config import read_peft_config
-from svdcut.adapter.task import language_heads, task_changes
+from svdcut.adapter.task import language_heads, own_fields, task_changes
 from svdcut.adapter.tying import drop_copies, unties
 from svdcut.checkpoint import (
     Checkpoint,
@@ -109,9 +109,9 @@ def _open_adapter(location: Location, base: Checkpoint, renames: Mapping[str, st
     weights = read_header(folder / ADAPTER_NAME)
     applied = apply_adapter(collect_tensors(weights), config, base, renames)
     applied = drop_copies(applied, config, base)
-    changes = task_changes(base, config, applied)
+    changes = task_changes(base, config, applied, own_fields(folder))
     changed = _config(base, applied, changes)
-    left_out = frozenset(language_heads(base, applied) if "architectures" in changes else ())
+    left_out = frozenset(language_heads(base, applied, changes))
     tensors = {
         name: applied.replaced.get(name, entry)
         for name, entry in base.tensors.items()

@@ -1,19 +1,23 @@
 """What an adapter of a classifier makes of its base: another class, other labels, one head.
 
 PEFT wraps a classifier, of which the adapter holds the head; base's config often names the
-language model or the encoder that it was made of. Names and shapes alone.
+language model or the encoder that it was made of. What svdcut wrote has the class and the
+labels in its manifest. Names and shapes alone.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from svdcut.adapter.application import Application
 from svdcut.adapter.peft_config import CLASSIFIERS, PeftConfig
 from svdcut.checkpoint import Checkpoint
 from svdcut.conversion import class_name
+from svdcut.jsonfile import Bounds, read_json
+from svdcut.modelfiles import MANIFEST_NAME, is_there
 from svdcut.names import is_task_head
 
 _END = re.compile(
@@ -32,10 +36,34 @@ _LANGUAGE_HEAD = re.compile(
 """Parts beside the encoder or decoder that give tokens; a classifier has none of them."""
 
 _DEFAULT_LABELS = 2
+_FIELDS = {"architectures": list, "id2label": dict, "label2id": dict, "problem_type": str}
+_BOUNDS = Bounds(num_bytes=1 << 28, num_values=50_000_000)
 
 
-def task_changes(base: Checkpoint, config: PeftConfig, applied: Application) -> dict[str, object]:
-    """Return what base's config must say instead, for a classifier whose head is the adapter's.
+def task_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a config says of the task: the class of the model, and its labels."""
+    return {key: config[key] for key, kind in _FIELDS.items() if isinstance(config.get(key), kind)}
+
+
+def own_fields(folder: Path) -> dict[str, Any]:
+    """Return what the manifest of an adapter that svdcut wrote says of its task.
+
+    Raises
+    ------
+    CheckpointError
+        If there is a manifest that cannot be read.
+    """
+    if not is_there(folder / MANIFEST_NAME):
+        return {}
+    adapter = read_json(folder / MANIFEST_NAME, _BOUNDS).get("adapter")
+    config = adapter.get("config") if isinstance(adapter, dict) else None
+    return task_fields(config) if isinstance(config, dict) else {}
+
+
+def task_changes(
+    base: Checkpoint, config: PeftConfig, applied: Application, known: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return what base's config must say instead, for the task of the adapter.
 
     Parameters
     ----------
@@ -45,17 +73,27 @@ def task_changes(base: Checkpoint, config: PeftConfig, applied: Application) -> 
         Of the adapter.
     applied : Application
         What the adapter has for base.
+    known : mapping
+        What its manifest says of the task: see `own_fields`.
 
     Returns
     -------
     dict
-        ``architectures``, and ``id2label`` with ``label2id`` where the number of labels is
-        another, as transformers makes them; empty for other tasks.
+        What is known; else, of a classifier whose head is the adapter's, ``architectures``, and
+        ``id2label`` with ``label2id`` where the number of labels is another, as transformers
+        makes them; empty for other tasks.
     """
+    changes = _inferred(base, config, applied) | dict(known)
+    if "id2label" in changes and "num_labels" in base.config:
+        changes["num_labels"] = len(changes["id2label"])
+    return changes
+
+
+def _inferred(base: Checkpoint, config: PeftConfig, applied: Application) -> dict[str, Any]:
     rows = _num_labels(config, applied)
     if rows is None:
         return {}
-    changes: dict[str, object] = {}
+    changes: dict[str, Any] = {}
     named = base.config.get("architectures")
     wanted = _architecture(base.config, CLASSIFIERS[str(config.task)])
     if wanted is not None and named != [wanted]:
@@ -64,19 +102,24 @@ def task_changes(base: Checkpoint, config: PeftConfig, applied: Application) -> 
         names = [f"LABEL_{number}" for number in range(rows)]
         changes["id2label"] = {str(number): name for number, name in enumerate(names)}
         changes["label2id"] = {name: number for number, name in enumerate(names)}
-        if "num_labels" in base.config:
-            changes["num_labels"] = rows
     return changes
 
 
-def language_heads(base: Checkpoint, applied: Application) -> tuple[str, ...]:
-    """Return the tensors of base that a classifier has no place for, and no adapter changes.
+def language_heads(
+    base: Checkpoint, applied: Application, changes: Mapping[str, Any]
+) -> tuple[str, ...]:
+    """Return the tensors of base that no adapter changes, and that have no place in a classifier.
 
     Parameters
     ----------
     base, applied
         As for `task_changes`.
+    changes : mapping
+        What that returns: empty of architectures where base is a classifier itself.
     """
+    named = changes.get("architectures") or [""]
+    if not str(named[0]).endswith("Classification"):
+        return ()
     changed = {*applied.updates, *applied.replaced}
     return tuple(
         name for name in base.tensors if _LANGUAGE_HEAD.match(name) and name not in changed

@@ -19,6 +19,7 @@ from svdcut.checkpoint import Checkpoint
 from svdcut.errors import SvdcutError
 from svdcut.lowrank import LowRankEntry
 from svdcut.manifest import Manifest, TensorFact
+from svdcut.modelfiles import MANIFEST_NAME
 from svdcut.options import Options
 from svdcut.plan import Form, Output, Plan
 from svdcut.progress import Observer
@@ -77,10 +78,17 @@ def check_adapter(
             return (0, 0), [Failure("result", error.what, "an adapter", file=out.name)]
         same = again.adapter == manifest.adapter
         failures = list(_compare_facts(again, manifest, exact=same))
+        failures += _compare_configs(again, manifest)
         cut = [name for name, fact in again.tensors.items() if fact.truncation]
         if not same:
             failures += _compare_products(outputs[output].path, out, plan.base)
     return (len(cut) * same, len(cut) * (not same)), failures
+
+
+def _compare_configs(again: Manifest, manifest: Manifest) -> Iterator[Failure]:
+    found, claimed = (made.adapter and made.adapter.config for made in (again, manifest))
+    if found != claimed:
+        yield Failure("adapter.config", found, claimed, file=MANIFEST_NAME)
 
 
 def _compare_facts(again: Manifest, manifest: Manifest, *, exact: bool) -> Iterator[Failure]:

@@ -9,8 +9,8 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
-from svdcut.destination import MANIFEST_NAME
 from svdcut.manifest import Manifest, TensorFact, Truncation
+from svdcut.modelfiles import MANIFEST_NAME
 from svdcut.options import Options
 from svdcut.ranks import Keep, Rule, RuleKind, rule_for
 from svdcut.svd.certificate import VALUE_TOLERANCE

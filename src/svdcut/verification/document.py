@@ -7,10 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from svdcut.destination import MANIFEST_NAME
 from svdcut.errors import CheckpointError
 from svdcut.manifest import SCHEMA, SCHEMA_PATH, Manifest
-from svdcut.modelfiles import check_own
+from svdcut.modelfiles import MANIFEST_NAME, check_own
 from svdcut.verification.findings import Failure
 
 _MAX_BYTES = 1 << 28

@@ -17,12 +17,18 @@ from pathlib import Path, PurePosixPath
 from svdcut.adapter.collection import collect_tensors
 from svdcut.adapter.peft_config import read_peft_config
 from svdcut.checkpoint import open_checkpoint
-from svdcut.destination import MANIFEST_NAME
 from svdcut.errors import CheckpointError, InputError
 from svdcut.header import read_header
 from svdcut.jsonfile import check_regular
 from svdcut.manifest import FileFact, Manifest, WeightFileFact
-from svdcut.modelfiles import ADAPTER_CONFIG_NAME, ADAPTER_NAME, INDEX_NAME, WEIGHTS_NAME, is_own
+from svdcut.modelfiles import (
+    ADAPTER_CONFIG_NAME,
+    ADAPTER_NAME,
+    INDEX_NAME,
+    MANIFEST_NAME,
+    WEIGHTS_NAME,
+    is_own,
+)
 from svdcut.pool import Pool
 from svdcut.tensorfile import TensorEntry, hash_file, iterate_bytes
 from svdcut.verification.findings import Failure

@@ -12,9 +12,8 @@ from pathlib import Path
 
 from svdcut._version import __version__
 from svdcut.checkpoint import Checkpoint
-from svdcut.destination import MANIFEST_NAME
 from svdcut.manifest import FileFact, Manifest, TensorFact, WeightFileFact
-from svdcut.modelfiles import CARD_NAME
+from svdcut.modelfiles import CARD_NAME, MANIFEST_NAME
 from svdcut.options import Options
 from svdcut.pairing import Action
 from svdcut.plan import Plan, PlannedTensor

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from svdcut.checkpoint import Checkpoint
-from svdcut.destination import MANIFEST_NAME
 from svdcut.device import num_workers, resolve_device
 from svdcut.errors import SvdcutError, UsageError
 from svdcut.machine import num_cores
 from svdcut.manifest import Manifest, TensorFact
 from svdcut.memory import SPARE_BYTES, dense_bytes
+from svdcut.modelfiles import MANIFEST_NAME
 from svdcut.options import Options
 from svdcut.pairing import Action
 from svdcut.plan import Plan, PlannedTensor, make_plan
