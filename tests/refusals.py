@@ -359,6 +359,11 @@ def _square_experts(folder: Path) -> list[str]:
     return CALL
 
 
+def _dense_experts(folder: Path) -> list[str]:
+    pair(folder)
+    return ["extract", "base", "ft", "-k", "8", "-o", "out", "--experts", "separate"]
+
+
 def _diffusers(folder: Path) -> None:
     (folder / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
     (folder / "unet").mkdir()
@@ -660,6 +665,7 @@ CASES = (
         with_folder(_files(adapter_model__bin="never opened", adapter_config__json="{}")),
     ),
     Case("adapters in folders beneath", 3, with_folder(_adapters_beneath)),
+    Case("experts apart, of a model without any", 2, _dense_experts),
     Case("an adapter of square experts, of an unknown PEFT", 3, _square_experts),
     Case("a pipeline of diffusers", 3, with_folder(_diffusers)),
     Case(

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from svdcut.adapter.layout import lay_out_adapter
 from svdcut.adapter.model import Cut, Model, Whole
 from svdcut.adapter.places import Kind, find_places
-from svdcut.adapter.readers import list_vllm_limits
+from svdcut.adapter.readers import list_limits
 from svdcut.adapter.suffixes import shortest, shortest_raw
 from svdcut.adapter.unholdable import find_unholdable
 from svdcut.errors import UsageError
@@ -209,10 +209,41 @@ def test_no_end_of_a_saved_norm_is_that_of_others():
 # Other readers
 
 
-def test_what_vllm_says():
+def test_what_vllm_and_sglang_say():
     name = LAYER + "self_attn.q_proj.weight"
     cuts = [Cut(name, SQUARE, SQUARE, (3,))]
     plain = lay_out_adapter(cuts, [], model())
-    assert list_vllm_limits(plain) == ["vLLM needs --max-lora-rank 8 (config/lora.py)"]
+    assert list_limits(plain) == ["vLLM needs --max-lora-rank 8 (config/lora.py)"]
     norms = lay_out_adapter(cuts, [whole(LAYER + "input_layernorm.weight")], model())
-    assert "vLLM refuses tensors stored whole, here 1" in list_vllm_limits(norms)[1]
+    assert "vLLM refuses tensors stored whole, here 1" in list_limits(norms)[1]
+    assert "SGLang refuses what is neither a linear layer" in list_limits(norms)[2]
+    head = lay_out_adapter(
+        cuts, [Whole("score.weight", (3, 8), None)], Model({**LLAMA, "score.weight": (3, 8)})
+    )
+    assert "vLLM" not in " ".join(list_limits(head)[1:])
+
+
+def test_what_they_say_of_experts():
+    said = list_limits(experts())
+    assert any("--enable-mixed-moe-lora-format" in limit for limit in said)
+    assert any("is_3d_lora_weight" in limit for limit in said)
+    assert any("--experts separate" in limit for limit in said)
+    assert list_limits(experts(apart=True)) == ["vLLM needs --max-lora-rank 8 (config/lora.py)"]
+
+
+def experts(**options):
+    """Lay out the update of one of two experts."""
+    parts = ("gate_proj", "up_proj", "down_proj")
+    shapes = {f"{LAYER}mlp.experts.{n}.{part}.weight": SQUARE for n in (0, 1) for part in parts}
+    cuts = [Cut(name, SQUARE, SQUARE, (2,)) for name in list(shapes)[:2]]
+    return lay_out_adapter(cuts, [], Model(shapes), **options)
+
+
+def test_experts_apart_are_all_there_with_one_rank():
+    layout = experts(apart=True)
+    assert len(layout.slots) == 6
+    assert {slot.rank for slot in layout.slots} == {2}
+    assert [slot.has_parts for slot in layout.slots].count(True) == 2
+    config = layout.config
+    assert set(config["target_modules"]) == {"gate_proj", "up_proj", "down_proj"}
+    assert (config["rank_pattern"], config["target_parameters"]) == ({}, None)

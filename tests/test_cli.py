@@ -130,6 +130,7 @@ def test_every_option_reaches_the_result(cli, pair, tmp_path):
         "only": ["embed*", "layers.*"],
         "skip": ["*.down.*"],
         "drop": [],
+        "experts": "fused",
         "map": {"net.layers.": "layers.", "net.": ""},
         "dtype": "float16",
         "max_shard_size": "10KB",

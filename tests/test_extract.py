@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from fnmatch import fnmatch
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import torch
 import transformers
 from peft import PeftModel
+from safetensors.torch import load_file
 
 import svdcut
 from architectures import ARCHITECTURES, Architecture
@@ -52,6 +54,8 @@ def adapted(architecture: Architecture, base: Path, adapter: Path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.simplefilter("ignore", FutureWarning)  # of transformers, about PEFT itself
+        # Of a pattern that PEFT itself adds where it joins experts.
+        warnings.filterwarnings("ignore", r"The following \w+_pattern keys.*gate_up_proj'\]")
         return PeftModel.from_pretrained(load(architecture, base), str(adapter)).eval()
 
 
@@ -87,6 +91,32 @@ def test_merging_an_adapter_gives_what_truncate_writes(saved, tmp_path, name, la
     dropped = [name for name, fact in manifest.tensors.items() if fact.action == "drop"]
     assert len(different) == len(dropped)
     assert not different & find_differences(merged, load(architecture, pair.base))
+
+
+MIXTURES = ["mixtral", "qwen3_moe", "deepseek_v3"]
+
+
+@pytest.mark.parametrize("some", [[], ["*layers.1*experts.2.*"]], ids=["all", "one expert"])
+@pytest.mark.parametrize("name", MIXTURES)
+def test_peft_joins_experts_that_are_apart(saved, tmp_path, name, some):
+    architecture, pair = ARCHITECTURES[name], saved(name)
+    out, adapter = tmp_path / "out", tmp_path / "adapter"
+    options = {"rank": "energy=0.7", "only": some, "rest": "base" if some else "ft"}
+    svdcut.extract(pair.base, pair.finetuned, adapter, experts="separate", **options)
+    svdcut.truncate(pair.base, pair.finetuned, out, dtype="float32", **options)
+    keys = {key for key in load_file(adapter / "adapter_model.safetensors") if ".experts." in key}
+    assert all(re.search(r"\.experts\.\d+\.\w+\.lora_[AB]\.weight$", key) for key in keys)
+    model = adapted(architecture, pair.base, adapter)
+    expected = load(architecture, out)
+    before = logits(model, architecture)
+    merged = model.merge_and_unload()
+    assert torch.allclose(before, logits(merged, architecture), rtol=1e-3, atol=1e-4)
+    assert not find_differences(merged, expected)
+    assert find_differences(merged, load(architecture, pair.base))
+    verified = svdcut.verify(adapter, base=pair.base, finetuned=pair.finetuned)
+    assert verified.ok
+    svdcut.truncate(pair.base, adapter, tmp_path / "again", rank="full", dtype="float32")
+    assert not find_differences(load(architecture, tmp_path / "again"), expected)
 
 
 @pytest.mark.parametrize("name", DROPS)

@@ -52,6 +52,7 @@ OPTIONS = {
     "only": [],
     "skip": [],
     "drop": [],
+    "experts": "fused",
     "rest": "ft",
     "scale": 1.0,
     "map": {},

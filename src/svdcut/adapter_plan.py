@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 
 from svdcut.adapter.model import Cut, Model, Whole
 from svdcut.adapter.unholdable import find_unholdable
-from svdcut.errors import NothingKeptError, UnholdableError
+from svdcut.errors import NothingKeptError, UnholdableError, UsageError
 from svdcut.manifest import TensorFact, Truncation
-from svdcut.options import Options
+from svdcut.options import Experts, Options
 from svdcut.pairing import Action
 from svdcut.plan import Plan
 from svdcut.ranks import Rule, RuleKind, rule_for
@@ -84,6 +84,21 @@ def refuse_empty(plan: Plan, rules: Sequence[Rule], options: Options) -> None:
                 f"rank {rule}: an adapter of rank 0 holds nothing",
                 hint="Keep more: a higher rank, or a rule that keeps more of the energy.",
             )
+
+
+def refuse_stacks(plan: Plan, options: Options) -> None:
+    """Refuse to hold experts one by one of a model whose file does not.
+
+    Raises
+    ------
+    UsageError
+        If there are none.
+    """
+    if options.experts is Experts.SEPARATE and not describe_model(plan).fused:
+        raise UsageError(
+            f"--experts separate: {plan.finetuned.source} stores no experts one by one",
+            hint="Leave the option out: stacks have no names for single experts.",
+        )
 
 
 def refuse_unholdable(plan: Plan, facts: Mapping[str, TensorFact] | None = None) -> None:

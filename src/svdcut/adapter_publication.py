@@ -18,14 +18,14 @@ from torch import Tensor
 from svdcut.adapter.arrange import arrange
 from svdcut.adapter.layout import AdapterLayout, Slot, Source, Stored, lay_out_adapter
 from svdcut.adapter.places import Matrix
-from svdcut.adapter.readers import list_vllm_limits
+from svdcut.adapter.readers import list_limits
 from svdcut.adapter.task import task_fields
 from svdcut.adapter_plan import describe_model, find_changes
 from svdcut.card import AdapterLoading, render_adapter_card
 from svdcut.manifest import AdapterFact, FileFact, Manifest, StoredFact, TensorFact, WeightFileFact
 from svdcut.matrix_entry import TORCH_DTYPES, MatrixEntry, to_bytes
 from svdcut.modelfiles import ADAPTER_CONFIG_NAME, ADAPTER_NAME, CARD_NAME, MANIFEST_NAME
-from svdcut.options import Options
+from svdcut.options import Experts, Options
 from svdcut.pairing import Pair
 from svdcut.plan import Plan
 from svdcut.spool import Range
@@ -67,7 +67,8 @@ def publish_adapter(
     Memory is that of the factors of one matrix, or of one stack of experts.
     """
     cuts, wholes = find_changes(plan, manifest.tensors)
-    layout = lay_out_adapter(cuts, wholes, describe_model(plan))
+    apart = options.experts is Experts.SEPARATE
+    layout = lay_out_adapter(cuts, wholes, describe_model(plan), apart=apart)
     assembly = _Assembly(writer, plan, manifest.tensors, layout, factor_dtype(options.dtype))
     weights, stored = assembly.write()
     finetuned, base = plan.finetuned, plan.base
@@ -79,7 +80,7 @@ def publish_adapter(
     }
     for name, source in finetuned.tokenizer_files().items():
         files[str(name)] = FileFact(*writer.copy_file(source, name))
-    limits = list_vllm_limits(layout)
+    limits = list_limits(layout)
     loading = AdapterLoading(finetuned.config, task, "tokenizer_config.json" in files, limits)
     card = render_adapter_card(manifest, finetuned.card(), base.card(), loading)
     texts = {ADAPTER_CONFIG_NAME: _config(layout, manifest), CARD_NAME: card}
@@ -149,6 +150,9 @@ class _Assembly:
         return pair.finetuned.dtype
 
     def _arranged(self, slot: Slot) -> tuple[Tensor, Tensor]:
+        if not slot.has_parts:
+            dtype = TORCH_DTYPES[self.dtype]
+            return torch.zeros(slot.shape_a, dtype=dtype), torch.zeros(slot.shape_b, dtype=dtype)
         matrices = [part.matrix for expert in slot.experts for part in expert if part.rank]
         return arrange(slot, {matrix: self._factors(matrix) for matrix in matrices})
 

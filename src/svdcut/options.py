@@ -22,6 +22,16 @@ class Rest(str, Enum):
     BASE = "base"
 
 
+class Experts(str, Enum):
+    """How an adapter holds experts that the model's file has one by one."""
+
+    FUSED = "fused"
+    """As the stacks that transformers makes of them."""
+
+    SEPARATE = "separate"
+    """Two matrices for each matrix of each expert, all of one rank."""
+
+
 class StoredDtype(str, Enum):
     """How truncated tensors are stored."""
 
@@ -50,6 +60,9 @@ class Options:
     drop: tuple[str, ...] = ()
     """Of an adapter: tensors that it may leave as they are in base."""
 
+    experts: Experts = Experts.FUSED
+    """Of an adapter."""
+
     rest: Rest = Rest.FINETUNED
     scale: float = 1.0
     renames: Mapping[str, str] = field(default_factory=dict)
@@ -69,6 +82,7 @@ class Options:
             "only": list(self.only),
             "skip": list(self.skip),
             "drop": list(self.drop),
+            "experts": self.experts.value,
             "rest": self.rest.value,
             "scale": self.scale,
             "map": dict(self.renames),

@@ -14,7 +14,7 @@ from typing import Any
 
 from svdcut.adapter.model import Cut, Model, Shape, Whole, module_of, parents
 from svdcut.adapter.peft_config import CLASSIFIERS
-from svdcut.adapter.places import Kind, Matrix, Place, find_places
+from svdcut.adapter.places import Kind, Matrix, Place, find_places, part_experts
 from svdcut.adapter.suffixes import matches, pattern, shortest, shortest_raw
 from svdcut.adapter.unholdable import find_unholdable
 from svdcut.adapter.wholes import Holding, hold, is_tied
@@ -78,6 +78,11 @@ class Slot:
     experts: tuple[tuple[Part, ...], ...]
     """What makes each matrix, along its rows; one expert where it is no stack."""
 
+    @property
+    def has_parts(self) -> bool:
+        """Whether any triplet is in it; an expert may have none, where others have some."""
+        return any(part.rank for expert in self.experts for part in expert)
+
 
 @dataclass(frozen=True, slots=True)
 class Stored:
@@ -98,7 +103,9 @@ class AdapterLayout:
     wholes: tuple[Stored, ...]
 
 
-def lay_out_adapter(cuts: Sequence[Cut], wholes: Sequence[Whole], model: Model) -> AdapterLayout:
+def lay_out_adapter(
+    cuts: Sequence[Cut], wholes: Sequence[Whole], model: Model, *, apart: bool = False
+) -> AdapterLayout:
     """Lay out an adapter.
 
     Parameters
@@ -109,6 +116,8 @@ def lay_out_adapter(cuts: Sequence[Cut], wholes: Sequence[Whole], model: Model) 
         Tensors that changed and are stored as they are.
     model : Model
         The fine-tuned model.
+    apart : bool
+        Whether experts that are stored one by one have factors each, all of one rank.
 
     Returns
     -------
@@ -133,17 +142,21 @@ def lay_out_adapter(cuts: Sequence[Cut], wholes: Sequence[Whole], model: Model) 
             "an adapter of rank 0 holds nothing: no update but of tied embeddings is left",
             hint="Keep more: a higher rank, or a rule that keeps more of the energy.",
         )
-    slots = _slots(places, ranks)
+    if apart:
+        places = part_experts(places, model)
+    slots = _slots(places, ranks, one_rank=apart)
     holding = hold(full, wholes, model)
     stored = _stored(holding, full, wholes, slots, model)
     return AdapterLayout(_config(slots, holding, model), slots, stored)
 
 
-def _slots(places: Sequence[Place], ranks: Mapping[str, Sequence[int]]) -> tuple[Slot, ...]:
+def _slots(
+    places: Sequence[Place], ranks: Mapping[str, Sequence[int]], *, one_rank: bool
+) -> tuple[Slot, ...]:
     nested = _nested(places)
     parts = {place: _parts(place, ranks) for place in places}
     sizes = {place: max(sum(p.rank for p in e) for e in parts[place]) for place in places}
-    if all(place.kind.is_parameter for place in places):
+    if one_rank or all(place.kind.is_parameter for place in places):
         # PEFT warns of a pattern of ranks that matches no module: one rank for all.
         sizes = dict.fromkeys(places, max(sizes.values()))
     return tuple(_slot(place, parts[place], sizes[place], nested[place]) for place in places)

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
+from itertools import chain
 
 from svdcut.adapter.model import Model, Shape, module_of
 from svdcut.adapter.orientation import CONV1D_MODELS, TRANSPOSED_STACKS
@@ -127,6 +128,22 @@ def find_places(tensors: Iterable[str], model: Model) -> tuple[Place, ...]:
             replace(p, kind=Kind.PARAMETER) if p.kind is Kind.CONV1D else p for p in places
         )
     return places
+
+
+def part_experts(places: Iterable[Place], model: Model) -> tuple[Place, ...]:
+    """Return places with one for each matrix of each expert, where any stack is among them.
+
+    PEFT and SGLang expect all experts of all layers.
+    """
+    places = tuple(places)
+    others = tuple(place for place in places if place.name not in model.stacks)
+    if others == places:
+        return places
+    matrices = chain.from_iterable(chain.from_iterable(_members(model).values()))
+    single = (
+        Place(Kind.LINEAR, model.names.get(m.tensor, m.tensor), ((m,),), ()) for m in matrices
+    )
+    return (*others, *single)
 
 
 def _is_matrix(place: Place) -> bool:

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, TypeVar
 
 from svdcut.adapter.reading import open_finetuned
-from svdcut.adapter_plan import refuse_empty, refuse_unholdable
+from svdcut.adapter_plan import refuse_empty, refuse_stacks, refuse_unholdable
 from svdcut.api.keywords import prefixes, public, texts
 from svdcut.checkpoint import open_checkpoint
 from svdcut.destination import check_output
 from svdcut.errors import UsageError
 from svdcut.manifest import Manifest
-from svdcut.options import Options, Rest, StoredDtype
+from svdcut.options import Experts, Options, Rest, StoredDtype
 from svdcut.plan import Form, Output, Plan, make_plan
 from svdcut.preflight import Preflight, check_run
 from svdcut.provenance import InputHashes
@@ -96,6 +96,10 @@ class ExtractOptions(CutOptions, total=False):
 
     drop: str | Sequence[str]
     """Globs: leave these tensors as they are in base, where an adapter cannot hold them."""
+
+    experts: str
+    """``fused`` or ``separate``: experts that are stored one by one as the stacks that
+    transformers makes of them, or each by itself, as other readers need them."""
 
 
 class RunOptions(TruncateOptions, ExtractOptions, total=False):
@@ -284,6 +288,7 @@ def prepare(
     if adapters:
         refuse_empty(plan, adapters, resolved)
         refuse_unholdable(plan)
+        refuse_stacks(plan, resolved)
     preflight = check_run(plan, outputs, resolved)
     left = left if form is Form.CHECKPOINT else ()
     return Request(plan, tuple(outputs), resolved, preflight, left)
@@ -334,6 +339,7 @@ def resolve_options(options: RunOptions) -> Options:
         only=texts(options, "only"),
         skip=texts(options, "skip"),
         drop=texts(options, "drop"),
+        experts=_member(Experts, "--experts", options.get("experts", "fused")),
         rest=_member(Rest, "--rest", options.get("rest", "ft")),
         scale=scale,
         renames=prefixes(options),

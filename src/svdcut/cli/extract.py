@@ -20,7 +20,7 @@ from svdcut.cli.cutting import (
 )
 from svdcut.cli.groups import grouped
 from svdcut.cli.shared import TENSORS, new_app
-from svdcut.options import StoredDtype
+from svdcut.options import Experts, StoredDtype
 from svdcut.plan import Form
 
 app = new_app()
@@ -65,6 +65,14 @@ def extract(
             rich_help_panel=TENSORS,
         ),
     ] = None,
+    experts: Annotated[
+        Experts,
+        typer.Option(
+            help="Experts that FT stores one by one: fused to the stacks that transformers makes "
+            "of them, or separate, as SGLang needs them, padded with zeros to one rank.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = Experts.FUSED,
     dtype: Annotated[
         StoredDtype,
         typer.Option(
@@ -88,7 +96,11 @@ def extract(
     """
 
     def request() -> Request:
-        options: ExtractOptions = {**cut.cut_options(dtype, how), "drop": drop or []}
+        options: ExtractOptions = {
+            **cut.cut_options(dtype, how),
+            "drop": drop or [],
+            "experts": experts.value,
+        }
         return prepare(base, finetuned, outputs(rank, out), form=Form.ADAPTER, **options)
 
     run(request, how, others="stored whole")
