@@ -142,6 +142,33 @@ def test_a_merge_is_the_classifier_that_was_trained(kind, tmp_path):
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-4)
 
 
+MANIFESTS = {
+    "{": svdcut.CheckpointError,
+    "[]": svdcut.CheckpointError,
+    "{}": None,
+    '{"adapter": null}': None,
+    '{"adapter": {"config": ["bert"]}}': None,
+    '{"adapter": {"config": {"id2label": 3, "architectures": "x", "auto_map": {}}}}': None,
+    '{"adapter": {"config": {"id2label": {"0": "a", "1": "b", "2": "c"}}}}': ["a", "b", "c"],
+}
+
+
+@pytest.mark.parametrize("text", MANIFESTS)
+def test_the_manifest_beside_an_adapter_may_be_anything(tmp_path, text):
+    config = LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query"])
+    loader = transformers.AutoModelForSequenceClassification
+    trained = train(tmp_path, bert(transformers.BertModel), loader, config, num_labels=3)
+    (trained.adapter / "svdcut.json").write_text(text)
+    expected = MANIFESTS[text]
+    if expected is svdcut.CheckpointError:
+        with pytest.raises(svdcut.CheckpointError, match=r"svdcut\.json"):
+            opened(trained)
+        return
+    found = opened(trained).config
+    assert list(found["id2label"].values()) == (expected or ["LABEL_0", "LABEL_1", "LABEL_2"])
+    assert "auto_map" not in found
+
+
 def test_the_labels_of_tokens(tmp_path):
     config = LoraConfig(task_type="TOKEN_CLS", r=2, target_modules=["query"])
     loader = transformers.AutoModelForTokenClassification

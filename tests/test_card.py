@@ -192,6 +192,12 @@ def test_a_class_of_nobody_is_named_by_none(pair, tmp_path):
         assert "from transformers import AutoModel\n" in card_of(tmp_path / "out")[0]
 
 
+def test_a_file_alone_has_no_code(pair, tmp_path):
+    sides = [side / "model.safetensors" for side in (pair.base, pair.finetuned)]
+    svdcut.truncate(*sides, tmp_path / "out", rank=4)
+    assert card_of(tmp_path / "out")[0].endswith("with the same class and tokenizer.\n")
+
+
 def test_labels_too_many_for_a_card_are_counted(pair, tmp_path):
     config = {"architectures": ["BertForSequenceClassification"]}
     config["id2label"] = {str(number): f"class {number}" for number in range(2000)}

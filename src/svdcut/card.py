@@ -101,7 +101,8 @@ def render_card(
 from transformers import {_model_class(config)}
 
 model = {_model_class(config)}.from_pretrained("PATH_OR_ID")"""
-    return _card(manifest, finetuned_card, base_card, _CHECKPOINT) + _block(code)
+    card = _card(manifest, finetuned_card, base_card, _CHECKPOINT)
+    return card + (_block(code) if config else ".\n")  # a file alone loads nowhere
 
 
 def render_adapter_card(
