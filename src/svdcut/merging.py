@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from svdcut.checkpoint import Checkpoint, open_checkpoint
-from svdcut.modelfiles import ADAPTER_CONFIG_NAME
+from svdcut.modelfiles import INDEX_NAME, is_there
 from svdcut.options import Options, Rest
 from svdcut.pairing import Action, Pair
 from svdcut.plan import Output, Plan, make_plan
@@ -98,9 +98,14 @@ def _without_adapter(model: Checkpoint, parent: Path) -> Iterator[Checkpoint]:
         return
     assert model.directory is not None
     with _folder_in(parent) as folder:
-        for path in model.directory.absolute().iterdir():
-            if path.name != ADAPTER_CONFIG_NAME:
-                (folder / path.name).symlink_to(path)
+        copied = model.sidecars()
+        if is_there(model.directory / INDEX_NAME):
+            copied[Path(INDEX_NAME)] = model.directory / INDEX_NAME
+        for name, path in copied.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, folder / name)
+        for file in model.files:
+            (folder / file.path.name).symlink_to(file.path.absolute())
         yield replace(model, directory=folder)
 
 
