@@ -200,7 +200,7 @@ def test_progress_is_told(tmp_path):
         ("spectrum", "a"),
         ("spectrum", "b"),
     }
-    assert sum(step.size_bytes for step in told) == told[0].total_bytes == 4 * 12 * 10 * 4
+    assert sum(step.size for step in told) == told[0].total == 4 * 12 * 10 * 4
 
 
 def test_names_may_differ_by_a_prefix(tmp_path):

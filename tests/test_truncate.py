@@ -1067,7 +1067,7 @@ def test_strings_and_integers_are_taken(pairs, tmp_path, capfd):
     assert manifest.options["rank"] == "4"
     assert [done.stage for done in seen] == ["truncate"] * len(manifest.tensors)
     assert {done.name for done in seen} == manifest.tensors.keys()
-    assert sum(done.size_bytes for done in seen) == seen[0].total_bytes
+    assert sum(done.size for done in seen) == seen[0].total
     assert capfd.readouterr() == ("", "")
 
 

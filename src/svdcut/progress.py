@@ -10,16 +10,18 @@ from svdcut.manifest import TensorFact
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """A tensor is done."""
+    """A tensor or a batch of texts is done, or a model is about to be loaded."""
 
     stage: str
     """``spectra`` (the first pass of a budget), ``truncate``, ``spectrum``, ``merge`` (of an
-    adapter, to be loaded), or one of those of evaluate, sweep and verify."""
+    adapter, to be loaded), ``load``, or one of those of evaluate, sweep and verify."""
 
     name: str
-    size_bytes: int
-    total_bytes: int
-    """Of all tensors of the stage."""
+    size: int
+    """Bytes of the tensor, or texts of the batch."""
+
+    total: int
+    """Of the whole stage; 0 where nothing is counted."""
 
     facts: tuple[TensorFact, ...] = ()
     """What was written, for each output."""

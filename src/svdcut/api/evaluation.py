@@ -185,12 +185,14 @@ def carry_out_evaluation(
     from svdcut.evaluation.run import run_evaluation
     from svdcut.evaluation.scoring import load_predictor
     from svdcut.merging import loadable
+    from svdcut.progress import Progress
 
     observe = observe or (lambda progress: None)
     model, scoring = request.model, request.options
     merge = Options(device=scoring.device, dtype=StoredDtype(dtype_name(scoring)))
     find_kind(model.checkpoint)  # an adapter is not merged in vain
     with loadable(model.base, model.checkpoint, merge, observe=observe) as checkpoint:
+        observe(Progress("load", checkpoint.source, 0, 0))
         predictor = load_predictor(checkpoint, request.dataset, scoring, quiet=request.quiet)
     evaluation, predictions = run_evaluation(
         predictor, request.dataset, seed=request.seed, observe=observe

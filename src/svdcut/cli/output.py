@@ -11,12 +11,21 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column, Table
+from rich.text import Text
 
 from svdcut.cli.guard import warn
 from svdcut.manifest import Manifest, WeightFileFact
@@ -39,6 +48,7 @@ _STAGES = {
     "spectra": "pass 1 of 2: spectra",
     "truncate": "truncating",
     "merge": "merging",
+    "load": "loading the model",
     "spectrum": "measuring",
     "result": "reading the result",
     "inputs": "reading the inputs",
@@ -47,6 +57,7 @@ _STAGES = {
     "decompose": "decomposing",
     "sweep": "evaluating",
 }
+_COUNTS_TEXTS = ("evaluate", "sweep")
 _CERTIFIED = {
     Keep.TOP: "Certified within {} of the best possible error at each rank",
     Keep.BOTTOM: "What was cut, the leading triplets, is certified within {} of the best possible "
@@ -55,6 +66,9 @@ _CERTIFIED = {
     "the update's",
 }
 """What is certified of the triplets that stay."""
+
+_BAR_WIDTH = 10
+"""Columns of a terminal; what is left is for the name."""
 
 _LARGE_BYTES = 10 << 20
 """Of a tensor that an adapter stores whole, where factors were hoped for."""
@@ -79,6 +93,18 @@ def print_json(document: object) -> None:
     sys.stdout.write(json.dumps(document, indent=1, allow_nan=False) + "\n")
 
 
+class _Amount(DownloadColumn):
+    """How much of a stage is done: bytes, or texts; nothing where nothing is counted."""
+
+    def render(self, task: Task) -> Text:
+        """Return the column's text."""
+        if task.total is None:
+            return Text("")
+        if task.fields["texts"]:
+            return Text(f"{task.completed:.0f}/{task.total:.0f} texts", style="progress.download")
+        return super().render(task)
+
+
 @contextmanager
 def show_progress(*, quiet: bool, verbose: bool) -> Iterator[Observer]:
     """Give an observer that draws a bar, on a terminal alone.
@@ -91,12 +117,16 @@ def show_progress(*, quiet: bool, verbose: bool) -> Iterator[Observer]:
         Print a line for each tensor too.
     """
     console = Console(stderr=True)
+    whole = Column(no_wrap=True)
     bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=None),
-        DownloadColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[name]}"),
+        TextColumn("{task.description}", table_column=whole),
+        BarColumn(bar_width=_BAR_WIDTH),
+        _Amount(table_column=whole),
+        TimeRemainingColumn(compact=True, table_column=whole),
+        TextColumn(
+            "{task.fields[name]}",
+            table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1),
+        ),
         console=console,
         disable=quiet or not console.is_terminal,
         transient=True,
@@ -104,11 +134,23 @@ def show_progress(*, quiet: bool, verbose: bool) -> Iterator[Observer]:
     )
     tasks: dict[str, Any] = {}
     resumed: list[str] = []
+    of_tasks = Lock()  # workers tell of their tensors at once
+
+    def task_of(done: TensorDone) -> Any:  # noqa: ANN401 - a number of rich's
+        with of_tasks:
+            if "load" in tasks and done.stage != "load":
+                bar.remove_task(tasks.pop("load"))
+            if done.stage not in tasks:
+                tasks[done.stage] = bar.add_task(
+                    _STAGES[done.stage],
+                    total=done.total or None,
+                    name="",
+                    texts=done.stage in _COUNTS_TEXTS,
+                )
+            return tasks[done.stage]
 
     def observe(done: TensorDone) -> None:
-        if done.stage not in tasks:
-            tasks[done.stage] = bar.add_task(_STAGES[done.stage], total=done.total_bytes, name="")
-        bar.update(tasks[done.stage], advance=done.size_bytes, name=escape(printable(done.name)))
+        bar.update(task_of(done), advance=done.size, name=escape(printable(done.name)))
         if done.resumed and done.facts:
             resumed.append(done.name)
         if verbose and done.facts:

@@ -22,8 +22,6 @@ from svdcut.evaluation.model import LoadedModel, load_model
 from svdcut.evaluation.scores import Answers, Kind, Predictions, ScoringOptions
 from svdcut.progress import Observer, Progress
 
-_TOKEN_BYTES = 8
-
 
 class Scorer(Protocol):
     """Runs a model on a batch."""
@@ -63,7 +61,7 @@ class Predictor:
         Parameters
         ----------
         observe : callable
-            Told of each batch that is done; the sizes are those of its tokens.
+            Told of each batch that is done; the sizes are texts.
 
         Returns
         -------
@@ -84,16 +82,18 @@ class Predictor:
         each word, or for all words that are one token.
         """
         scores = [[math.nan] * len(self.answers.labels) for _ in self.rows]
-        total = sum(map(_size, self.batches))
-        done = 0
+        total, num_items = len(self.rows), sum(map(len, self.batches))
+        done = told = 0
         self.model.eval()
         for batch in self.batches:
             for item, found in zip(batch, self._score(batch), strict=True):
                 for answer, score in found.items():
                     scores[item.row][answer] = score
             done += len(batch)
-            name = f"{done} of {sum(map(len, self.batches))}"
-            observe(Progress("evaluate", name, _size(batch), total))
+            # A text is an item, or one for each of its answers.
+            finished = done * total // num_items
+            observe(Progress("evaluate", self.source, finished - told, total))
+            told = finished
         return self._describe(scores)
 
     def _score(self, batch: Sequence[Item]) -> list[dict[int, float]]:
@@ -126,10 +126,6 @@ class Predictor:
             device=device_name(self.model.device),
             dtype=str(self.model.dtype).removeprefix("torch."),
         )
-
-
-def _size(batch: Sequence[Item]) -> int:
-    return _TOKEN_BYTES * sum(len(item.ids) for item in batch)
 
 
 def load_predictor(

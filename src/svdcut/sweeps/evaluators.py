@@ -15,6 +15,7 @@ from svdcut.evaluation.model import find_kind, load_model
 from svdcut.evaluation.run import run_evaluation
 from svdcut.evaluation.scores import ScoringOptions
 from svdcut.evaluation.scoring import load_predictor
+from svdcut.progress import Progress
 from svdcut.sweeps.bench import Bench, Measured, Setting
 from svdcut.sweeps.facts import Variant
 from svdcut.sweeps.outcome import read_outcome
@@ -45,6 +46,7 @@ class DataEvaluator:
         """Load the model, and tokenise the data once."""
         find_kind(setting.plan.finetuned)  # an adapter is not merged in vain
         with setting.loadable(None) as loaded:
+            setting.observe(Progress("load", loaded.source, 0, 0))
             predictor = load_predictor(loaded, self.dataset, self.options, quiet=setting.quiet)
 
             def evaluate(_model: Any) -> Evaluation:  # noqa: ANN401

@@ -187,5 +187,6 @@ class _Run:
 
     def _observe_batch(self, batch: Progress) -> None:
         """Pass a batch on as part of all evaluations that there are to be."""
-        total = batch.total_bytes * self._missing
-        self._observe(replace(batch, stage="sweep", total_bytes=total))
+        if batch.stage == "evaluate":
+            batch = replace(batch, stage="sweep", total=batch.total * self._missing)
+        self._observe(batch)
