@@ -1070,7 +1070,7 @@ def test_screen(cli, results, pairs, tmp_path):
     done = cli(out)
     assert (done.exit_code, done.stderr) == (0, "")
     assert "10 tensors, 4 files" in done.stdout
-    assert "as its manifest says" in done.stdout
+    assert "OK: matches its manifest" in done.stdout
     done = cli(out, "--base", pair.base, "--ft", pair.finetuned, "--sample", 2)
     assert (done.exit_code, done.stderr) == (0, "")
     assert "2 of 6 truncated tensors" in done.stdout

@@ -106,7 +106,7 @@ def print_comparison(comparison: Comparison) -> None:
     screen.print(table)
     screen.print()
     for line in _verdict(comparison, [overlap for *_, overlap in found]):
-        screen.print(line, soft_wrap=True)
+        screen.say(line)
 
 
 _LEGEND = (

@@ -39,7 +39,7 @@ def print_evaluation(
     """
     screen = open_screen()
     for line in _title(checkpoint, dataset, predictions):
-        screen.print(line, soft_wrap=True)
+        screen.say(line)
     screen.print()
     interval = f"(95 % interval {show_interval(evaluation.interval)})"
     screen.print(f"[bold]accuracy {show_share(evaluation.accuracy)}[/bold] {interval}")

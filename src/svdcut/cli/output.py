@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -14,8 +15,9 @@ from contextlib import contextmanager
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -29,11 +31,12 @@ from rich.text import Text
 
 from svdcut.cli.guard import warn
 from svdcut.manifest import Manifest, WeightFileFact
-from svdcut.modelfiles import ADAPTER_CONFIG_NAME
+from svdcut.modelfiles import ADAPTER_CONFIG_NAME, MANIFEST_NAME
 from svdcut.names import collapse_numbers, is_in_numbered_layer, is_task_head
 from svdcut.ranks import Keep
 from svdcut.shown import printable
 from svdcut.summary import Group, puts_much_back, summarize
+from svdcut.svd.measured import Method
 from svdcut.tensorfile import Dtype, size_bytes
 
 if TYPE_CHECKING:
@@ -73,6 +76,9 @@ _BAR_WIDTH = 10
 _LARGE_BYTES = 10 << 20
 """Of a tensor that an adapter stores whole, where factors were hoped for."""
 
+_SHOWN_GROUPS = 40
+"""Rows of a table, which a screen still holds; a usual model has a dozen."""
+
 _SHOWN_FILES = 12
 """Names of a usual folder of a training run."""
 
@@ -81,7 +87,14 @@ _UNMATCHED_SHARE = 0.01
 
 
 class Screen(Console):
-    """A console that leaves a closed pipe to `guard`, as `print_json` does."""
+    """A console that leaves a closed pipe to `guard`, as `print_json` does.
+
+    Sentences wrap between words on a terminal, and not at all in a pipe or a file.
+    """
+
+    def say(self, text: str, *, style: str | None = None, markup: bool = True) -> None:
+        """Print a sentence."""
+        self.print(text, style=style, markup=markup, soft_wrap=not self.is_terminal)
 
     def on_broken_pipe(self) -> None:
         """Let the error through."""
@@ -103,6 +116,25 @@ class _Amount(DownloadColumn):
         if task.fields["texts"]:
             return Text(f"{task.completed:.0f}/{task.total:.0f} texts", style="progress.download")
         return super().render(task)
+
+
+class DottedName:
+    """A name of a table, wrapped after its dots."""
+
+    def __init__(self, name: str) -> None:
+        self._parts = re.findall(r"[^.]*\.?", printable(name))
+
+    def __rich_measure__(self, _console: Console, options: ConsoleOptions) -> Measurement:
+        least, most = max(map(len, self._parts)), sum(map(len, self._parts))
+        return Measurement(least, most).with_maximum(options.max_width)
+
+    def __rich_console__(self, _console: Console, options: ConsoleOptions) -> Iterator[Text]:
+        lines = [""]
+        for part in self._parts:
+            if lines[-1] and len(lines[-1]) + len(part) > options.max_width:
+                lines.append("")
+            lines[-1] += part
+        yield Text("\n".join(lines), overflow="fold")
 
 
 @contextmanager
@@ -181,35 +213,40 @@ def print_result(request: Request, manifests: Sequence[Manifest]) -> None:
     console = Screen(highlight=False)
     print_pairing(console, request)
     for output, manifest in zip(request.outputs, manifests, strict=True):
-        console.print(_result_table(summarize(manifest)))
+        groups = summarize(manifest)
+        console.print(_result_table(groups))
+        if len(groups) > _SHOWN_GROUPS:
+            more = f"and {len(groups) - _SHOWN_GROUPS} more rows: see {MANIFEST_NAME}"
+            console.say(more, style="dim")
         console.print()
         for line in filter(None, (*_result_lines(manifest), _whole_line(manifest))):
-            console.print(line, soft_wrap=True)
+            console.say(line)
         weights = (f for f in manifest.files.values() if isinstance(f, WeightFileFact))
         size = megabytes(sum(fact.size for fact in weights))
-        console.print(
+        console.say(
             f"[bold]{escape(str(output.path))}[/bold]: {size} in {manifest.totals.seconds:.1f} s "
-            f"on {escape(manifest.device)}",
-            soft_wrap=True,
+            f"on {escape(manifest.device)}"
         )
 
 
-def print_pairing(console: Console, request: Request) -> None:
+def print_pairing(console: Screen, request: Request) -> None:
     """Print how the names of the two sides were matched, and what of both was left over."""
     plan = request.plan
     print_matching(console, plan.pairing)
     if plan.pairing.base_only:
         names = escape(_first_names(plan.pairing.base_only))
-        console.print(f"Only in base, not written: {names}.", soft_wrap=True)
+        count = len(plan.pairing.base_only)
+        noun = "tensor" if count == 1 else "tensors"
+        console.say(f"Skipped {count} {noun} that only base has: {names}.")
     if request.left_behind:
         names = escape(_first_names(request.left_behind, _SHOWN_FILES))
-        console.print(f"Files of the fine-tuned side left behind: {names}.", soft_wrap=True)
+        console.say(f"Files of the fine-tuned side left behind: {names}.")
 
 
-def print_matching(console: Console, pairing: Pairing) -> None:
+def print_matching(console: Screen, pairing: Pairing) -> None:
     """Print how the names of the two sides were matched."""
     for line in _matching_lines(pairing.matching):
-        console.print(escape(printable(line)), soft_wrap=True)
+        console.say(escape(printable(line)))
 
 
 def _matching_lines(matching: Matching) -> Iterator[str]:
@@ -236,10 +273,9 @@ def _result_table(groups: Sequence[Group]) -> Table:
     table.add_column(title, overflow="fold")
     for column in ("n", "shape", "rank", "energy", "cut", "rounding"):
         table.add_column(column, justify="right", no_wrap=True)
-    for group in groups:
-        name = group.name[len(start) : len(group.name) - len(end)]
+    for group in groups[:_SHOWN_GROUPS]:
         table.add_row(
-            escape(printable(name)),
+            DottedName(group.name[len(start) : len(group.name) - len(end)]),
             str(group.count),
             "x".join(map(str, group.shape)),
             f"{group.rank_text()}/{group.full_rank}",
@@ -282,10 +318,10 @@ def _result_lines(manifest: Manifest) -> Iterator[str]:
         worst = max(cut.svd.excess_bound for cut in cuts)
         keep = Keep(manifest.options["keep"])
         yield f"{_CERTIFIED[keep].format(f'{worst:.0e}')} ({routes})."
-    escalated = sum(bool(cut.svd.rejected) for cut in cuts)
-    if escalated:
-        noun = "tensor" if escalated == 1 else "tensors"
-        yield f"{escalated} {noun} needed a more careful route than the first; see the manifest."
+    fallbacks = sum(bool(cut.svd.rejected) and cut.svd.method == Method.EXACT for cut in cuts)
+    if fallbacks:
+        noun = "tensor" if fallbacks == 1 else "tensors"
+        yield f"{fallbacks} {noun} fell back to the full SVD: see svd in {MANIFEST_NAME}."
 
 
 def _whole_line(manifest: Manifest) -> str | None:

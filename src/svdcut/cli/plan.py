@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 from rich.table import Table
 
-from svdcut.cli.output import Screen, megabytes, print_json, print_pairing
+from svdcut.cli.output import DottedName, Screen, megabytes, print_json, print_pairing
+from svdcut.names import collapse_numbers
 from svdcut.pairing import Action
 from svdcut.plan import Form
 from svdcut.ranks import rule_for
-from svdcut.shown import printable
 
 if TYPE_CHECKING:
     from svdcut.api import Request
+    from svdcut.plan import Plan, PlannedTensor
     from svdcut.preflight import Preflight
 
 
@@ -26,34 +29,40 @@ def print_plan(request: Request, *, as_json: bool) -> None:
         print_json(documents if len(documents) > 1 else documents[0])
         return
     plan = request.plan
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("tensor", "action", "shape", "dtype", "rule"):
-        table.add_column(column, overflow="fold")
-    rules = [documents[n]["tensors"] for n in range(len(documents))]
-    for tensor in plan.tensors:
-        name = tensor.pair.name
-        rule = ", ".join(dict.fromkeys(str(facts[name].get("rule", "")) for facts in rules))
-        shape = " x ".join(map(str, tensor.target.shape)) or "scalar"
-        table.add_row(
-            escape(printable(name)),
-            tensor.pair.action.value,
-            shape,
-            tensor.target.dtype.value,
-            rule,
-        )
     console = Screen(highlight=False)
-    console.print(table)
+    console.print(_table(plan, [document["tensors"] for document in documents]))
     console.print()
     print_pairing(console, request)
     outs = ", ".join(str(output.path) for output in request.outputs)
     checkpoints = sum(output.form is Form.CHECKPOINT for output in request.outputs)
     size = megabytes(plan.size_bytes) if checkpoints else "factors"
-    console.print(
+    console.say(
         f"{plan.num_truncated} of {len(plan.tensors)} tensors to truncate, "
-        f"{size} to write to {escape(outs)}. Nothing was written.",
-        soft_wrap=True,
+        f"{size} to write to {escape(outs)}. Nothing was written. The run finds the tensors that "
+        "are equal on both sides, and copies them."
     )
-    console.print(_needs_text(request.preflight), soft_wrap=True)
+    console.say(_needs_text(request.preflight))
+
+
+def _table(plan: Plan, facts: Sequence[Mapping[str, Any]]) -> Table:
+    """Return a row for each kind of tensor: those that differ in the number of their layer."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    table.add_column("tensor", overflow="fold")
+    table.add_column("n", justify="right")
+    for column in ("action", "shape", "dtype", "rule"):
+        table.add_column(column, overflow="fold")
+    rows = Counter(_row(tensor, facts) for tensor in plan.tensors)
+    for (name, *cells), count in rows.items():
+        table.add_row(DottedName(name), str(count), *cells)
+    return table
+
+
+def _row(tensor: PlannedTensor, facts: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    name, target = tensor.pair.name, tensor.target
+    rules = dict.fromkeys(str(found[name].get("rule", "")) for found in facts)
+    shape = "x".join(map(str, target.shape)) or "scalar"
+    action = tensor.pair.action.value
+    return collapse_numbers(name), action, shape, target.dtype.value, ", ".join(rules)
 
 
 def _needs_text(preflight: Preflight) -> str:

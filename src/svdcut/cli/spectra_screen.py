@@ -13,7 +13,7 @@ from typing import Literal
 from rich.markup import escape
 from rich.table import Table
 
-from svdcut.cli.output import Screen, common_ends, print_matching
+from svdcut.cli.output import DottedName, Screen, common_ends, print_matching
 from svdcut.pairing import Pairing
 from svdcut.shown import printable
 from svdcut.spectra.cuts import CutPoint, cut_points
@@ -33,6 +33,9 @@ _MAX_NAME = 60
 """Longer names are folded."""
 
 _GAP = 1
+
+_FEW = 12
+"""Tensors that are shown unasked."""
 
 _MANY_ZEROS = 0.25
 
@@ -56,7 +59,7 @@ class _Column:
     style: str = ""
 
 
-def print_spectra(spectra: Spectra, pairing: Pairing | None) -> None:
+def print_spectra(spectra: Spectra, pairing: Pairing | None, *, with_tensors: bool) -> None:
     """Print what was measured, for people.
 
     Parameters
@@ -65,11 +68,13 @@ def print_spectra(spectra: Spectra, pairing: Pairing | None) -> None:
         What was measured.
     pairing : Pairing or None
         Of the two sides, where there are two.
+    with_tensors : bool
+        Whether to print a line for each tensor, where modules and layers say less.
     """
     screen = open_screen()
     if pairing is not None:
         print_matching(screen, pairing)
-    screen.print(_title(spectra), soft_wrap=True)
+    screen.say(_title(spectra))
     lines = by_tensor(spectra)
     if not lines:
         screen.print("There is no matrix to look at.")
@@ -78,25 +83,29 @@ def print_spectra(spectra: Spectra, pairing: Pairing | None) -> None:
     legend = _LEGEND[: 1 + (spectra.subject is Subject.UPDATE)]
     screen.print("".join(legend) + ".", style="dim")
     screen.print()
-    dropped = _print_lines(screen, "tensor", lines, columns)
     modules, layers = by_module(spectra), by_depth(spectra)
-    if 1 < len(modules) < len(lines):
-        screen.print()
-        _print_lines(screen, "module", modules, columns)
-    if len(layers) > 1:
-        screen.print()
-        _print_lines(screen, "layer", layers, columns)
+    tables = {
+        "tensor": lines if with_tensors or len(lines) <= max(len(modules), _FEW) else [],
+        "module": modules if 1 < len(modules) < len(lines) else [],
+        "layer": layers if len(layers) > 1 else [],
+    }
     changed = any(matrix.norm for _, matrix in spectra.matrices)
     points = cut_points(spectra) if changed and spectra.subject is Subject.UPDATE else []
     if points:
-        screen.print()
         screen.print(_cuts_table(points))
-    screen.print()
+        screen.print()
+    dropped: list[str] = []
+    for title, summaries in tables.items():
+        if summaries:
+            dropped = _print_lines(screen, title, summaries, columns)
+            screen.print()
     for line in _verdict(spectra):
-        screen.print(line, soft_wrap=True)
+        screen.say(line)
+    if not tables["tensor"]:
+        screen.say(f"--sort model shows each of the {len(lines)} tensors, and so does --csv.")
     if dropped:
         names = ", ".join(dropped)
-        screen.print(f"No room for {names}: a wider screen shows it, and --csv.", soft_wrap=True)
+        screen.say(f"No room for {names}: a wider screen shows it, and --csv.")
 
 
 def open_screen() -> Screen:
@@ -148,7 +157,7 @@ def _print_lines(
     start, end = common_ends([line.name for line in lines])
     names = [printable(line.name[len(start) : len(line.name) - len(end)]) for line in lines]
     where = f" ({printable(start)} ... {printable(end)})" if start or end else ""
-    screen.print(f"[bold]By {title}[/bold]{escape(where)}", soft_wrap=True)
+    screen.say(f"[bold]By {title}[/bold]{escape(where)}")
     texts = {column: [column.text(line) for line in lines] for column in columns}
     cells = {column: cells for column, cells in texts.items() if set(cells) != {"-"}}
     room = screen.width - min(max(map(len, names)), _MAX_NAME)
@@ -158,7 +167,7 @@ def _print_lines(
     for column in shown:
         table.add_column(column.title, justify=column.justify, style=column.style, no_wrap=True)
     for number, name in enumerate(names):
-        table.add_row(escape(name), *(cells[column][number] for column in shown))
+        table.add_row(DottedName(name), *(cells[column][number] for column in shown))
     screen.print(table)
     return [column.title for column in cells if column not in shown]
 

@@ -44,7 +44,7 @@ from svdcut.cli.spectrum_output import (
 )
 from svdcut.errors import UsageError
 from svdcut.spectra.plan import SpectraPlan
-from svdcut.spectra.summary import SortKey, sort_comparison, sort_tensors
+from svdcut.spectra.summary import OF_UPDATES, SortKey, sort_comparison, sort_tensors
 
 _QUESTIONS = "Further questions"
 _OUTPUT = "Output"
@@ -112,11 +112,12 @@ def spectrum(
     ] = None,
     rename: RenameOption = None,
     sort: Annotated[
-        SortKey,
+        SortKey | None,
         typer.Option(
-            help="Order of the tensors: numbers from the largest down.", rich_help_panel=TENSORS
+            help="Show every tensor, in this order: numbers from the largest down.",
+            rich_help_panel=TENSORS,
         ),
-    ] = SortKey.MODEL,
+    ] = None,
     intruders: Annotated[
         bool,
         typer.Option(
@@ -209,6 +210,11 @@ def spectrum(
         if compare is None:
             if rank is not None:
                 raise UsageError("--rank is of --compare", hint="For values alone: --top N.")
+            if finetuned is None and sort is not None and sort in OF_UPDATES:
+                raise UsageError(
+                    f"--sort {sort.value}: the weights of one checkpoint have none",
+                    hint="Name two sides, BASE FT, or sort by another number.",
+                )
             look = prepare_spectra(checkpoint, finetuned, **options)
             _look(look, targets, sort, form, quiet=quiet)
         elif finetuned is None:
@@ -221,25 +227,27 @@ def spectrum(
 
 
 def _look(
-    request: SpectraRequest, targets: Targets, sort: SortKey, form: Form, *, quiet: bool
+    request: SpectraRequest, targets: Targets, sort: SortKey | None, form: Form, *, quiet: bool
 ) -> None:
     targets.check(request.plan.places)
     _warn(request.plan)
     with show_progress(quiet=quiet, verbose=False) as observe:
-        spectra = sort_tensors(measure_spectra(request, observe=observe), sort)
+        spectra = measure_spectra(request, observe=observe)
+    spectra = sort_tensors(spectra, sort or SortKey.MODEL)
     if request.plan.base is not None and spectra.tensors:
         warn_of_no_update(differ=any(matrix.norm for _, matrix in spectra.matrices))
     targets.write(spectra)
-    show_spectra(spectra, request.plan, form)
+    show_spectra(spectra, request.plan, form, by_tensor=sort is not None)
 
 
 def _compare(
-    request: ComparisonRequest, targets: Targets, sort: SortKey, form: Form, *, quiet: bool
+    request: ComparisonRequest, targets: Targets, sort: SortKey | None, form: Form, *, quiet: bool
 ) -> None:
     targets.check_comparison(request.plan.places)
     _warn(request.plan.first, request.plan.second)
     with show_progress(quiet=quiet, verbose=False) as observe:
-        comparison = sort_comparison(measure_comparison(request, observe=observe), sort)
+        comparison = measure_comparison(request, observe=observe)
+    comparison = sort_comparison(comparison, sort or SortKey.MODEL)
     targets.write_comparison(comparison)
     show_comparison(comparison, form)
 

@@ -105,7 +105,7 @@ class Targets:
             save_comparison(comparison, self.plot)
 
 
-def show_spectra(spectra: Spectra, plan: SpectraPlan, form: Form) -> None:
+def show_spectra(spectra: Spectra, plan: SpectraPlan, form: Form, *, by_tensor: bool) -> None:
     """Print spectra, and how to see the update where it could be seen."""
     if form is Form.JSON:
         print_json(spectra.to_json())
@@ -114,7 +114,7 @@ def show_spectra(spectra: Spectra, plan: SpectraPlan, form: Form) -> None:
     elif form is Form.TABLES:
         from svdcut.spectra.lineage import find_base
 
-        print_spectra(spectra, plan.pairing)
+        print_spectra(spectra, plan.pairing, with_tensors=by_tensor)
         base = find_base(plan.checkpoint) if plan.base is None else None
         if base is not None:
             words = ["svdcut", "spectrum", base, plan.checkpoint.source]

@@ -46,7 +46,7 @@ def print_sweep(request: SweepRequest, sweep: Sweep) -> None:
     for sentence in sweep.answer:
         screen.print(escape(printable(sentence)))
     names = ", ".join((JSON_NAME, CSV_NAME, PICTURE_NAME))
-    screen.print(f"[bold]{escape(printable(str(request.folder)))}[/bold]: {names}", soft_wrap=True)
+    screen.say(f"[bold]{escape(printable(str(request.folder)))}[/bold]: {names}")
 
 
 def _table(sweep: Sweep) -> Table:

@@ -32,14 +32,14 @@ def print_verdict(out: str, outcome: Verification, *, everything: bool) -> None:
     screen = Screen(highlight=False)
     shown = outcome.failures if everything else outcome.failures[:_SHOWN]
     for failure in shown:
-        screen.print(describe(failure), markup=False, soft_wrap=True)
+        screen.say(describe(failure), markup=False)
     more = len(outcome.failures) - len(shown)
     if more:
         screen.print(f"... and {more} more; -v shows all.")
     if shown:
         screen.print()
     for line in _summary(out, outcome):
-        screen.print(line, markup=False, soft_wrap=True)
+        screen.say(line, markup=False)
 
 
 def first_lines(out: str, outcome: Verification) -> Iterator[str]:
@@ -81,9 +81,8 @@ def _summary(out: str, outcome: Verification) -> Iterator[str]:
         yield "Nothing was computed again: --base BASE --ft FT does that."
     for note in outcome.notes:
         yield f"{printable(str(note.file))}: the card was edited, which is no false claim."
-    verdict = "as its manifest says" if outcome.ok else f"NOT as its manifest says: {count} false"
-    noun = "" if outcome.ok else " claim" if count == 1 else " claims"
-    yield f"{printable(out)}: {verdict}{noun}"
+    false = f"does NOT match its manifest: {_count(count, 'false claim')}"
+    yield f"{printable(out)}: {'OK: matches its manifest' if outcome.ok else false}"
 
 
 def _recomputed(checked: Checked) -> Iterator[str]:
