@@ -32,6 +32,7 @@ from checkpoints import (
     write_folder,
 )
 from svdcut.cli.app import app
+from svdcut.names import collapse_numbers
 
 ENVIRONMENT = {"COLUMNS": "200", "TERM": "dumb", "HF_HUB_OFFLINE": "1"}
 WEIGHTS = "model.safetensors"
@@ -263,7 +264,7 @@ def test_dry_run_reads_no_weights(cli, huge, tmp_path, monkeypatch):
     result = cli(huge.base, huge.finetuned, "-k", 8, "-o", out, "--dry-run")
     assert result.exit_code == 0
     assert result.stderr.startswith("svdcut: warning: the run may take ")
-    assert "131072 x 131072" in result.stdout
+    assert "131072x131072" in result.stdout
     assert "Nothing was written" in result.stdout
     result = cli(huge.base, huge.finetuned, "-k", 8, "-o", out, "--dry-run", "--json")
     assert json.loads(result.stdout)["totals"]["size_bytes"] > 2**36
@@ -299,7 +300,7 @@ def test_dry_run_of_several_ranks(cli, pair, tmp_path):
     table = cli(*arguments).stdout
     assert "4, full" in table
     for name in read_folder(pair.finetuned):
-        assert name in table
+        assert collapse_numbers(name) in table
     assert list(tmp_path.iterdir()) == []
 
 

@@ -102,7 +102,15 @@ def test_a_pipe_has_room_for_every_column(pair, tmp_path):
 
 @pytest.mark.parametrize("columns", [60, 80, 100, 120, 200])
 def test_no_line_of_a_table_is_wider_than_the_screen(cli, real_pair, columns):
-    result = cli(real_pair.base, real_pair.finetuned, "--only", "*layer.1[01].*", columns=columns)
+    result = cli(
+        real_pair.base,
+        real_pair.finetuned,
+        "--only",
+        "*layer.1[01].*",
+        "--sort",
+        "model",
+        columns=columns,
+    )
     assert result.exit_code == 0, result.stderr
     table = [line for line in result.stdout.splitlines() if re.match(r"1[01]\.\w", line)]
     assert len(table) >= 12

@@ -13,6 +13,7 @@ import pytest
 import harness_files
 import svdcut
 import text_models
+from architectures import ARCHITECTURES
 from text_models import make_examples, write_csv
 
 ROOT = Path(__file__).parent.parent
@@ -109,9 +110,12 @@ CUTS = [
 
 @pytest.mark.parametrize("command", CUTS)
 def test_commands_in_the_documents_are_understood(command, real_pair, adapter, tmp_path):
-    (tmp_path / "base").symlink_to(real_pair.base)
+    pair = real_pair
+    if "--experts" in command:
+        pair = ARCHITECTURES["qwen3_moe"].pair(tmp_path / "experts", layout="default")
+    (tmp_path / "base").symlink_to(pair.base)
     for name in ("ft", "finetuned"):
-        (tmp_path / name).symlink_to(real_pair.finetuned)
+        (tmp_path / name).symlink_to(pair.finetuned)
     if "base/ lora/" in command:
         (tmp_path / "lora").symlink_to(adapter)
     words = shlex.split(command.partition("|")[0])[1:]

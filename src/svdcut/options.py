@@ -40,6 +40,11 @@ class StoredDtype(str, Enum):
     BFLOAT16 = "bfloat16"
     FLOAT16 = "float16"
 
+    @classmethod
+    def _missing_(cls, value: object) -> StoredDtype | None:
+        """Understand the short names."""
+        return {"fp32": cls.FLOAT32, "bf16": cls.BFLOAT16, "fp16": cls.FLOAT16}.get(str(value))
+
 
 STORED_DTYPES = {
     StoredDtype.FLOAT32: Dtype.F32,

@@ -80,22 +80,40 @@ FinetunedArgument = Annotated[
         help="The model fine-tuned from it, named likewise, or a PEFT adapter of it.",
     ),
 ]
+_RULE_EXAMPLES = ("64", "energy=0.9", "ratio=0.05", "noise", "budget=0.1", "full", "0")
+
 RankOption = Annotated[
     str,
     typer.Option(
         "--rank",
         "-k",
         metavar="RULE",
+        autocompletion=lambda: list(_RULE_EXAMPLES),
         help="How many triplets to keep, see above. Several rules, separated by commas, "
         "give several outputs from one decomposition; name them with {k} in --out.",
         rich_help_panel=RANK,
     ),
 ]
+
+
+def parse_dtype(text: str | StoredDtype) -> StoredDtype:
+    """Return the dtype of an option, by its name or a short one."""
+    try:
+        return StoredDtype(text)
+    except ValueError:
+        names = ", ".join(dtype.value for dtype in StoredDtype)
+        raise typer.BadParameter(f"{text!r} is none of {names}, fp32, bf16, fp16") from None
+
+
 DtypeOption = Annotated[
     StoredDtype,
     typer.Option(
         "--dtype",
-        help="Store truncated tensors so; auto is the fine-tuned tensor's own dtype.",
+        metavar="DTYPE",
+        parser=parse_dtype,
+        autocompletion=lambda: [dtype.value for dtype in StoredDtype],
+        help="Store truncated tensors in float32, bfloat16 or float16; auto is the fine-tuned "
+        "tensor's own dtype.",
         rich_help_panel=OUTPUT,
     ),
 ]

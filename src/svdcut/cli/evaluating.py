@@ -58,7 +58,7 @@ class DataParameters:
             metavar="TEMPLATE",
             help=r"Prompt of a language model, with {text} in it, and {text_pair} for pairs; \n "
             "is a new line. A word follows after a space, where the prompt ends without one.",
-            show_default=r"'{text}\n'",
+            show_default="the text and a new line",
             rich_help_panel=_MODEL,
         ),
     ] = None

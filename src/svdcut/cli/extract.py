@@ -16,6 +16,7 @@ from svdcut.cli.cutting import (
     RunParameters,
     explain_rules,
     outputs,
+    parse_dtype,
     run,
 )
 from svdcut.cli.groups import grouped
@@ -76,8 +77,11 @@ def extract(
     dtype: Annotated[
         StoredDtype,
         typer.Option(
-            help="Store the factors so; auto is float32, which no loader rounds further than it "
-            "must.",
+            metavar="DTYPE",
+            parser=parse_dtype,
+            autocompletion=lambda: [dtype.value for dtype in StoredDtype],
+            help="Store the factors in float32, bfloat16 or float16; auto is float32, which no "
+            "loader rounds further than it must.",
             rich_help_panel=OUTPUT,
         ),
     ] = StoredDtype.AUTO,

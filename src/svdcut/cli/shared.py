@@ -2,20 +2,52 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
 
 import typer
+from typer.core import TyperCommand
 
 from svdcut.errors import UsageError
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 TENSORS = "Tensors"
 COMPUTATION = "Computation"
 SCREEN = "Screen"
 
 
-def new_app(*, add_completion: bool = False, **settings: Any) -> typer.Typer:  # noqa: ANN401
+class Command(TyperCommand):
+    """A command whose help wraps by the screen, and not by the lines of its source."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:  # noqa: ANN401
+        super().__init__(*args, **settings)
+        paragraphs = (self.help or "").split("\n\n")
+        self.help = "\n\n".join(" ".join(text.split()) for text in paragraphs)
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:  # noqa: ANN401
+        """Return what follows the name of the command, arguments by their plain names."""
+        return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]
+
+    def get_help_option(self, ctx: Any) -> Any:  # noqa: ANN401
+        """Return ``--help``, which takes no value."""
+        option = super().get_help_option(ctx)
+        if option is not None:
+            option.metavar = ""
+        return option
+
+
+class App(typer.Typer):
+    """An application of such commands."""
+
+    def command(self, *args: Any, **settings: Any) -> Callable[[F], F]:  # noqa: ANN401
+        """Return the decorator that makes a command of a function."""
+        return super().command(*args, **{"cls": Command, **settings})
+
+
+def new_app(*, add_completion: bool = False, **settings: Any) -> App:  # noqa: ANN401
     """Return an application for one command, or for the root."""
-    return typer.Typer(
+    return App(
         add_completion=add_completion,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
@@ -34,6 +66,7 @@ DeviceOption = Annotated[
     typer.Option(
         metavar="auto|cpu|cuda|cuda:N",
         help="Where to compute; auto takes CUDA where there is one.",
+        autocompletion=lambda: ["auto", "cpu", "cuda", "cuda:0"],
         rich_help_panel=COMPUTATION,
     ),
 ]

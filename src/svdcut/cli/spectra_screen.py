@@ -94,10 +94,10 @@ def print_spectra(spectra: Spectra, pairing: Pairing | None, *, with_tensors: bo
     if points:
         screen.print(_cuts_table(points))
         screen.print()
-    dropped: list[str] = []
+    dropped: dict[str, None] = {}
     for title, summaries in tables.items():
         if summaries:
-            dropped = _print_lines(screen, title, summaries, columns)
+            dropped |= dict.fromkeys(_print_lines(screen, title, summaries, columns))
             screen.print()
     for line in _verdict(spectra):
         screen.say(line)

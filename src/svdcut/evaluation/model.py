@@ -19,6 +19,7 @@ from svdcut.device import resolve_device
 from svdcut.errors import CheckpointError, EvaluationError, SvdcutError, UsageError, listed
 from svdcut.evaluation.scores import Kind, ScoringOptions
 from svdcut.jsonfile import quoted
+from svdcut.options import StoredDtype
 
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -117,15 +118,15 @@ def dtype_name(options: ScoringOptions) -> str:
 
 
 def _resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    found = {
-        "auto": torch.bfloat16 if device.type == "cuda" else torch.float32,
-        "float32": torch.float32,
-        "bfloat16": torch.bfloat16,
-        "float16": torch.float16,
-    }
-    if name not in found:
-        raise UsageError(f"dtype {name!r}: expected one of {', '.join(found)}")
-    return found[name]
+    try:
+        wanted = StoredDtype(name)
+    except ValueError:
+        allowed = ", ".join(dtype.value for dtype in StoredDtype)
+        raise UsageError(f"dtype {name!r}: expected one of {allowed}") from None
+    if wanted is StoredDtype.AUTO:
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    dtype: torch.dtype = getattr(torch, wanted.value)
+    return dtype
 
 
 def _require_transformers() -> None:

@@ -61,7 +61,7 @@ COLUMNS = (
         lambda matrix: matrix.relative_norm,
         percent,
     ),
-    Column("first_value", "first value", "The largest singular value.", _first),
+    Column("first_value", "first", "The largest singular value.", _first),
     Column(
         "last_value",
         "last value",
