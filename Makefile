@@ -35,7 +35,7 @@ picture: .venv/.installed-dev  ## Measure and draw the pictures of the documents
 	$(PYTHON) scripts/agreement.py demo --out docs/agreement
 
 .venv/.installed: pyproject.toml scripts/install.sh
-	scripts/install.sh eval
+	scripts/install.sh eval,plot
 	@touch $@
 
 .venv/.installed-dev: pyproject.toml scripts/install.sh

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import pty
@@ -13,10 +14,12 @@ import struct
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
@@ -31,6 +34,7 @@ from checkpoints import (
     toy_tensors,
     write_folder,
 )
+from svdcut.cli import output
 from svdcut.cli.app import app
 from svdcut.names import collapse_numbers
 
@@ -985,6 +989,90 @@ def test_colors():
     arguments = ["truncate", "--nonsense"]
     assert COLORS.search(in_terminal(arguments)[1])
     assert not COLORS.search(in_terminal(arguments, env={"NO_COLOR": "1"})[1])
+
+
+def test_a_stage_that_many_workers_begin_has_one_bar(monkeypatch):
+    begun = []
+
+    class Slow(output.Progress):
+        def add_task(self, description, **options):
+            time.sleep(0.05)
+            begun.append(description)
+            return super().add_task(description, **options)
+
+    monkeypatch.setattr(output, "Progress", Slow)
+    with (
+        output.show_progress(quiet=True, verbose=False) as observe,
+        ThreadPoolExecutor(4) as pool,
+    ):
+        list(pool.map(lambda i: observe(svdcut.Progress("truncate", str(i), 1, 4)), range(4)))
+    assert begun == ["truncating"]
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_progress_cuts_names_and_no_numbers(width):
+    console = Console(width=width, file=io.StringIO(), force_terminal=True)
+    bar = output.progress_bar(console, quiet=False)
+    done = {"completed": 12_300_000, "total": 26_700_000}
+    bar.add_task(
+        "truncating", name="model.layers.0.self_attn.q_proj.weight" * 3, texts=False, **done
+    )
+    bar.add_task("evaluating", name="a/model", texts=True, completed=5, total=1000)
+    console.print(bar.get_renderable())
+    shown = console.file.getvalue()
+    assert "12.3/26.7 MB" in shown
+    assert "5/1000 texts" in shown
+    assert "model.layers" in shown
+
+
+@pytest.mark.parametrize("name", ["bf16", "fp16", "fp32"])
+def test_dtypes_have_short_names(cli, pair, tmp_path, name):
+    long = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}[name]
+    result = cli(
+        pair.base, pair.finetuned, "-k", 2, "-o", tmp_path / "a", "--dtype", name, "--json"
+    )
+    assert json.loads(result.stdout)["options"]["dtype"] == long
+    manifest = svdcut.truncate(pair.base, pair.finetuned, tmp_path / "b", rank=2, dtype=name)
+    assert manifest.options["dtype"] == long
+
+
+def test_a_dtype_that_is_none(cli, pair, tmp_path):
+    result = cli(pair.base, pair.finetuned, "-k", 2, "-o", tmp_path / "a", "--dtype", "int8")
+    assert result.exit_code == 2
+    assert "'int8' is none of auto, float32, bfloat16, float16, fp32, bf16, fp16" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "command", ["truncate", "extract", "spectrum", "evaluate", "sweep", "verify"]
+)
+def test_help_shows_names_and_no_syntax(command):
+    shown = (
+        CliRunner().invoke(app, [command, "--help"], env={**ENVIRONMENT, "COLUMNS": "80"}).stdout
+    )
+    usage = shown[: shown.index("\n\n")] if "\n\n" in shown else shown
+    assert "{" not in usage.partition("Usage:")[2].partition("\n")[0]
+    assert "<bool>" not in shown
+
+
+@pytest.mark.parametrize("words", ["svdcut truncate base/ ft/ -k ", "svdcut truncate --device "])
+def test_completion_offers_rules_and_devices(words):
+    environment = os.environ | {"_SVDCUT_COMPLETE": "complete_bash", "COMP_WORDS": words}
+    environment["COMP_CWORD"] = str(len(words.split(" ")) - 1)
+    shell = [sys.executable, "-c", "from svdcut.cli.app import app; app(prog_name='svdcut')"]
+    done = subprocess.run(shell, env=environment, capture_output=True, text=True, check=False)
+    assert ("energy=0.9" if "-k" in words else "cuda") in done.stdout.split()
+
+
+def test_a_table_of_many_kinds_is_cut_and_says_so(cli, tmp_path):
+    names = [f"part{chr(97 + i // 26)}{chr(97 + i % 26)}.weight" for i in range(60)]
+    base, finetuned = (
+        write_folder(tmp_path / side, {name: torch.randn(4, 4) for name in names})
+        for side in ("base", "ft")
+    )
+    result = cli(base, finetuned, "-k", 2, "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.stderr
+    assert "and 20 more rows: see svdcut.json" in result.stdout
+    assert sum(line.startswith("part") for line in result.stdout.splitlines()) == 40
 
 
 def test_progress_on_a_terminal_alone(strange, tmp_path):

@@ -100,6 +100,21 @@ def test_a_pipe_has_room_for_every_column(pair, tmp_path):
     assert "No room" not in shown
 
 
+@pytest.mark.parametrize("key", ["relative_norm", "above_noise_edge", "intruders"])
+def test_weights_have_no_key_of_updates(cli, real_pair, key):
+    result = cli(real_pair.finetuned, "--sort", key)
+    assert result.exit_code == 2
+    assert f"--sort {key}: the weights of one checkpoint have none" in result.stderr
+
+
+def test_tensors_are_shown_on_request(cli, real_pair):
+    first = cli(real_pair.base, real_pair.finetuned, "--only", "*layer*")
+    assert "By tensor" not in first.stdout
+    assert "--sort model shows each of the 72 tensors" in first.stdout
+    assert first.stdout.index("a cut at") < first.stdout.index("By module")
+    assert "By tensor" in cli(real_pair.base, real_pair.finetuned, "--sort", "norm").stdout
+
+
 @pytest.mark.parametrize("columns", [60, 80, 100, 120, 200])
 def test_no_line_of_a_table_is_wider_than_the_screen(cli, real_pair, columns):
     result = cli(

@@ -111,6 +111,17 @@ def test_texts_that_were_cut_are_counted_as_by_evaluate(cli, tail, tmp_path):
     assert cli(*words, "-q").stderr == ""
 
 
+def test_a_sweep_needs_no_picture(cli, tail, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    base, finetuned, data = tail
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "sweep.png").write_text("of an earlier one")
+    result = cli(base, finetuned, data, "-k", "1", "-o", tmp_path / "sweep")
+    assert result.exit_code in (0, 4), result.stderr
+    assert "No picture was drawn: pip install matplotlib." in result.stdout
+    assert not (tmp_path / "sweep" / "sweep.png").exists()
+
+
 def test_quiet_prints_nothing(cli, tail, tmp_path):
     result = cli(*tail, "-o", tmp_path / "out", "-k", "1", "-q", *ASK)
     assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")

@@ -283,7 +283,7 @@ def test_without_matplotlib_it_says_what_to_install(draw, monkeypatch, tmp_path)
     target = tmp_path / "a.png" if draw is save_figure else LIGHT
     with pytest.raises(UsageError, match="matplotlib") as caught:
         draw(CASES["update"](), target)
-    assert caught.value.hint == "pip install 'svdcut[plot]'"
+    assert caught.value.hint == "pip install matplotlib"
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a", "a.png.gz"])

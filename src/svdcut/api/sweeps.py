@@ -183,14 +183,11 @@ def prepare_sweep(
 
 def carry_out_sweep(request: SweepRequest, *, observe: Observer | None = None) -> Sweep:
     """Carry out what was prepared, and write its files; see `sweep`."""
-    from svdcut.pictures import require_matplotlib
-
-    require_matplotlib()
     # Later: the import of torch takes a second or two.
+    from svdcut.pictures import can_draw
     from svdcut.sweeps.command import CommandEvaluator
     from svdcut.sweeps.evaluators import DataEvaluator, FunctionEvaluator
-    from svdcut.sweeps.files import save_sweep
-    from svdcut.sweeps.picture import save_picture
+    from svdcut.sweeps.files import PICTURE_NAME, save_sweep
     from svdcut.sweeps.run import Task, run_sweep
 
     evaluator: CommandEvaluator | DataEvaluator | FunctionEvaluator
@@ -213,7 +210,12 @@ def carry_out_sweep(request: SweepRequest, *, observe: Observer | None = None) -
     )
     found = run_sweep(task, observe or (lambda progress: None))
     save_sweep(found, request.folder)
-    save_picture(found, request.folder)
+    if can_draw():
+        from svdcut.sweeps.picture import save_picture
+
+        save_picture(found, request.folder)
+    else:
+        (request.folder / PICTURE_NAME).unlink(missing_ok=True)  # of an earlier sweep
     return found
 
 

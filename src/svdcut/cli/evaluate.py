@@ -106,7 +106,7 @@ def evaluate(
 
     Models are computed in bfloat16 on CUDA and in float32 on a CPU. An adapter is
     merged into its base in that dtype, in a temporary folder (TMPDIR) that is
-    removed when the model is loaded. It needs transformers, which the extra "eval"
+    removed when the model is loaded. It needs transformers, which the extra eval
     of the package brings.
     """
     with guard(verbose=verbose):

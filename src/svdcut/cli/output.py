@@ -137,20 +137,10 @@ class DottedName:
         yield Text("\n".join(lines), overflow="fold")
 
 
-@contextmanager
-def show_progress(*, quiet: bool, verbose: bool) -> Iterator[Observer]:
-    """Give an observer that draws a bar, on a terminal alone.
-
-    Parameters
-    ----------
-    quiet : bool
-        Draw nothing.
-    verbose : bool
-        Print a line for each tensor too.
-    """
-    console = Console(stderr=True)
+def progress_bar(console: Console, *, quiet: bool) -> Progress:
+    """Return bars in which names give way to numbers; they draw on a terminal alone."""
     whole = Column(no_wrap=True)
-    bar = Progress(
+    return Progress(
         TextColumn("{task.description}", table_column=whole),
         BarColumn(bar_width=_BAR_WIDTH),
         _Amount(table_column=whole),
@@ -164,6 +154,21 @@ def show_progress(*, quiet: bool, verbose: bool) -> Iterator[Observer]:
         transient=True,
         expand=True,
     )
+
+
+@contextmanager
+def show_progress(*, quiet: bool, verbose: bool) -> Iterator[Observer]:
+    """Give an observer that draws a bar, on a terminal alone.
+
+    Parameters
+    ----------
+    quiet : bool
+        Draw nothing.
+    verbose : bool
+        Print a line for each tensor too.
+    """
+    console = Console(stderr=True)
+    bar = progress_bar(console, quiet=quiet)
     tasks: dict[str, Any] = {}
     resumed: list[str] = []
     of_tasks = Lock()  # workers tell of their tensors at once

@@ -45,8 +45,11 @@ def print_sweep(request: SweepRequest, sweep: Sweep) -> None:
     screen.print()
     for sentence in sweep.answer:
         screen.print(escape(printable(sentence)))
-    names = ", ".join((JSON_NAME, CSV_NAME, PICTURE_NAME))
+    drawn = (request.folder / PICTURE_NAME).exists()
+    names = ", ".join((JSON_NAME, CSV_NAME, *([PICTURE_NAME] if drawn else [])))
     screen.say(f"[bold]{escape(printable(str(request.folder)))}[/bold]: {names}")
+    if not drawn:
+        screen.say("No picture was drawn: pip install matplotlib.")
 
 
 def _table(sweep: Sweep) -> Table:

@@ -135,7 +135,7 @@ def _require_transformers() -> None:
     except ImportError as error:
         raise UsageError(
             f"to evaluate a model needs transformers, which cannot be imported: {error}",
-            hint="Install it: pip install 'svdcut[eval]'",
+            hint="pip install transformers",
         ) from error
 
 

@@ -198,7 +198,7 @@ def _parquet(path: Path, wanted: Sequence[str]) -> Iterator[Row]:
     except ImportError as error:
         raise DataError(
             f"{path}: Parquet needs pyarrow, which is not installed",
-            hint="pip install 'svdcut[eval]', or save it as CSV or JSON Lines.",
+            hint="pip install pyarrow, or save it as CSV or JSON Lines.",
         ) from error
     try:
         with readable(path):

@@ -10,16 +10,16 @@ from svdcut.pictures.figure import (
     save_comparison,
     save_figure,
 )
-from svdcut.pictures.style import DARK, LIGHT, Theme, require_matplotlib
+from svdcut.pictures.style import DARK, LIGHT, Theme, can_draw
 
 __all__ = [
     "DARK",
     "LIGHT",
     "Panel",
     "Theme",
+    "can_draw",
     "check_figure",
     "panels_as_svg",
-    "require_matplotlib",
     "save_comparison",
     "save_figure",
 ]

@@ -73,8 +73,17 @@ def require_matplotlib() -> None:
     except ImportError as error:
         raise UsageError(
             "a picture needs matplotlib, which is not installed",
-            hint="pip install 'svdcut[plot]'",
+            hint="pip install matplotlib",
         ) from error
+
+
+def can_draw() -> bool:
+    """Whether matplotlib is installed."""
+    try:
+        require_matplotlib()
+    except UsageError:
+        return False
+    return True
 
 
 @contextmanager
