@@ -22,7 +22,7 @@ def pair(tmp_path_factory):
     """Matrices for every route of the engine, several at a time."""
     generator = torch.Generator().manual_seed(3)
     shapes = {
-        "fast.weight": (480, 400),
+        "fast.weight": (1200, 1100),
         "wide.weight": (390, 500),
         "small.weight": (200, 310),
         "tall.weight": (600, 60),

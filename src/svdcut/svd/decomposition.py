@@ -82,6 +82,18 @@ class Triplets:
 
 
 @dataclass(frozen=True, slots=True)
+class Leading:
+    """Leading triplets, and what lies beyond them."""
+
+    triplets: Triplets
+    next_square: float
+    """The largest squared value that is not among them, at most; 0 where all are."""
+
+    rest: float
+    """The energy that is not among them."""
+
+
+@dataclass(frozen=True, slots=True)
 class Decomposition:
     """Triplets of one matrix with the facts that bound their error.
 

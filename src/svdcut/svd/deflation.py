@@ -8,12 +8,14 @@ wanted beside it drowns. So its head is taken out, and the rest is iterated on b
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Generator, Tensor
 
 from svdcut.svd.certificate import VALUE_TOLERANCE
 from svdcut.svd.decomposition import (
+    Leading,
     Triplets,
     multiply,
     multiply_rows,
@@ -22,7 +24,7 @@ from svdcut.svd.decomposition import (
     sum_of_squares,
 )
 from svdcut.svd.dense import gram, gram_triplets
-from svdcut.svd.krylov import NARROW, Head, KrylovResult, krylov_triplets, measure_triplets
+from svdcut.svd.krylov import NARROW, Head, krylov_triplets, measure_triplets
 
 _LOOKED_AT = 16
 """A head of more than this part of the values is not seen."""
@@ -43,7 +45,7 @@ def leading_triplets(
     tolerance: float,
     generator: Generator,
     escalate: Callable[[int], object] = lambda _: None,
-) -> KrylovResult | Head | None:
+) -> Leading | Head | None:
     """Return at least the `k` + 1 leading triplets of `a`.
 
     Parameters
@@ -55,7 +57,7 @@ def leading_triplets(
 
     Returns
     -------
-    KrylovResult, Head or None
+    Leading, Head or None
         In float64 where there was a head to take out. The head alone where it leaves noise of a
         narrow matrix: the basis that this takes costs more than the Gram route. None as of
         `krylov_triplets`.
@@ -139,7 +141,7 @@ def hides_rest(product: Tensor, *, generator: Generator) -> bool:
 
 def deflated_triplets(
     a: Tensor, head: Triplets, count: int | None = None, *, energy: float
-) -> tuple[Triplets, float] | None:
+) -> Leading | None:
     """Return leading triplets of `a`: those of its head as given, the others by a Gram matrix.
 
     Parameters
@@ -154,7 +156,7 @@ def deflated_triplets(
 
     Returns
     -------
-    tuple of Triplets and float, or None
+    Leading or None
         As of `gram_triplets`; None if the others are not smaller than the head.
 
     Raises
@@ -175,7 +177,8 @@ def deflated_triplets(
     product = gram(a, without=head.right)
     for _ in range(2):
         product = torch.addmm(product, normals, normals.T @ product, alpha=-2)[h:].T
-    rest, beyond = gram_triplets(product, None if count is None else max(count - h, 1))
+    found = gram_triplets(product, None if count is None else max(count - h, 1))
+    rest = found.triplets
     del product
     if rest.squares[0] > head.squares[-1]:
         return None
@@ -185,7 +188,7 @@ def deflated_triplets(
     residuals = torch.cat((head.residuals + head.couplings, lost))
     right = torch.cat((head.right, _beside(normals, rest.right)), dim=1)
     squares = torch.cat((head.squares, rest.squares))
-    return Triplets(right, None, squares, residuals, residuals), beyond
+    return replace(found, triplets=Triplets(right, None, squares, residuals, residuals))
 
 
 def _reflector(right: Tensor) -> Tensor:
@@ -231,7 +234,7 @@ def _take_out(a: Tensor, right: Tensor, rest: Tensor) -> int:
     return normalise(rest)[1]
 
 
-def _measured(a: Tensor, right: Tensor, *, energy: float, next_square: float) -> KrylovResult:
+def _measured(a: Tensor, right: Tensor, *, energy: float, next_square: float) -> Leading:
     """Return the triplets of `a` in the span of some vectors, (n, j), measured in float64."""
     basis = torch.linalg.qr(right).Q
     images, triangle = torch.linalg.qr(multiply(a, basis))

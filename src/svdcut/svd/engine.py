@@ -18,6 +18,7 @@ from torch import Generator, Tensor
 from svdcut.svd.decomposition import (
     UNCOUNTED,
     Decomposition,
+    Leading,
     SolverError,
     Triplets,
     is_solver_failure,
@@ -27,7 +28,6 @@ from svdcut.svd.decomposition import (
 from svdcut.svd.deflation import deflated_triplets, find_head, hides_rest, leading_triplets
 from svdcut.svd.dense import exact_triplets, gram, gram_triplets
 from svdcut.svd.factored import factored_triplets
-from svdcut.svd.krylov import KrylovResult
 from svdcut.svd.measured import Method, Proof
 from svdcut.svd.product import Product
 from svdcut.svd.route import Route, choose_route, gram_bytes
@@ -225,17 +225,10 @@ class _Routes:
             generator=self._generator(),
             escalate=self._escalate,
         )
-        if not isinstance(found, KrylovResult):
+        if not isinstance(found, Leading):
             self._converges = False
             return "no convergence" if found is None else "noise beside a head"
-        return replace(
-            self._start,
-            triplets=found.triplets,
-            method=Method.KRYLOV,
-            proof=Proof.RANDOM_START,
-            rest=found.rest,
-            next_square=found.next_square,
-        )
+        return self._of(found, Method.KRYLOV, Proof.RANDOM_START)
 
     def _gram(self) -> Decomposition | str:
         product = gram(self._matrix)
@@ -245,24 +238,23 @@ class _Routes:
             and self._find_head() is not None
         ):
             return "hidden by a head"
-        return self._of_gram(*gram_triplets(product, self._count))
+        return self._of(gram_triplets(product, self._count), Method.GRAM)
 
     def _deflated(self) -> Decomposition | str:
         head = self._find_head()
         if head is None:
             return "no head"
         found = deflated_triplets(self._matrix, head, self._count, energy=self._start.energy)
-        return "no gap below the head" if found is None else self._of_gram(*found)
+        return "no gap below the head" if found is None else self._of(found, Method.GRAM)
 
-    def _of_gram(self, triplets: Triplets, rest: float) -> Decomposition:
-        # What follows the last triplet is no larger than that.
-        last = float(triplets.squares[-1] + triplets.residuals[-1])
+    def _of(self, found: Leading, method: Method, proof: Proof = Proof.SPECTRUM) -> Decomposition:
         return replace(
             self._start,
-            triplets=triplets,
-            method=Method.GRAM,
-            rest=rest,
-            next_square=last if rest else 0.0,
+            triplets=found.triplets,
+            method=method,
+            proof=proof,
+            rest=found.rest,
+            next_square=found.next_square,
         )
 
     def _exact(self) -> Decomposition:

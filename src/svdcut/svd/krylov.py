@@ -24,7 +24,7 @@ import torch
 from torch import Generator, Tensor
 
 from svdcut.svd.certificate import VALUE_TOLERANCE, bound_cut
-from svdcut.svd.decomposition import Triplets, multiply_rows, row_blocks
+from svdcut.svd.decomposition import Leading, Triplets, multiply_rows, row_blocks
 
 _WIDTH = 24
 """Random vectors to start with. Fewer make slower products, more need more of them
@@ -66,18 +66,6 @@ apart by rounding or by a small perturbation. The values of noise lie further ap
 
 
 @dataclass(frozen=True, slots=True)
-class KrylovResult:
-    """The triplets, and what lies beyond them."""
-
-    triplets: Triplets
-    next_square: float
-    """The largest squared Ritz value that is not among them, and what it may lack."""
-
-    rest: float
-    """The energy that is not among them."""
-
-
-@dataclass(frozen=True, slots=True)
 class Head:
     """Leading values so large that, beside them, rounding hides the others that are wanted."""
 
@@ -96,7 +84,7 @@ def krylov_triplets(
     tolerance: float,
     generator: Generator,
     num_looks: int | None = None,
-) -> KrylovResult | Head | None:
+) -> Leading | Head | None:
     """Return at least the `k` + 1 leading triplets of `a`.
 
     Parameters
@@ -114,7 +102,7 @@ def krylov_triplets(
 
     Returns
     -------
-    KrylovResult, Head or None
+    Leading, Head or None
         A head if the iteration can find no more than that; None if it was given up, or if
         the basis grew to half of `n` columns without convergence, where a dense route is
         the better choice.
@@ -370,7 +358,7 @@ class _Lanczos:
         """Return the Ritz vectors, (num_wanted, n) float64, as orthonormal as the basis is."""
         return ritz.vectors @ self._basis.rows[: self.size].double()
 
-    def measure(self, ritz: _Ritz) -> KrylovResult:
+    def measure(self, ritz: _Ritz) -> Leading:
         """Return the Ritz triplets with residuals measured on the matrix."""
         dtype = self._a.dtype
         right = self.vectors(ritz)
@@ -393,7 +381,7 @@ def measure_triplets(
     *,
     energy: float,
     beyond: Callable[[float], float],
-) -> KrylovResult:
+) -> Leading:
     """Return triplets with residuals measured on the matrix.
 
     Parameters
@@ -418,7 +406,7 @@ def measure_triplets(
     squares = s.square()
     rest = _rest(a, left.T, right, energy - float(squares.sum()), energy)
     triplets = Triplets(right.T, left.T, squares, residuals, couplings)
-    return KrylovResult(triplets, next_square=beyond(rest), rest=rest)
+    return Leading(triplets, next_square=beyond(rest), rest=rest)
 
 
 def _rest(a: Tensor, left: Tensor, right: Tensor, rest: float, energy: float) -> float:

@@ -26,8 +26,8 @@ class Proof(str, Enum):
     """Why the triplets are known to be the leading ones."""
 
     SPECTRUM = "spectrum"
-    """All singular values were computed that are not zero by the shape, or the leading ones were
-    counted: an eigenvalue of the Gram matrix is known by how many are above it."""
+    """All singular values were computed that are not zero by the shape, or a Cholesky factor of
+    what the leading ones leave of the Gram matrix proves that none is missed."""
 
     RANDOM_START = "random_start"
     """A Krylov space of many random vectors holds no larger triplet."""
