@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
+from rich.text import Text
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
@@ -1010,19 +1011,21 @@ def test_a_stage_that_many_workers_begin_has_one_bar(monkeypatch):
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])
-def test_progress_cuts_names_and_no_numbers(width):
+def test_progress_shows_the_end_of_a_name_and_the_bar_where_there_is_room(width):
     console = Console(width=width, file=io.StringIO(), force_terminal=True)
     bar = output.progress_bar(console, quiet=False)
+    name = "model.layers.12.self_attn.q_proj.weight"
     done = {"completed": 12_300_000, "total": 26_700_000}
-    bar.add_task(
-        "truncating", name="model.layers.0.self_attn.q_proj.weight" * 3, texts=False, **done
-    )
+    bar.add_task("truncating", name="decoder." * 20 + name, texts=False, **done)
     bar.add_task("evaluating", name="a/model", texts=True, completed=5, total=1000)
     console.print(bar.get_renderable())
-    shown = console.file.getvalue()
+    shown = Text.from_ansi(console.file.getvalue()).plain
     assert "12.3/26.7 MB" in shown
     assert "5/1000 texts" in shown
-    assert "model.layers" in shown
+    assert "layers.12.self_attn.q_proj.weight" in shown
+    assert "a/model" in shown
+    assert ("━" in shown) == (width >= 80)
+    assert max(map(len, shown.splitlines())) <= width
 
 
 @pytest.mark.parametrize("name", ["bf16", "fp16", "fp32"])

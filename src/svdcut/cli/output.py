@@ -12,6 +12,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from rich.progress import (
     BarColumn,
     DownloadColumn,
     Progress,
+    ProgressColumn,
     Task,
     TextColumn,
     TimeRemainingColumn,
@@ -72,6 +74,9 @@ _CERTIFIED = {
 
 _BAR_WIDTH = 10
 """Columns of a terminal; what is left is for the name."""
+
+_WIDE = 80
+"""In fewer columns a bar and the time would leave no room for the name."""
 
 _LARGE_BYTES = 10 << 20
 """Of a tensor that an adapter stores whole, where factors were hoped for."""
@@ -137,18 +142,42 @@ class DottedName:
         yield Text("\n".join(lines), overflow="fold")
 
 
+class _TailOfName(ProgressColumn):
+    """The name of what is done, cut at its start: its end tells it from others."""
+
+    def __init__(self) -> None:
+        super().__init__(Column(no_wrap=True, ratio=1))
+
+    def render(self, task: Task) -> _Tail:
+        """Return the column's text."""
+        return _Tail(printable(task.fields["name"]))
+
+
+@dataclass(frozen=True, slots=True)
+class _Tail:
+    """As much of the end of a text as there is room for."""
+
+    text: str
+
+    def __rich_console__(self, _console: Console, options: ConsoleOptions) -> Iterator[Text]:
+        room = options.max_width
+        fits = len(self.text) <= room
+        yield Text(self.text if fits else f"…{self.text[1 - room :]}", overflow="ellipsis")
+
+
 def progress_bar(console: Console, *, quiet: bool) -> Progress:
-    """Return bars in which names give way to numbers; they draw on a terminal alone."""
+    """Return bars that draw on a terminal alone; on a narrow one, names and amounts."""
     whole = Column(no_wrap=True)
-    return Progress(
+    wide = console.width >= _WIDE
+    columns = (
         TextColumn("{task.description}", table_column=whole),
-        BarColumn(bar_width=_BAR_WIDTH),
+        BarColumn(bar_width=_BAR_WIDTH) if wide else None,
         _Amount(table_column=whole),
-        TimeRemainingColumn(compact=True, table_column=whole),
-        TextColumn(
-            "{task.fields[name]}",
-            table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1),
-        ),
+        TimeRemainingColumn(compact=True, table_column=whole) if wide else None,
+        _TailOfName(),
+    )
+    return Progress(
+        *filter(None, columns),
         console=console,
         disable=quiet or not console.is_terminal,
         transient=True,
@@ -187,7 +216,7 @@ def show_progress(*, quiet: bool, verbose: bool) -> Iterator[Observer]:
             return tasks[done.stage]
 
     def observe(done: TensorDone) -> None:
-        bar.update(task_of(done), advance=done.size, name=escape(printable(done.name)))
+        bar.update(task_of(done), advance=done.size, name=done.name)
         if done.resumed and done.facts:
             resumed.append(done.name)
         if verbose and done.facts:
