@@ -309,6 +309,25 @@ def test_dry_run_of_several_ranks(cli, pair, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_dry_run_of_many_kinds_is_cut_and_says_so(cli, tmp_path):
+    letters = "abcdefgh"
+    names = [f"{one}.{two}_proj.weight" for one in letters for two in letters]
+    for side in ("base", "ft"):
+        write_folder(tmp_path / side, {name: torch.randn(4, 3) for name in names})
+    arguments = (tmp_path / "base", tmp_path / "ft", "-k", 1, "-o", tmp_path / "out")
+    screen = cli(*arguments, "--dry-run").stdout
+    assert sum("_proj" in line for line in screen.splitlines()) == 40
+    assert "and 24 more rows: --json shows each tensor" in screen
+
+
+def test_dry_run_groups_as_the_run_does(cli, pair, tmp_path):
+    arguments = (pair.base, pair.finetuned, "-k", 4, "-o", tmp_path / "out", "--dry-run")
+    screen = cli(*arguments).stdout
+    assert "layers.*." in screen
+    assert "layers.0." not in screen
+    assert "The run finds the tensors that are equal on both sides" in " ".join(screen.split())
+
+
 # Without torch
 
 WITHOUT_TORCH = """

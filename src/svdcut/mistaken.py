@@ -11,6 +11,7 @@ from svdcut.conversion import adapter_conversion_hint, conversion_hint
 from svdcut.errors import CheckpointError
 from svdcut.jsonfile import quoted, read_json
 from svdcut.modelfiles import (
+    ADAPTER_CONFIG_NAME,
     ADAPTER_NAME,
     CONFIG_BOUNDS,
     CONFIG_NAME,
@@ -58,10 +59,14 @@ def not_safetensors(source: str, path: Path) -> CheckpointError:
 def _adapter_alone(source: str, path: Path) -> CheckpointError | None:
     """Return the error of a folder that has no weights of a model, but those of an adapter."""
     if (path / ADAPTER_NAME).is_file():
+        named = _read_config(path, ADAPTER_CONFIG_NAME).get("base_model_name_or_path")
+        base = "BASE"
+        if isinstance(named, str) and named and named.isprintable():
+            base = shlex.quote(named)
         return CheckpointError(
             f"{source}: a PEFT adapter, which is no model by itself",
             hint="Name it second, after the base that it was trained on: "
-            f"svdcut truncate BASE {shlex.quote(source)} ...",
+            f"svdcut truncate {base} {shlex.quote(source)} ...",
         )
     if (path / "adapter_model.bin").is_file():
         return CheckpointError(
@@ -105,9 +110,9 @@ def no_weights(source: str, path: Path) -> CheckpointError:
     return CheckpointError(none, hint=hint)
 
 
-def _read_config(folder: Path) -> Mapping[str, Any]:
-    """Return config.json as far as it helps to word a hint."""
+def _read_config(folder: Path, name: str = CONFIG_NAME) -> Mapping[str, Any]:
+    """Return a config as far as it helps to word a hint."""
     try:
-        return read_json(folder / CONFIG_NAME, CONFIG_BOUNDS)
+        return read_json(folder / name, CONFIG_BOUNDS)
     except CheckpointError:
         return {}

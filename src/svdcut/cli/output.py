@@ -81,7 +81,7 @@ _WIDE = 80
 _LARGE_BYTES = 10 << 20
 """Of a tensor that an adapter stores whole, where factors were hoped for."""
 
-_SHOWN_GROUPS = 40
+SHOWN_ROWS = 40
 """Rows of a table, which a screen still holds; a usual model has a dozen."""
 
 _SHOWN_FILES = 12
@@ -249,9 +249,7 @@ def print_result(request: Request, manifests: Sequence[Manifest]) -> None:
     for output, manifest in zip(request.outputs, manifests, strict=True):
         groups = summarize(manifest)
         console.print(_result_table(groups))
-        if len(groups) > _SHOWN_GROUPS:
-            more = f"and {len(groups) - _SHOWN_GROUPS} more rows: see {MANIFEST_NAME}"
-            console.say(more, style="dim")
+        print_more(console, len(groups), f"see {MANIFEST_NAME}")
         console.print()
         for line in filter(None, (*_result_lines(manifest), _whole_line(manifest))):
             console.say(line)
@@ -261,6 +259,12 @@ def print_result(request: Request, manifests: Sequence[Manifest]) -> None:
             f"[bold]{escape(str(output.path))}[/bold]: {size} in {manifest.totals.seconds:.1f} s "
             f"on {escape(manifest.device)}"
         )
+
+
+def print_more(console: Screen, rows: int, where: str) -> None:
+    """Print how many rows of a table were left out, and where they are."""
+    if rows > SHOWN_ROWS:
+        console.say(f"and {rows - SHOWN_ROWS} more rows: {where}", style="dim")
 
 
 def print_pairing(console: Screen, request: Request) -> None:
@@ -307,7 +311,7 @@ def _result_table(groups: Sequence[Group]) -> Table:
     table.add_column(title, overflow="fold")
     for column in ("n", "shape", "rank", "energy", "cut", "rounding"):
         table.add_column(column, justify="right", no_wrap=True)
-    for group in groups[:_SHOWN_GROUPS]:
+    for group in groups[:SHOWN_ROWS]:
         table.add_row(
             DottedName(group.name[len(start) : len(group.name) - len(end)]),
             str(group.count),

@@ -5,12 +5,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 from rich.table import Table
 
-from svdcut.cli.output import DottedName, Screen, megabytes, print_json, print_pairing
+from svdcut.cli.output import (
+    SHOWN_ROWS,
+    DottedName,
+    Screen,
+    megabytes,
+    print_json,
+    print_more,
+    print_pairing,
+)
 from svdcut.names import collapse_numbers
 from svdcut.pairing import Action
 from svdcut.plan import Form
@@ -18,7 +27,7 @@ from svdcut.ranks import rule_for
 
 if TYPE_CHECKING:
     from svdcut.api import Request
-    from svdcut.plan import Plan, PlannedTensor
+    from svdcut.plan import PlannedTensor
     from svdcut.preflight import Preflight
 
 
@@ -30,7 +39,10 @@ def print_plan(request: Request, *, as_json: bool) -> None:
         return
     plan = request.plan
     console = Screen(highlight=False)
-    console.print(_table(plan, [document["tensors"] for document in documents]))
+    facts = [document["tensors"] for document in documents]
+    rows = Counter(_row(tensor, facts) for tensor in plan.tensors)
+    console.print(_table(rows))
+    print_more(console, len(rows), "--json shows each tensor")
     console.print()
     print_pairing(console, request)
     outs = ", ".join(str(output.path) for output in request.outputs)
@@ -44,15 +56,14 @@ def print_plan(request: Request, *, as_json: bool) -> None:
     console.say(_needs_text(request.preflight))
 
 
-def _table(plan: Plan, facts: Sequence[Mapping[str, Any]]) -> Table:
+def _table(rows: Mapping[tuple[str, ...], int]) -> Table:
     """Return a row for each kind of tensor: those that differ in the number of their layer."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     table.add_column("tensor", overflow="fold")
     table.add_column("n", justify="right")
     for column in ("action", "shape", "dtype", "rule"):
         table.add_column(column, overflow="fold")
-    rows = Counter(_row(tensor, facts) for tensor in plan.tensors)
-    for (name, *cells), count in rows.items():
+    for (name, *cells), count in islice(rows.items(), SHOWN_ROWS):
         table.add_row(DottedName(name), str(count), *cells)
     return table
 

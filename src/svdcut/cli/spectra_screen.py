@@ -13,7 +13,14 @@ from typing import Literal
 from rich.markup import escape
 from rich.table import Table
 
-from svdcut.cli.output import DottedName, Screen, common_ends, print_matching
+from svdcut.cli.output import (
+    SHOWN_ROWS,
+    DottedName,
+    Screen,
+    common_ends,
+    print_matching,
+    print_more,
+)
 from svdcut.pairing import Pairing
 from svdcut.shown import printable
 from svdcut.spectra.cuts import CutPoint, cut_points
@@ -97,7 +104,10 @@ def print_spectra(spectra: Spectra, pairing: Pairing | None, *, with_tensors: bo
     dropped: dict[str, None] = {}
     for title, summaries in tables.items():
         if summaries:
-            dropped |= dict.fromkeys(_print_lines(screen, title, summaries, columns))
+            shown = summaries if with_tensors else summaries[:SHOWN_ROWS]
+            dropped |= dict.fromkeys(_print_lines(screen, title, shown, columns))
+            if not with_tensors:
+                print_more(screen, len(summaries), "--sort model shows all")
             screen.print()
     for line in _verdict(spectra):
         screen.say(line)

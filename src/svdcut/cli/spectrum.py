@@ -44,7 +44,7 @@ from svdcut.cli.spectrum_output import (
 )
 from svdcut.errors import UsageError
 from svdcut.spectra.plan import SpectraPlan
-from svdcut.spectra.summary import OF_UPDATES, SortKey, sort_comparison, sort_tensors
+from svdcut.spectra.summary import SortKey, sort_comparison, sort_tensors
 
 _QUESTIONS = "Further questions"
 _OUTPUT = "Output"
@@ -207,14 +207,10 @@ def spectrum(
             "device": device,
             "quiet": quiet,
         }
+        _check_sort(sort, update=finetuned is not None, intruders=intruders)
         if compare is None:
             if rank is not None:
                 raise UsageError("--rank is of --compare", hint="For values alone: --top N.")
-            if finetuned is None and sort is not None and sort in OF_UPDATES:
-                raise UsageError(
-                    f"--sort {sort.value}: the weights of one checkpoint have none",
-                    hint="Name two sides, BASE FT, or sort by another number.",
-                )
             look = prepare_spectra(checkpoint, finetuned, **options)
             _look(look, targets, sort, form, quiet=quiet)
         elif finetuned is None:
@@ -224,6 +220,18 @@ def spectrum(
                 checkpoint, finetuned, compare, rank=rank or _RANK, **options
             )
             _compare(asked, targets, sort, form, quiet=quiet)
+
+
+def _check_sort(sort: SortKey | None, *, update: bool, intruders: bool) -> None:
+    """Refuse a number that no tensor will have."""
+    needs: dict[SortKey, str] = {}
+    if not update:
+        needs[SortKey.RELATIVE_NORM] = "two checkpoints, BASE FT"
+    if not intruders:
+        needs[SortKey.INTRUDERS] = "--intruders, and two checkpoints"
+    if sort in needs:
+        keys = ", ".join(key.value for key in SortKey if key not in needs)
+        raise UsageError(f"--sort {sort.value} needs {needs[sort]}", hint=f"Without: {keys}.")
 
 
 def _look(

@@ -35,15 +35,6 @@ class SortKey(str, Enum):
     INTRUDERS = "intruders"
 
 
-OF_UPDATES = (
-    SortKey.RELATIVE_NORM,
-    SortKey.ABOVE_NOISE_EDGE,
-    SortKey.NOISE_EDGE,
-    SortKey.INTRUDERS,
-)
-"""What the weights of one checkpoint do not have."""
-
-
 @dataclass(frozen=True, slots=True)
 class Summary:
     """Several matrices in one line, or one: medians, but for norms and extremes.
