@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,9 @@ from typer.testing import CliRunner
 import checkpoints
 from hub_server import HubServer
 from svdcut.cli.app import app
+
+# Under nohup processes would be born deaf to it, those of the tests too.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Tests run beside each other, one process a core: threads would only wait for threads.
 torch.set_num_threads(1)
