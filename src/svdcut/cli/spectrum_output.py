@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -15,7 +14,6 @@ from svdcut.cli.output import print_json
 from svdcut.cli.spectra_screen import print_spectra
 from svdcut.destination import check_target
 from svdcut.errors import UsageError
-from svdcut.shown import safe_cell
 from svdcut.spectra import files
 from svdcut.spectra.comparison import Comparison
 from svdcut.spectra.facts import Spectra
@@ -110,7 +108,7 @@ def show_spectra(spectra: Spectra, plan: SpectraPlan, form: Form, *, by_tensor: 
     if form is Form.JSON:
         print_json(spectra.to_json())
     elif form is Form.CSV:
-        _print_csv(files.COLUMNS, files.rows(spectra))
+        files.write_csv(sys.stdout, files.COLUMNS, files.rows(spectra))
     elif form is Form.TABLES:
         from svdcut.spectra.lineage import find_base
 
@@ -128,12 +126,6 @@ def show_comparison(comparison: Comparison, form: Form) -> None:
     if form is Form.JSON:
         print_json(comparison.to_json())
     elif form is Form.CSV:
-        _print_csv(comparison_screen.COLUMNS, comparison_screen.rows(comparison))
+        files.write_csv(sys.stdout, comparison_screen.COLUMNS, comparison_screen.rows(comparison))
     elif form is Form.TABLES:
         comparison_screen.print_comparison(comparison)
-
-
-def _print_csv(head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(head)
-    writer.writerows(map(safe_cell, row) for row in rows)

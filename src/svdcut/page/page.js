@@ -3,7 +3,7 @@
 (() => {
   const root = document.documentElement;
   const at = (id) => document.getElementById(id);
-  const { columns, rows } = JSON.parse(at("data").textContent);
+  const { rows, csv } = JSON.parse(at("data").textContent);
   const body = at("table").tBodies[0];
   const frame = at("table").parentElement;
   const heads = [...at("table").tHead.rows[0].cells];
@@ -38,6 +38,33 @@
     return sign * order || a - b;
   };
 
+  // What Python's fnmatch makes of a pattern: --only takes it too. As there, what a star has
+  // once passed over is not tried again: else a pattern of many stars would take for ever.
+  function glob(pattern) {
+    const plain = (text) => text.replace(/[\\^$.*+?()[\]{}|\/]/gu, "\\$&");
+    const parts = [""];
+    for (const token of pattern.match(/\[(?:![^]|[^!])[^\]]*\]|\*+|./gsu) ?? []) {
+      if (token[0] === "*") parts.push("");
+      else if (token === "?") parts[parts.length - 1] += ".";
+      else if (token.length === 1) parts[parts.length - 1] += plain(token);
+      else {
+        const set = token.slice(1, -1).replace(/[\\\][^]/gu, "\\$&").replace(/^!/u, "^");
+        parts[parts.length - 1] += `[${set}]`;
+      }
+    }
+    const last = parts.length > 1 ? `.*${parts.pop()}` : "";
+    const steps = parts.map((part, i) => (i ? `(?=(.*?${part}))\\${i}` : part));
+    try {
+      return new RegExp(`^${steps.join("")}${last}$`, "su");
+    } catch {
+      return /$^/u; // a range from its end to its begin holds nothing
+    }
+  }
+  function finder(word) {
+    const part = word.toLowerCase(), whole = glob(word);
+    return (name) => name.toLowerCase().includes(part) || whole.test(name);
+  }
+
   // Only what is near is laid out: thousands of rows take a browser seconds.
   const STEP = 500;
   let queue = [];
@@ -56,11 +83,8 @@
   function draw() {
     const by = sorted && compare(sorted.column, sorted.sign);
     const inOrder = (places) => (by ? [...places].sort(by) : places);
-    const words = at("filter").value.toLowerCase().split(/\s+/);
-    const fits = (place) => {
-      const name = rows[place][NAME].toLowerCase();
-      return words.every((word) => name.includes(word));
-    };
+    const words = at("filter").value.split(/\s+/).map(finder);
+    const fits = (place) => words.every((finds) => finds(rows[place][NAME]));
     const shown = tops.filter((place) => fits(place) || experts.get(place).some(fits));
     queue = inOrder(shown).flatMap((place) => (
       open.has(place) ? [place, ...inOrder(experts.get(place))] : [place]));
@@ -100,19 +124,11 @@
     frame.scrollTop = scrollTop;
   }
 
-  const quote = (cell) => (/[",\n]/.test(cell) ? `"${cell.replaceAll('"', '""')}"` : cell);
-  const written = (cell) => {
-    if (cell === null) return "";
-    if (Array.isArray(cell)) return cell.join("x");
-    if (typeof cell === "number") return String(cell);
-    // A spreadsheet would take such a name for a formula.
-    return quote(/^[=+\-@]/.test(cell) ? `'${cell}` : cell);
-  };
-  function save() {
-    const text = [columns, ...rows.map((row) => row.slice(NAME))]
-      .map((cells) => cells.map(written).join(",") + "\n").join("");
+  async function save() {
+    const packed = Uint8Array.from(atob(csv), (letter) => letter.charCodeAt(0));
+    const text = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
     const link = document.createElement("a");
-    link.href = URL.createObjectURL(new Blob([text], { type: "text/csv;charset=utf-8" }));
+    link.href = URL.createObjectURL(await new Response(text).blob());
     link.download = "svdcut-spectrum.csv";
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 10000);

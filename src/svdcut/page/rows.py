@@ -30,20 +30,11 @@ class Column:
     """A column of numbers."""
 
     key: str
-    """In the CSV."""
+    """One of `svdcut.spectra.facts.FACTS`."""
 
     title: str
     meaning: str
-    value: Callable[[Spectrum], float | None]
     text: Callable[[float], str] = number
-
-
-def _first(matrix: Spectrum) -> float | None:
-    return matrix.singular_values[0] if len(matrix.singular_values) else None
-
-
-def _last(matrix: Spectrum) -> float | None:
-    return matrix.singular_values[-1] if len(matrix.singular_values) else None
 
 
 COLUMNS = (
@@ -52,70 +43,60 @@ COLUMNS = (
         "norm",
         "Frobenius norm: the root of the sum of the squares of all entries, which is that of "
         "all singular values.",
-        lambda matrix: matrix.norm,
     ),
     Column(
         "relative_norm",
         "relative norm",
         "Norm of the update over the norm of base's matrix.",
-        lambda matrix: matrix.relative_norm,
         percent,
     ),
-    Column("first_value", "first", "The largest singular value.", _first),
+    Column("sigma_first", "first", "The largest singular value."),
     Column(
-        "last_value",
-        "last value",
-        "The smallest singular value, or the last of those that were asked for. Below 1e-7 of the "
-        "first it is beneath the resolution of float32, and only that is shown.",
-        _last,
+        "sigma_last",
+        "last",
+        "The smallest singular value. Below 1e-7 of the first it is beneath the resolution of "
+        "float32, and only that is shown.",
     ),
     Column(
         "stable_rank",
         "stable rank",
         "Squared norm over the squared first value: 1 if one direction holds everything, the "
         "full rank if all values are alike.",
-        lambda matrix: matrix.stable_rank,
     ),
     Column(
         "effective_rank",
         "effective rank",
         "Exponential of the entropy of the values' shares (Roy and Vetterli 2007). It counts "
         "small values more than the stable rank does.",
-        lambda matrix: matrix.effective_rank,
     ),
     Column(
         "rank_90",
         "rank 90 %",
         "The smallest rank with 90 % of the energy, which is the sum of the squared values.",
-        lambda matrix: matrix.rank_90,
         whole,
     ),
     Column(
         "rank_99",
         "rank 99 %",
         "The smallest rank with 99 % of the energy.",
-        lambda matrix: matrix.rank_99,
         whole,
     ),
     Column(
         "above_noise_edge",
         "above edge",
         "How many singular values are larger than the noise edge.",
-        lambda matrix: matrix.above_noise_edge,
         whole,
     ),
     Column(
         "noise_edge",
         "noise edge",
         "The largest singular value that rounding to the dtype of the file explains.",
-        lambda matrix: matrix.noise_edge,
     ),
     Column(
         "zero_fraction",
         "zeros",
         "Share of the entries that are exactly zero: of an update, those that training left as "
         "they were.",
-        lambda matrix: matrix.zero_fraction,
         percent,
     ),
     Column(
@@ -123,7 +104,6 @@ COLUMNS = (
         "intruders",
         "How many of the leading left singular vectors of the fine-tuned matrix match none of "
         "base's.",
-        lambda matrix: None if matrix.intruders is None else matrix.intruders.count,
         whole,
     ),
 )
@@ -214,7 +194,7 @@ def _matrix_rows(name: str, tensor: TensorSpectra) -> list[Row]:
             f"{name}[{index}]" if tensor.stacked else name,
             tensor.shape[1:] if tensor.stacked else tensor.shape,
             tensor.dtype,
-            tuple(known(column.value(matrix)) for column in COLUMNS),
+            tuple(known(matrix.cell(column.key)) for column in COLUMNS),
             curve(matrix),
         )
         for index, matrix in enumerate(tensor.matrices)

@@ -26,9 +26,9 @@ from svdcut.spectra.facts import RESOLUTION, Spectra, Subject
 
 MAX_LEFT_OUT = 1000
 
-_NAME = ("tensor", "tensor", "Its name in the checkpoint. An expert stack is one row.")
-_SHAPE = ("shape", "shape", "As stored; sorted by the number of entries.")
-_DTYPE = ("dtype", "dtype", "The dtype it is stored in.")
+_NAME = ("tensor", "Its name in the checkpoint. An expert stack is one row.")
+_SHAPE = ("shape", "As stored; sorted by the number of entries.")
+_DTYPE = ("dtype", "The dtype it is stored in.")
 _BAR = 100
 _NEAR = 500
 """Rows that are laid out before the script takes over."""
@@ -83,7 +83,7 @@ def lead(every: Sequence[Row], rows: Sequence[Row]) -> str:
 
 def heads(columns: Columns) -> str:
     """Return the header cells of the table by tensor."""
-    titles = [(_NAME[1], _NAME[2], ""), (_SHAPE[1], _SHAPE[2], "t"), (_DTYPE[1], _DTYPE[2], "t")]
+    titles = [(*_NAME, ""), (*_SHAPE, "t"), (*_DTYPE, "t")]
     titles += [(COLUMNS[place].title, COLUMNS[place].meaning, "") for place in columns]
     cells = [
         f'<th scope="col" aria-sort="none" data-column="{place}"'
@@ -124,7 +124,7 @@ def _line(row: Row, columns: Columns, decades: int, *, is_expert: bool = False) 
 
 def _cell(row: Row, place: int) -> str:
     value, column = row.values[place], COLUMNS[place]
-    if column.key == "last_value" and value is not None:
+    if column.key == "sigma_last" and value is not None:
         least = RESOLUTION * (row.values[place - 1] or 0.0)
         return number(value) if value >= least else f"&lt; {number(least)}"
     return _shown(value, column.text)
@@ -156,7 +156,7 @@ def meanings(rows: Sequence[Row], columns: Columns) -> str:
         f"first value of each at the top to {_decades(rows)} decades below. The dashed line is "
         "the noise edge."
     )
-    found = [_NAME[1:], ("spectrum", curve), _SHAPE[1:], _DTYPE[1:]]
+    found = [_NAME, ("spectrum", curve), _SHAPE, _DTYPE]
     found += [(COLUMNS[place].title, COLUMNS[place].meaning) for place in columns]
     found.append((MISSING, "Not known, or not defined: a matrix of zeros has no stable rank."))
     return "".join(
@@ -164,15 +164,14 @@ def meanings(rows: Sequence[Row], columns: Columns) -> str:
     )
 
 
-def data(rows: Sequence[Row], columns: Columns) -> dict[str, Any]:
-    """Return what the script sorts by and saves: all rows as the table has them."""
+def data(rows: Sequence[Row], columns: Columns) -> list[list[Any]]:
+    """Return what the script sorts by: all rows as the table has them."""
     lines: list[list[Any]] = []
     for row in rows:
         parent = len(lines)
         lines.append(_entry(-1, row, columns))
         lines += [_entry(parent, expert, columns) for expert in row.experts]
-    keys = [key for key, *_ in (_NAME, _SHAPE, _DTYPE)]
-    return {"columns": keys + [COLUMNS[place].key for place in columns], "rows": lines}
+    return lines
 
 
 def _entry(parent: int, row: Row, columns: Columns) -> list[Any]:

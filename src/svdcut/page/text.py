@@ -58,9 +58,9 @@ def script_json(value: object) -> str:
     return text.translate(_SCRIPT_ESCAPES)
 
 
-def known(value: float | None) -> float | None:
+def known(value: object) -> float | None:
     """Return a number that can be shown: None for NaN and infinity."""
-    return value if value is not None and math.isfinite(value) else None
+    return value if isinstance(value, (int, float)) and math.isfinite(value) else None
 
 
 def exact(value: float | None) -> float | None:

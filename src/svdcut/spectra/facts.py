@@ -18,6 +18,30 @@ RESOLUTION = 1e-7
 """Of the first singular value: what is smaller is beneath the resolution of float32 inputs."""
 
 
+FACTS = (
+    "full_rank",
+    "norm",
+    "base_norm",
+    "relative_norm",
+    "sigma_first",
+    "sigma_last",
+    "stable_rank",
+    "effective_rank",
+    "rank_90",
+    "rank_99",
+    "noise_edge",
+    "above_noise_edge",
+    "zero_fraction",
+    "method",
+    "value_bound",
+    "intruders",
+)
+"""Of a `Spectrum`, as files name them; columns of a table, in this order."""
+
+
+Cell = str | int | float | None
+
+
 class Subject(str, Enum):
     """Of what the singular values are."""
 
@@ -91,12 +115,28 @@ class Spectrum:
     @property
     def resolution(self) -> float:
         """Singular values below it are only known to be smaller."""
-        return RESOLUTION * self.singular_values[0]
+        return RESOLUTION * self.sigma_first
 
     @property
     def relative_norm(self) -> float | None:
         """Norm over base's norm; None where there is no base, or base is zero."""
         return self.norm / self.base_norm if self.base_norm else None
+
+    @property
+    def sigma_first(self) -> float:
+        """The largest singular value."""
+        return self.singular_values[0]
+
+    @property
+    def sigma_last(self) -> float | None:
+        """The smallest singular value; None where not all values are at hand."""
+        whole = len(self.singular_values) == self.full_rank
+        return self.singular_values[-1] if whole else None
+
+    def cell(self, fact: str) -> Cell:
+        """Return one of `FACTS` as a table has it: of intruders the count."""
+        value: Cell | Intruders = getattr(self, fact)
+        return value.count if isinstance(value, Intruders) else value
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,22 +166,12 @@ def join_documents(documents: Sequence[dict[str, Any]], *, stacked: bool) -> dic
 
 def _document(matrix: Spectrum) -> dict[str, Any]:
     found = matrix.intruders
+    # The first and the last value are among all of them.
+    facts = {key: getattr(matrix, key) for key in FACTS if not key.startswith("sigma_")}
     return {
         "singular_values": list(matrix.singular_values),
         "resolution": matrix.resolution,
-        "full_rank": matrix.full_rank,
-        "norm": matrix.norm,
-        "base_norm": matrix.base_norm,
-        "relative_norm": matrix.relative_norm,
-        "stable_rank": matrix.stable_rank,
-        "effective_rank": matrix.effective_rank,
-        "rank_90": matrix.rank_90,
-        "rank_99": matrix.rank_99,
-        "noise_edge": matrix.noise_edge,
-        "above_noise_edge": matrix.above_noise_edge,
-        "zero_fraction": matrix.zero_fraction,
-        "method": matrix.method,
-        "value_bound": matrix.value_bound,
+        **facts,
         "intruders": None
         if found is None
         else {

@@ -5,39 +5,20 @@ It writes nothing to a terminal.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import csv
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
-from svdcut.spectra.facts import SCHEMA, Spectra, Spectrum, TensorSpectra
+from svdcut.shown import safe_cell
+from svdcut.spectra.facts import FACTS, SCHEMA, Cell, Spectra, TensorSpectra
 from svdcut.wholefile import write_whole
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_PER_MATRIX = (
-    "full_rank",
-    "norm",
-    "base_norm",
-    "relative_norm",
-    "sigma_first",
-    "sigma_last",
-    "stable_rank",
-    "effective_rank",
-    "rank_90",
-    "rank_99",
-    "noise_edge",
-    "above_noise_edge",
-    "zero_fraction",
-    "method",
-    "value_bound",
-    "intruders",
-)
-
-COLUMNS = ("tensor", "matrix", "shape", "dtype", *_PER_MATRIX)
+COLUMNS = ("tensor", "matrix", "shape", "dtype", *FACTS)
 """Of the rows."""
-
-Cell = str | int | float | None
 
 
 def rows(spectra: Spectra) -> Iterator[list[Cell]]:
@@ -45,23 +26,18 @@ def rows(spectra: Spectra) -> Iterator[list[Cell]]:
     for name, tensor in spectra.tensors.items():
         shape = "x".join(map(str, tensor.shape))
         for number, matrix in enumerate(tensor.matrices):
-            s = matrix.singular_values
-            found = matrix.intruders
-            own: dict[str, Cell] = {
-                "sigma_first": s[0],
-                "sigma_last": _last(matrix),
-                "intruders": None if found is None else found.count,
-            }
-            facts = [own[key] if key in own else getattr(matrix, key) for key in _PER_MATRIX]
-            yield [name, number if tensor.stacked else None, shape, tensor.dtype, *facts]
+            cells: dict[str, Cell] = {key: matrix.cell(key) for key in FACTS}
+            if matrix.sigma_last is not None and matrix.sigma_last < matrix.resolution:
+                cells["sigma_last"] = f"<{matrix.resolution:.1e}"
+            expert = number if tensor.stacked else None
+            yield [name, expert, shape, tensor.dtype, *cells.values()]
 
 
-def _last(matrix: Spectrum) -> Cell:
-    """Return the smallest value, or what it is known to be below; None where it is not at hand."""
-    last = matrix.singular_values[-1]
-    if len(matrix.singular_values) < matrix.full_rank:
-        return None
-    return last if last >= matrix.resolution else f"<{matrix.resolution:.1e}"
+def write_csv(stream: TextIO, head: Sequence[str], lines: Iterable[Sequence[Cell]]) -> None:
+    """Write lines of cells below a head; a stranger's text in them computes and hides nothing."""
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(head)
+    writer.writerows(map(safe_cell, line) for line in lines)
 
 
 def save_values(spectra: Spectra, path: Path) -> None:

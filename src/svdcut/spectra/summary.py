@@ -89,7 +89,7 @@ def summarize(name: str, shape: tuple[int, ...] | None, matrices: Sequence[Spect
         full_rank=statistics.median(matrix.full_rank for matrix in matrices),
         norm=norm,
         relative_norm=norm / base_norm if base_norm else None,
-        sigma_first=max(matrix.singular_values[0] for matrix in matrices),
+        sigma_first=max(matrix.sigma_first for matrix in matrices),
         sigma_last=min(max(m.singular_values[-1], m.resolution) for m in matrices)
         if whole
         else None,
