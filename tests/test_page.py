@@ -21,6 +21,7 @@ from svdcut.page import save_page
 from svdcut.page.page import render
 from svdcut.page.rows import MAX_ROWS
 from svdcut.page.text import MAX_NAME, number, percent, visible
+from svdcut.pictures import LIGHT, panels_as_svg
 from svdcut.spectra.facts import Intruders, Spectra, Spectrum, Subject, TensorSpectra
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -611,6 +612,33 @@ def test_it_fits_every_width(visit, width):
     name = page.locator(".tall tbody th").last.bounding_box()
     assert name["x"] == pytest.approx(frame["x"], abs=2)
     assert name["width"] < 0.6 * width
+
+
+@pytest.mark.parametrize("width", [360, 390, 768, 1280, 1900])
+def test_text_of_pictures_can_be_read_at_every_width(visit, width):
+    tensors = {
+        f"model.decoder.layers.{i}.attention_with_a_long_name.{kind}_projection.weight": tensor(
+            matrix(1.0 + i)
+        )
+        for i in range(12)
+        for kind in ("query", "key", "value", "output")
+    }
+    shown = spectra(tensors)
+    panels = {"light": panels_as_svg(shown, LIGHT)}
+    page = visit(shown, panels, viewport={"width": width, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    scales = page.locator("figure img:visible").evaluate_all(
+        """all => all.map((image) => {
+          const svg = atob(image.src.split(",")[1]);
+          const drawn = Number(/viewBox="0 0 ([0-9.]+)/.exec(svg)[1]);
+          const scale = image.getBoundingClientRect().width / drawn;
+          return [...svg.matchAll(/font:? ?[^"']*?([0-9.]+)px/g)].map((m) => m[1] * scale);
+        })"""
+    )
+    assert len(scales) == len(panels["light"])
+    for sizes in scales:
+        assert min(sizes) >= 11
+        assert max(sizes) < 22
 
 
 def test_names_of_a_stranger_run_nothing(visit):

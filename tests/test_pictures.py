@@ -12,8 +12,8 @@ import pytest
 from svdcut.errors import OutputError, UsageError
 from svdcut.pictures import DARK, LIGHT, panels_as_svg, save_figure
 from svdcut.pictures.kinds import find_kinds, group_kinds, kept_energy, log_curves, short_labels
-from svdcut.pictures.style import decade_ticks, percent, readable
-from svdcut.pictures.tables import RELATIVE_NORM, tabulate
+from svdcut.pictures.style import PANEL, decade_ticks, percent, readable
+from svdcut.pictures.tables import RELATIVE_NORM, scale_of, tabulate
 from svdcut.ranks import rank_for_energy
 from svdcut.spectra.facts import Spectra, Spectrum, Subject, TensorSpectra
 from svdcut.spectra.statistics import effective_rank, head_rank, stable_rank
@@ -188,11 +188,72 @@ def test_a_panel_of_two_hundred_matrices_is_small():
         assert len(panel.svg.encode()) < 300_000
 
 
+def texts(svg):
+    return ["".join(element.itertext()) for element in ET.fromstring(svg).iter(f"{SVG}text")]
+
+
+@pytest.mark.parametrize("case", [*CASES, "one outlier"])
+def test_text_of_panels_can_be_read_on_a_phone(case):
+    made = outlier() if case == "one outlier" else CASES[case]()
+    for panel in panels_as_svg(made, LIGHT):
+        root = ET.fromstring(panel.svg)
+        _, _, width, _ = map(float, root.get("viewBox").split())
+        assert width == pytest.approx(300)
+        styles = [element.get("style") for element in root.iter(f"{SVG}text")]
+        sizes = [float(re.search(r"([\d.]+)px", style)[1]) for style in styles]
+        assert min(sizes, default=11) >= 11
+
+
+def test_numbers_below_a_panel_do_not_touch():
+    made = spectra(layers(2, "ab", lambda i, k: spectrum(falling(64), top=8, full=2**20)))
+    ranks = [text for text in texts(panels_as_svg(made, LIGHT)[2].svg) if text.isdigit()]
+    assert 2 < len(ranks) < 7
+    assert set(ranks) < {str(4**power) for power in range(11)}
+    heat = panels_as_svg(spectra(layers(64, "ab")), LIGHT)[3].svg
+    shown = [text for text in texts(heat) if text.isdigit()]
+    assert shown == [str(layer) for layer in range(0, 64, int(shown[1]))]
+
+
+def outlier():
+    def make(layer, kind):
+        scale = 1e4 if (layer, kind) == (5, "b") else 1 + layer / 10
+        return spectrum(falling(scale=scale))
+
+    return spectra(layers(12, "abc", make))
+
+
+def test_an_outlier_leaves_the_colours_to_the_others():
+    made = outlier()
+    table = tabulate(find_kinds(made), RELATIVE_NORM)
+    scale = scale_of(table, RELATIVE_NORM)
+    usual = sorted(table.known)[:-1]
+    assert (scale.low, scale.high) == pytest.approx((usual[0], usual[-1]))
+    assert table.above(scale).sum() == 1
+    assert table.above(scale)[1, 5]
+    assert not table.below(scale).any()
+    panel = panels_as_svg(made, LIGHT)[-1]
+    assert "Cells beyond the colours: 1 above" in panel.caption
+    assert any(text.startswith("≥ ") for text in texts(panel.svg))
+
+
+def test_what_is_common_is_no_outlier():
+    def scales(*values):
+        tensors = layers(len(values), "a", lambda i, k: spectrum([values[i], values[i] / 2]))
+        table = tabulate(find_kinds(spectra(tensors)), RELATIVE_NORM)
+        return table, scale_of(table, RELATIVE_NORM)
+
+    for values in ((1, 2, 4, 8, 16, 32), (1,) * 9 + (100,) * 3, (1, 100), (3,)):
+        table, scale = scales(*map(float, values))
+        assert not table.above(scale).any()
+        assert not table.below(scale).any()
+    table, scale = scales(*[1.0] * 11, 1e-6)
+    assert table.below(scale).sum() == 1
+
+
 def test_names_stand_as_they_are_written():
     drawn = panels_as_svg(CASES["strange names"](), LIGHT)[2].svg
-    texts = ["".join(element.itertext()) for element in ET.fromstring(drawn).iter(f"{SVG}text")]
     for label in ("a$b$", "<script>&amp;\"'", "$\\frac{1", "\\u5c42"):
-        assert label in texts
+        assert readable(label, PANEL.label) in texts(drawn)
 
 
 def test_a_strangers_text_is_one_short_line():

@@ -13,7 +13,7 @@ import numpy as np
 from svdcut.pictures.groups import RULES, Frame, Group, noise_edges, spread_of_ranks
 from svdcut.pictures.kinds import MAX_LINES
 from svdcut.pictures.style import readable
-from svdcut.pictures.tables import Measure, Table
+from svdcut.pictures.tables import Measure, Table, scale_of
 from svdcut.spectra.facts import Spectra, Spectrum, Subject
 
 _CHECKPOINT = 64
@@ -69,6 +69,8 @@ def spectra_texts(groups: Sequence[Group], frame: Frame) -> tuple[str, str]:
     edges = [edge for group in groups for edge in noise_edges(group.kind)]
     if edges and math.log10(max(edges)) > frame.low:
         marks.append("dashed: noise edge")
+    if edges and math.log10(min(edges)) <= frame.low:
+        marks.append("↓: noise edge below the frame")
     if marks:
         notes.append(", ".join(marks) + (" (medians)" if len(curves) > 1 else ""))
     crowded = max((len(group.curves) for group in groups), default=0)
@@ -144,6 +146,12 @@ def measure_texts(table: Table, measure: Measure) -> tuple[str, str]:
         notes.append(f"{table.left_out} more kinds are not shown.")
     if np.any(table.values == 0):
         notes.append("Grey: zero.")
+    if table.has_layers and (scale := scale_of(table, measure)) is not None:
+        above, below = int(table.above(scale).sum()), int(table.below(scale).sum())
+        clipped = [f"{above} above {measure.text(scale.high)} (▲)"] if above else []
+        clipped += [f"{below} below {measure.text(scale.low)} (▼)"] if below else []
+        if clipped:
+            notes.append(f"Cells beyond the colours: {', '.join(clipped)}.")
     return title, " ".join(notes)
 
 

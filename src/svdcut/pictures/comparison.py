@@ -17,7 +17,6 @@ from svdcut.pictures.captions import counted
 from svdcut.pictures.groups import FIXED_RANKS, Group
 from svdcut.pictures.kinds import Curve, Numbers, find_kinds, group_kinds, log_curves
 from svdcut.pictures.page import (
-    PAGE_TEXT,
     Drawer,
     draw_grid,
     draw_tables,
@@ -27,7 +26,7 @@ from svdcut.pictures.page import (
     table_height,
 )
 from svdcut.pictures.panels import draw_rank_grid
-from svdcut.pictures.style import Theme, decade_ticks, mixed, percent, readable
+from svdcut.pictures.style import PAGE, Theme, decade_ticks, mixed, percent, readable
 from svdcut.pictures.tables import Measure, tabulate
 from svdcut.spectra.comparison import Comparison, Overlap
 from svdcut.spectra.facts import Spectra, Spectrum
@@ -56,7 +55,7 @@ def draw_comparison(comparison: Comparison, file_format: str, theme: Theme) -> b
     kinds = find_kinds(comparison.first)
     tables = [(measure, tabulate(kinds, measure)) for measure in _measures(comparison)]
     tables = [(measure, table) for measure, table in tables if table.rows]
-    heights = [grid_height(len(groups)) + 0.3] if groups else [0.6]
+    heights = [grid_height(len(groups), PAGE) + 0.3] if groups else [0.6]
     heights += [table_height([table for _, table in tables])] if tables else []
 
     def draw(parts: Sequence[SubFigure]) -> None:
@@ -64,7 +63,7 @@ def draw_comparison(comparison: Comparison, file_format: str, theme: Theme) -> b
             parts[0].text(0.02, 0.5, "They have no matrix in common.", color=theme.muted)
             return
         entitle(parts[0], "a", *_spectra_texts(comparison), theme)
-        draw_grid(parts[0], _drawers(groups, theme), "s / first s", PAGE_TEXT)
+        draw_grid(parts[0], _drawers(groups, theme), "s / first s", PAGE)
         if tables:
             draw_tables(parts[1], "bc", tables, theme)
 
@@ -157,13 +156,13 @@ def _drawers(groups: Sequence[tuple[Group, Group]], theme: Theme) -> list[Drawer
     low = max(min(lows, default=-1.0), -_DECADES) - 0.1
 
     def drawer(pair: tuple[Group, Group]) -> Drawer:
-        return lambda axes, label: _draw_pair(axes, pair, (right, low), theme, label)
+        return lambda axes: _draw_pair(axes, pair, (right, low), theme)
 
     return [drawer(pair) for pair in groups]
 
 
 def _draw_pair(
-    axes: Axes, pair: tuple[Group, Group], ends: tuple[float, float], theme: Theme, label: int
+    axes: Axes, pair: tuple[Group, Group], ends: tuple[float, float], theme: Theme
 ) -> None:
     right, low = ends
     draw_rank_grid(axes, 10**right, math.log10)
@@ -181,7 +180,7 @@ def _draw_pair(
         axes.plot(*middle, color=second.colour, linewidth=0.9, dashes=(3, 1.5))
     axes.set_xlim(-0.03 * right - 0.02, right * 1.03 + 0.02)
     axes.set_ylim(low, 0.12)
-    axes.set_title(readable(first.kind.label, label), pad=3)
+    axes.set_title(readable(first.kind.label, PAGE.title), pad=3)
 
 
 def _median_curve(curves: Sequence[Curve]) -> tuple[Numbers, Numbers] | None:

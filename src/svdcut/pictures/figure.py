@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,17 +21,15 @@ from svdcut.pictures.captions import (
 from svdcut.pictures.comparison import draw_comparison
 from svdcut.pictures.inline import inline
 from svdcut.pictures.page import (
-    PANEL_TEXT,
-    WIDTH,
     compose,
     draw_all_spectra,
+    draw_measure,
     draw_page,
     grid_height,
-    measure_drawer,
 )
 from svdcut.pictures.panels import draw_energy, draw_ranks
 from svdcut.pictures.render import POINTS, rendered
-from svdcut.pictures.style import LIGHT, Theme, drawing, require_matplotlib
+from svdcut.pictures.style import LIGHT, PANEL, Theme, drawing, require_matplotlib
 from svdcut.spectra.comparison import Comparison
 from svdcut.spectra.facts import Spectra
 from svdcut.wholefile import write_whole
@@ -143,26 +142,30 @@ def panels_as_svg(spectra: Spectra, theme: Theme) -> tuple[Panel, ...]:
     if not scene.groups:
         return ()
     groups, frame = scene.groups, scene.frame
-    height = grid_height(len(groups)) + 0.25
     panels = [
         _panel(
             *spectra_texts(groups, frame),
-            height * 1.1,
+            1.2 * grid_height(len(groups), PANEL),
             theme,
-            lambda figure: draw_all_spectra(figure, groups, frame, theme, PANEL_TEXT),
+            lambda figure: draw_all_spectra(figure, groups, frame, theme, PANEL),
         ),
-        _panel(*energy_texts(groups), 3.4, theme, _alone(lambda a: draw_energy(a, groups, theme))),
+        _panel(
+            *energy_texts(groups),
+            2.4 + 0.1 * len(groups),
+            theme,
+            _alone(lambda axes: draw_energy(axes, groups, theme, PANEL)),
+        ),
         _panel(
             *ranks_texts(groups),
-            0.9 + 0.32 * max(len(groups), 2),
+            1.2 + 0.3 * max(len(groups), 2),
             theme,
-            _alone(lambda a: draw_ranks(a, groups, theme)),
+            _alone(lambda axes: draw_ranks(axes, groups, theme, PANEL)),
         ),
     ]
     for measure, table in scene.tables:
-        draw = _alone(measure_drawer(measure, table, theme))
-        height = 0.7 + 0.21 * max(len(table.rows), 3)
-        panels.append(_panel(*measure_texts(table, measure), height, theme, draw))
+        draw = partial(draw_measure, table=table, measure=measure, theme=theme, layout=PANEL)
+        height = 0.7 + 0.23 * max(len(table.rows), 3)
+        panels.append(_panel(*measure_texts(table, measure), height, theme, _alone(draw)))
     return tuple(panels)
 
 
@@ -175,7 +178,7 @@ def _panel(
 ) -> Panel:
     from matplotlib.figure import Figure
 
-    with drawing(theme, PANEL_TEXT, text_as_paths=False):
-        figure = Figure((WIDTH, height), POINTS, layout="constrained")
+    with drawing(theme, PANEL.text, text_as_paths=False):
+        figure = Figure((PANEL.width, height), POINTS, layout="constrained")
         draw(figure)
         return Panel(title, caption, inline(rendered(figure, "svg").decode(), title))

@@ -6,68 +6,21 @@ Axes come from the caller, as do the settings of matplotlib; nothing is written.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from svdcut.pictures.panels import LABEL
-from svdcut.pictures.style import (
-    Theme,
-    readable,
-)
-from svdcut.pictures.tables import Measure, Table
+from svdcut.pictures.style import Layout, Theme, readable
+from svdcut.pictures.tables import Measure, Scale, Table, scale_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-_SPREAD = 1.2
-"""At least so much larger is the end of a scale than its begin."""
 
 _LEVELS = 48
 """Of a colour map; neighbours are not told apart."""
 
 
-@dataclass(frozen=True, slots=True)
-class Scale:
-    """From values to colours."""
-
-    low: float
-    high: float
-    logarithmic: bool
-
-    def place(self, value: float) -> float:
-        """Return where a value lies, 0 to 1."""
-        ends = self._map(self.low), self._map(self.high)
-        if ends[0] >= ends[1]:
-            return 0.5
-        return min(max((self._map(value) - ends[0]) / (ends[1] - ends[0]), 0.0), 1.0)
-
-    def at(self, place: float) -> float:
-        """Return the value that lies there."""
-        low, high = self._map(self.low), self._map(self.high)
-        value = low + place * (high - low)
-        return 10.0**value if self.logarithmic else value
-
-    def _map(self, value: float) -> float:
-        return math.log10(value) if self.logarithmic else value
-
-
-def scale_of(table: Table, measure: Measure) -> Scale | None:
-    """Return the scale of a table, or None if nothing in it has a colour."""
-    known = table.known
-    known = known[known > 0] if measure.logarithmic else known
-    if not known.size:
-        return None
-    low, high = float(known.min()), float(known.max())
-    if high < _SPREAD * low:
-        # What hardly differs looks alike.
-        middle = math.sqrt(low) * math.sqrt(high)
-        low, high = middle / math.sqrt(_SPREAD), middle * math.sqrt(_SPREAD)
-    return Scale(low, high, measure.logarithmic and high > 3 * low)
-
-
-def draw_heat_map(axes: Axes, table: Table, measure: Measure, theme: Theme) -> None:
+def draw_heat_map(axes: Axes, table: Table, measure: Measure, theme: Theme, layout: Layout) -> None:
     """Draw a measure by kind and layer; grey where it is zero, nothing where no matrix is."""
     scale = scale_of(table, measure)
     cells: dict[str, list[tuple[float, float, float, float]]] = {}
@@ -81,16 +34,25 @@ def draw_heat_map(axes: Axes, table: Table, measure: Measure, theme: Theme) -> N
     _draw_boxes(axes, cells)
     axes.set_xlim(-0.5, len(table.columns) - 0.5)
     axes.set_ylim(len(table.rows) - 0.5, -0.5)
-    axes.set_yticks(range(len(table.rows)), [readable(row, LABEL) for row in table.rows])
-    numbered = [place for place, column in enumerate(table.columns) if column]
-    step = next(s for s in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64) if len(numbered) <= 12 * s)
-    ticks = numbered[::step]
+    axes.set_yticks(range(len(table.rows)), [readable(row, layout.label) for row in table.rows])
+    ticks = [place for place, column in enumerate(table.columns) if column]
     axes.set_xticks(ticks, [readable(table.columns[place], 6) for place in ticks])
     axes.set_xlabel("layer")
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
     if scale is not None:
-        _draw_colour_bar(axes, scale, measure)
+        _mark_clipped(axes, table, scale)
+        _draw_colour_bar(axes, table, scale, measure, layout)
+
+
+def _mark_clipped(axes: Axes, table: Table, scale: Scale) -> None:
+    """Mark the cells beyond the colours, whose own are the lightest and the darkest."""
+    for cells, marker, colour in (
+        (table.above(scale), "^", "black"),
+        (table.below(scale), "v", "white"),
+    ):
+        rows, columns = np.nonzero(cells)
+        axes.plot(columns, rows, marker, color=colour, markersize=3.5, markeredgewidth=0)
 
 
 def _colours(measure: Measure) -> list[str]:
@@ -118,15 +80,22 @@ def _draw_boxes(axes: Axes, boxes: dict[str, list[tuple[float, float, float, flo
         axes.add_patch(PathPatch(path, facecolor=colour, edgecolor=colour, linewidth=0.2))
 
 
-def _draw_colour_bar(axes: Axes, scale: Scale, measure: Measure) -> None:
-    bar = axes.inset_axes((1.025, 0, 0.025, 1))
+def _draw_colour_bar(
+    axes: Axes, table: Table, scale: Scale, measure: Measure, layout: Layout
+) -> None:
+    bar = axes.inset_axes((1.025, 0, 0.1 / layout.columns, 1))
     colours = _colours(measure)
     if scale.low == scale.high:
         colours = [colours[round(0.5 * (_LEVELS - 1))]]
     height = 1 / len(colours)
     _draw_boxes(bar, {colour: [(0, i * height, 1, height)] for i, colour in enumerate(colours)})
     places = [0.5] if scale.low == scale.high else [0.0, 0.5, 1.0]
-    bar.set_yticks(places, [measure.text(scale.at(place)) for place in places])
+    labels = [measure.text(scale.at(place)) for place in places]
+    if table.above(scale).any():
+        labels[-1] = f"≥ {labels[-1]}"
+    if table.below(scale).any():
+        labels[0] = f"≤ {labels[0]}"
+    bar.set_yticks(places, labels)
     bar.yaxis.tick_right()
     bar.set_xticks([])
     bar.set_xlim(0, 1)
@@ -135,7 +104,7 @@ def _draw_colour_bar(axes: Axes, scale: Scale, measure: Measure) -> None:
     bar.spines[:].set_visible(False)
 
 
-def draw_rows(axes: Axes, table: Table, measure: Measure, theme: Theme) -> None:
+def draw_rows(axes: Axes, table: Table, measure: Measure, theme: Theme, layout: Layout) -> None:
     """Draw a measure of what has no layers: a dot for each kind."""
     values = [float(row[np.isfinite(row)][0]) for row in table.values]
     known = [value for value in values if value > 0]
@@ -156,10 +125,9 @@ def draw_rows(axes: Axes, table: Table, measure: Measure, theme: Theme) -> None:
             (5, 0),
             textcoords="offset points",
             va="center",
-            fontsize="small",
             color=theme.muted,
         )
-    axes.set_yticks(range(len(values)), [readable(row, LABEL) for row in table.rows])
+    axes.set_yticks(range(len(values)), [readable(row, layout.label) for row in table.rows])
     axes.set_ylim(max(len(values), 2) - 0.4, -0.6)
     axes.set_xlim(place(left), place(right) + 0.15 * (place(right) - place(left)))
     axes.set_xticks([])

@@ -23,7 +23,7 @@ from svdcut.pictures.kinds import find_kinds, group_kinds, kept_energy, log_curv
 from svdcut.pictures.layer_panels import draw_heat_map, draw_rows
 from svdcut.pictures.panels import draw_energy, draw_ranks, draw_spectra
 from svdcut.pictures.render import DPI, POINTS, rendered
-from svdcut.pictures.style import Theme, drawing
+from svdcut.pictures.style import PAGE, Layout, Theme, drawing
 from svdcut.pictures.tables import Measure, Table, measures_of, tabulate
 from svdcut.spectra.facts import Spectra
 
@@ -31,18 +31,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
 
-PAGE_TEXT, PANEL_TEXT = 7.0, 8.5
-"""Sizes in points."""
-
-WIDTH = 7.4
-"""In inches."""
-
 _HEAD, _FOOT = 0.4, 0.5
 """In inches."""
-
-_COLUMNS = 4
-_TITLE_POINTS = 660
-"""Of text in bold, side by side, on the width of a page."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,24 +56,24 @@ def compose(spectra: Spectra, theme: Theme) -> Scene:
     return Scene(tuple(groups), frame_of(groups), tuple(tables))
 
 
-def measure_drawer(measure: Measure, table: Table, theme: Theme) -> Callable[[Axes], None]:
-    """Return what draws a measure: by layer where there are several."""
+def draw_measure(axes: Axes, table: Table, measure: Measure, theme: Theme, layout: Layout) -> None:
+    """Draw a measure: by layer where there are several."""
     drawer = draw_heat_map if table.has_layers else draw_rows
-    return lambda axes: drawer(axes, table, measure, theme)
+    drawer(axes, table, measure, theme, layout)
 
 
-def grid_height(num_groups: int) -> float:
+def grid_height(num_groups: int, layout: Layout) -> float:
     """Return what a grid of spectra needs, in inches."""
-    rows = -(-num_groups // _COLUMNS)
+    rows = -(-num_groups // layout.columns)
     return 2.6 if num_groups == 1 else 0.35 + (1.75 if rows == 1 else 1.45 * rows)
 
 
-Drawer = Callable[["Axes", int], None]
-"""Draws a small panel, whose title may have so many characters."""
+Drawer = Callable[["Axes"], None]
+"""Draws a small panel."""
 
 
 def draw_grid(
-    figure: Figure | SubFigure, drawers: Sequence[Drawer], ylabel: str, text: float
+    figure: Figure | SubFigure, drawers: Sequence[Drawer], ylabel: str, layout: Layout
 ) -> None:
     """Draw small panels that share their axes.
 
@@ -95,18 +85,17 @@ def draw_grid(
         At least one.
     ylabel : str
         What is drawn against the index.
-    text : float
-        Size of text, in points: it says how long a title may be.
+    layout : Layout
+        Says how many stand side by side.
     """
-    columns = min(len(drawers), _COLUMNS)
+    columns = min(len(drawers), layout.columns)
     rows = -(-len(drawers) // columns)
     grid = figure.subplots(rows, columns, squeeze=False)
-    label = round(_TITLE_POINTS / text / columns) - 1
     for number, axes in enumerate(grid.flat):
         if number >= len(drawers):
             axes.set_visible(False)
             continue
-        drawers[number](axes, label)
+        drawers[number](axes)
         if number % columns:
             axes.tick_params(labelleft=False)
         # All panels share their axes: those of the last row are enough.
@@ -123,14 +112,14 @@ def draw_all_spectra(
     groups: Sequence[Group],
     frame: Frame,
     theme: Theme,
-    text: float,
+    layout: Layout,
 ) -> None:
     """Draw the spectra of all groups, a small panel each."""
 
     def drawer(group: Group) -> Drawer:
-        return lambda axes, label: draw_spectra(axes, group, frame, theme, label=label)
+        return lambda axes: draw_spectra(axes, group, frame, theme, layout)
 
-    draw_grid(figure, [drawer(group) for group in groups], "singular value", text)
+    draw_grid(figure, [drawer(group) for group in groups], "singular value", layout)
 
 
 def draw_page(spectra: Spectra, file_format: str, theme: Theme) -> bytes:
@@ -181,10 +170,10 @@ def page_around(
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     rows = [_HEAD, *heights, _FOOT]
-    with drawing(theme, PAGE_TEXT, text_as_paths=True):
+    with drawing(theme, PAGE.text, text_as_paths=True):
         layout = ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.05, hspace=0.02, wspace=0.02)
         dpi = DPI if file_format == "png" else POINTS
-        figure = Figure((WIDTH, sum(rows)), dpi, facecolor=theme.background, layout=layout)
+        figure = Figure((PAGE.width, sum(rows)), dpi, facecolor=theme.background, layout=layout)
         parts = figure.subfigures(len(rows), 1, height_ratios=rows, squeeze=False)[:, 0]
         write_head(parts[0], frame[0], theme)
         draw(list(parts[1:-1]))
@@ -196,7 +185,7 @@ def _heights(scene: Scene) -> list[float]:
     """Return those of the sections, in inches."""
     if not scene.groups:
         return [0.6]
-    heights = [grid_height(len(scene.groups)) + 0.3, 2.7]
+    heights = [grid_height(len(scene.groups), PAGE) + 0.3, 3.0]
     if scene.tables:
         heights.append(table_height([table for _, table in scene.tables]))
     return heights
@@ -222,12 +211,12 @@ def _draw_sections(parts: Sequence[SubFigure], scene: Scene, theme: Theme) -> No
     groups, frame = scene.groups, scene.frame
     title, caption = spectra_texts(groups, frame)
     entitle(parts[0], "a", title, caption, theme)
-    draw_all_spectra(parts[0], groups, frame, theme, PAGE_TEXT)
+    draw_all_spectra(parts[0], groups, frame, theme, PAGE)
     left, right = parts[1].subfigures(1, 2, squeeze=False, width_ratios=(1, 1.1))[0]
     entitle(left, "b", *energy_texts(groups), theme)
-    draw_energy(left.subplots(), groups, theme)
+    draw_energy(left.subplots(), groups, theme, PAGE)
     entitle(right, "c", *ranks_texts(groups), theme)
-    draw_ranks(right.subplots(), groups, theme)
+    draw_ranks(right.subplots(), groups, theme, PAGE)
     if scene.tables:
         draw_tables(parts[2], "de", scene.tables, theme)
 
@@ -239,7 +228,7 @@ def draw_tables(
     places = part.subfigures(1, 2, squeeze=False)[0]
     for place, letter, (measure, table) in zip(places, letters, tables, strict=False):
         entitle(place, letter, *measure_texts(table, measure), theme)
-        measure_drawer(measure, table, theme)(place.subplots())
+        draw_measure(place.subplots(), table, measure, theme, PAGE)
 
 
 def entitle(part: SubFigure, letter: str, title: str, caption: str, theme: Theme) -> None:
@@ -250,15 +239,15 @@ def entitle(part: SubFigure, letter: str, title: str, caption: str, theme: Theme
     whole = isinstance(part.get_figure(root=False), Figure)
     lines = textwrap.wrap(caption, 140 if whole else 68)
     room = "\n" * len(lines)
-    left = 0.012 * WIDTH * part.dpi / part.bbox.width
+    left = 0.012 * PAGE.width * part.dpi / part.bbox.width
     heading = part.suptitle(
-        f"{letter}   {title}{room}", x=left, ha="left", fontsize=PAGE_TEXT + 0.5, weight="bold"
+        f"{letter}   {title}{room}", x=left, ha="left", fontsize=PAGE.text + 0.5, weight="bold"
     )
     part.add_artist(
         Annotation(
             "\n".join(lines),
             (0, 1),
-            (0, -1.45 * PAGE_TEXT),
+            (0, -1.45 * PAGE.text),
             xycoords=heading,
             textcoords="offset points",
             va="top",

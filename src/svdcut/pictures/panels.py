@@ -22,6 +22,7 @@ from svdcut.pictures.groups import (
 )
 from svdcut.pictures.kinds import Curve, Energy, some_curves
 from svdcut.pictures.style import (
+    Layout,
     Theme,
     decade_ticks,
     mixed,
@@ -33,11 +34,8 @@ from svdcut.pictures.style import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-LABEL = 24
-"""Characters of a label beside a panel."""
 
-
-def draw_spectra(axes: Axes, group: Group, frame: Frame, theme: Theme, *, label: int) -> None:
+def draw_spectra(axes: Axes, group: Group, frame: Frame, theme: Theme, layout: Layout) -> None:
     """Draw the singular values of one group: a line for each layer, later ones darker.
 
     Parameters
@@ -50,8 +48,8 @@ def draw_spectra(axes: Axes, group: Group, frame: Frame, theme: Theme, *, label:
         Shared with other groups.
     theme : Theme
         Colours.
-    label : int
-        Characters that the title may have.
+    layout : Layout
+        Sizes.
     """
     draw_rank_grid(axes, 10**frame.right, math.log10)
     places, labels = decade_ticks(frame.low, frame.high)
@@ -81,7 +79,7 @@ def draw_spectra(axes: Axes, group: Group, frame: Frame, theme: Theme, *, label:
         _say(axes, "all zero", theme)
     axes.set_xlim(-0.03 * frame.right - 0.02, frame.right * 1.03 + 0.02)
     axes.set_ylim(frame.low, frame.high)
-    axes.set_title(readable(group.kind.label, label), pad=3)
+    axes.set_title(readable(group.kind.label, layout.title), pad=3)
 
 
 def _draw_edge(axes: Axes, edges: Sequence[float], frame: Frame, theme: Theme) -> None:
@@ -93,9 +91,8 @@ def _draw_edge(axes: Axes, edges: Sequence[float], frame: Frame, theme: Theme) -
     axes.text(
         0.02,
         0.03,
-        f"noise edge: {short_number(middle)} ↓",
+        f"↓ {short_number(middle)}",
         transform=axes.transAxes,
-        fontsize="small",
         color=theme.muted,
     )
 
@@ -138,7 +135,7 @@ def _marker(face: str, edge: str, size: float) -> dict[str, Any]:
     }
 
 
-def draw_energy(axes: Axes, groups: Sequence[Group], theme: Theme) -> None:
+def draw_energy(axes: Axes, groups: Sequence[Group], theme: Theme, layout: Layout) -> None:
     """Draw the energy kept by rank: medians, ranges, and the two shares people ask for."""
     shown = [(group, group.energy) for group in groups if group.energy is not None]
     largest = max((int(energy.ranks[-1]) for _, energy in shown), default=4)
@@ -169,8 +166,7 @@ def draw_energy(axes: Axes, groups: Sequence[Group], theme: Theme) -> None:
     axes.set_ylabel("energy kept")
     axes.set_xlabel("rank")
     if len(shown) > 1:
-        right = math.log10(largest)
-        _draw_key(axes, shown, theme, above=_is_free_above([e for _, e in shown], right))
+        _draw_key(axes, shown, theme, layout)
 
 
 def _draw_common_band(axes: Axes, energies: Sequence[Energy], theme: Theme) -> None:
@@ -186,21 +182,10 @@ def _draw_common_band(axes: Axes, energies: Sequence[Energy], theme: Theme) -> N
     axes.fill_between(np.log10(ranks), low, high, color=theme.rest, alpha=0.16, linewidth=0)
 
 
-def _is_free_above(energies: Sequence[Energy], right: float) -> bool:
-    """Whether a key fits better above the curves, on the left, than below them."""
-
-    def at(energy: Energy, share: float) -> float:
-        return float(np.interp(share * right, np.log10(energy.ranks), energy.median))
-
-    above = 0.42 - max(at(energy, 0.4) for energy in energies)
-    below = min(at(energy, 0.6) for energy in energies) - 0.45
-    return above > below
-
-
 def _draw_key(
-    axes: Axes, shown: Sequence[tuple[Group, Energy]], theme: Theme, *, above: bool
+    axes: Axes, shown: Sequence[tuple[Group, Energy]], theme: Theme, layout: Layout
 ) -> None:
-    """Name the curves where there are none, in the order in which they lie."""
+    """Name the curves below them, in the order in which they lie."""
     from matplotlib.lines import Line2D
 
     def lie(energy: Energy) -> float:
@@ -209,17 +194,16 @@ def _draw_key(
     ordered = sorted(shown, key=lambda entry: lie(entry[1]))
     axes.legend(
         [Line2D([], [], color=group.colour, linewidth=2) for group, _ in ordered],
-        [readable(group.kind.label, LABEL) for group, _ in ordered],
-        loc="upper left" if above else "lower right",
-        # Not across the line at 90 %.
-        bbox_to_anchor=(0, 0, 1, 0.85) if above else None,
+        [readable(group.kind.label, layout.label) for group, _ in ordered],
+        loc="upper center",
+        bbox_to_anchor=(0.45, 0),
+        ncols=2,
         frameon=False,
-        fontsize="small",
         labelcolor=theme.ink,
         handlelength=0.9,
         handletextpad=0.5,
         labelspacing=0.25,
-        borderaxespad=0.2,
+        borderaxespad=3,  # below the name of the axis
     )
 
 
@@ -228,7 +212,7 @@ def _rank_place(rank: float) -> float:
     return math.log2(rank) if rank >= 1 else -1.0
 
 
-def draw_ranks(axes: Axes, groups: Sequence[Group], theme: Theme) -> None:
+def draw_ranks(axes: Axes, groups: Sequence[Group], theme: Theme, layout: Layout) -> None:
     """Draw the ranks that rules choose: a row for each group, median and range."""
     largest = max((m.full_rank for group in groups for m in group.kind.matrices), default=4)
     found = [
@@ -258,7 +242,7 @@ def draw_ranks(axes: Axes, groups: Sequence[Group], theme: Theme) -> None:
     for row, group in enumerate(groups):
         full = float(np.median([m.full_rank for m in group.kind.matrices]))
         axes.plot([_rank_place(full)] * 2, [row - 0.38, row + 0.38], color=theme.rest, linewidth=1)
-    axes.set_yticks(range(len(groups)), [readable(group.kind.label, LABEL) for group in groups])
+    axes.set_yticks(range(len(groups)), [readable(g.kind.label, layout.label) for g in groups])
     spare = max(0.0, (3 - len(groups)) / 2)
     axes.set_ylim(len(groups) - 0.4 + spare, -0.6 - spare)
     axes.set_xlim(-1.3 if zero else -0.3, end)
@@ -274,7 +258,6 @@ def _say_beyond(axes: Axes, group: Group, rule: RuleMark, y: float) -> None:
         y,
         f"> {known}  ({rule.name})",
         va="center",
-        fontsize="small",
         color=group.colour,
     )
 
@@ -299,9 +282,8 @@ def _draw_rule_key(axes: Axes, fields: set[str], theme: Theme) -> None:
         [*(rule.name for rule in rules), "full rank"],
         loc="lower left",
         bbox_to_anchor=(-0.01, 0.99),
-        ncols=4,
+        ncols=2,
         frameon=False,
-        fontsize="small",
         labelcolor=theme.muted,
         handlelength=0.8,
         handletextpad=0.3,

@@ -5,13 +5,17 @@ It knows nothing of what they show.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from io import BytesIO
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
+    from matplotlib.text import Text
 
 DPI = 220
 POINTS = 72
@@ -42,6 +46,23 @@ def _lay_out(figure: Figure) -> None:
         engine.execute(figure)
     figure.set_layout_engine(None)
     _settle(figure)
+    for axes in figure.get_axes():
+        _thin(axes)
+
+
+def _thin(axes: Axes) -> None:
+    """Hide every other number at the bottom, until no two touch."""
+    labels = [label for label in axes.get_xticklabels() if label.get_visible()]
+    while len(labels) > 1 and _touch(labels):
+        for label in labels[1::2]:
+            label.set_visible(False)
+        labels = labels[::2]
+
+
+def _touch(labels: Sequence[Text]) -> bool:
+    boxes = [label.get_window_extent() for label in labels]
+    gap = boxes[0].height / 3
+    return any(left.x1 + gap > right.x0 for left, right in pairwise(boxes))
 
 
 def _settle(part: Figure | SubFigure) -> None:

@@ -40,6 +40,34 @@ class Theme:
     """Of what has no colour of its own."""
 
 
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Sizes of a picture."""
+
+    width: float
+    """In inches."""
+
+    text: float
+    """Size, in points; numbers at axes have nine tenths of it."""
+
+    columns: int
+    """Of small panels side by side."""
+
+    label: int
+    """Characters of a label beside a panel."""
+
+    @property
+    def title(self) -> int:
+        """Characters of a title, in bold, above a small panel."""
+        return round(89 * self.width / self.text / self.columns) - 1
+
+
+PAGE = Layout(width=7.4, text=7.0, columns=4, label=24)
+"""A page for a paper."""
+
+PANEL = Layout(width=300 / 72, text=12.3, columns=2, label=13)
+"""A panel as wide as a phone, where a point is a pixel: no text has less than 11."""
+
 LIGHT = Theme(
     ink="#24292F",
     muted="#57606A",

@@ -5,10 +5,12 @@ It computes medians alone, and draws nothing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from svdcut.pictures.kinds import Kind, Numbers, Unit, median_or_none
 from svdcut.pictures.style import percent
@@ -16,6 +18,15 @@ from svdcut.spectra.facts import Spectra, Spectrum, Subject
 
 MAX_ROWS = 18
 MAX_COLUMNS = 128
+
+_SPREAD = 1.2
+"""At least so much larger is the end of a scale than its begin."""
+
+_FENCE = 3.0
+"""Values so many interquartile ranges from the quartiles are outliers, says Tukey."""
+
+_COMMON = 0.8
+"""Share of the values that a scale shows at least: more are no outliers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +121,14 @@ class Table:
         known: Numbers = self.values[np.isfinite(self.values)]
         return known
 
+    def above(self, scale: Scale) -> NDArray[np.bool_]:
+        """Return which cells lie above a scale."""
+        return self.values > scale.high
+
+    def below(self, scale: Scale) -> NDArray[np.bool_]:
+        """Return which cells lie below a scale; on a logarithmic one zeros have no place."""
+        return (self.values < scale.low) & (self.values > (0 if scale.logarithmic else -np.inf))
+
     @property
     def has_layers(self) -> bool:
         """Whether there are several layers to see."""
@@ -150,6 +169,57 @@ def tabulate(kinds: Sequence[Kind], measure: Measure) -> Table:
     several = any(len(unit.matrices) > 1 for kind in shown for unit in kind.units)
     left_out = len(told) - len(shown)
     return Table(labels, tuple(columns), values, left_out, width, several)
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """From values to colours."""
+
+    low: float
+    high: float
+    logarithmic: bool
+
+    def place(self, value: float) -> float:
+        """Return where a value lies, 0 to 1."""
+        ends = self._map(self.low), self._map(self.high)
+        if ends[0] >= ends[1]:
+            return 0.5
+        return min(max((self._map(value) - ends[0]) / (ends[1] - ends[0]), 0.0), 1.0)
+
+    def at(self, place: float) -> float:
+        """Return the value that lies there."""
+        low, high = self._map(self.low), self._map(self.high)
+        value = low + place * (high - low)
+        return 10.0**value if self.logarithmic else value
+
+    def _map(self, value: float) -> float:
+        return math.log10(value) if self.logarithmic else value
+
+
+def scale_of(table: Table, measure: Measure) -> Scale | None:
+    """Return the scale of a table, or None if nothing in it has a colour.
+
+    Outliers lie beyond it: else one of them would take all colours from the others.
+    """
+    known = table.known
+    known = known[known > 0] if measure.logarithmic else known
+    if not known.size:
+        return None
+    common = _without_outliers(known, logarithmic=measure.logarithmic)
+    low, high = float(common.min()), float(common.max())
+    if high < _SPREAD * low:
+        # What hardly differs looks alike.
+        middle = math.sqrt(low) * math.sqrt(high)
+        low, high = middle / math.sqrt(_SPREAD), middle * math.sqrt(_SPREAD)
+    return Scale(low, high, measure.logarithmic and high > 3 * low)
+
+
+def _without_outliers(values: Numbers, *, logarithmic: bool) -> Numbers:
+    places = np.log10(values) if logarithmic else values
+    first, third = np.quantile(places, (0.25, 0.75))
+    reach = _FENCE * (third - first)
+    common = values[(places >= first - reach) & (places <= third + reach)]
+    return common if common.size >= _COMMON * values.size else values
 
 
 def _is_at(kind: Kind, place: int) -> bool:
