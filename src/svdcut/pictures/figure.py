@@ -181,4 +181,4 @@ def _panel(
     with drawing(theme, PANEL.text, text_as_paths=False):
         figure = Figure((PANEL.width, height), POINTS, layout="constrained")
         draw(figure)
-        return Panel(title, caption, inline(rendered(figure, "svg").decode(), title))
+        return Panel(title, caption, inline(rendered(figure, "svg", thin=True).decode(), title))

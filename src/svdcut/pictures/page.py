@@ -178,7 +178,7 @@ def page_around(
         write_head(parts[0], frame[0], theme)
         draw(list(parts[1:-1]))
         write_foot(parts[-1], frame[1], theme)
-        return rendered(figure, file_format)
+        return rendered(figure, file_format, thin=True)
 
 
 def _heights(scene: Scene) -> list[float]:

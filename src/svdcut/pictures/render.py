@@ -25,8 +25,12 @@ _DIGITS = 5
 """Of a place, as a share of the page."""
 
 
-def rendered(figure: Figure, file_format: str) -> bytes:
-    """Return the bytes of a figure, without a date or a name of software."""
+def rendered(figure: Figure, file_format: str, *, thin: bool = False) -> bytes:
+    """Return the bytes of a figure, without a date or a name of software.
+
+    Where numbers below its axes follow from their neighbours, it may be made ``thin``: of those
+    that touch every other one is hidden.
+    """
     fields = {
         "png": ("Software",),
         "svg": ("Date", "Creator", "Format", "Type"),
@@ -34,6 +38,8 @@ def rendered(figure: Figure, file_format: str) -> bytes:
     }[file_format]
     options: dict[str, Any] = {"metadata": dict.fromkeys(fields)}
     _lay_out(figure)
+    for axes in figure.get_axes() if thin else ():
+        _thin(axes)
     stream = BytesIO()
     figure.savefig(stream, format=file_format, **options)
     return stream.getvalue()
@@ -46,8 +52,6 @@ def _lay_out(figure: Figure) -> None:
         engine.execute(figure)
     figure.set_layout_engine(None)
     _settle(figure)
-    for axes in figure.get_axes():
-        _thin(axes)
 
 
 def _thin(axes: Axes) -> None:
