@@ -35,9 +35,10 @@ from checkpoints import (
     toy_tensors,
     write_folder,
 )
-from svdcut.cli import output
+from svdcut.cli import guard, output
 from svdcut.cli.app import app
 from svdcut.names import collapse_numbers
+from svdcut.spectra.summary import SortKey
 
 ENVIRONMENT = {"COLUMNS": "200", "TERM": "dumb", "HF_HUB_OFFLINE": "1"}
 WEIGHTS = "model.safetensors"
@@ -1076,7 +1077,34 @@ def test_help_shows_names_and_no_syntax(command):
     assert "<bool>" not in shown
 
 
-@pytest.mark.parametrize("words", ["svdcut truncate base/ ft/ -k ", "svdcut truncate --device "])
+def test_help_of_the_root_shows_no_values_of_switches():
+    shown = CliRunner().invoke(app, ["--help"], env={**ENVIRONMENT, "COLUMNS": "80"}).stdout
+    assert "--install-completion" in shown
+    assert "<bool>" not in shown
+
+
+def test_no_word_of_the_help_is_broken():
+    shown = CliRunner().invoke(app, ["spectrum", "-h"], env={**ENVIRONMENT, "COLUMNS": "80"}).stdout
+    words = shown.replace(",", " ").split()
+    assert {key.value for key in SortKey} <= {word.removesuffix(".") for word in words}
+
+
+def test_a_warning_wraps_between_words_on_a_terminal(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "30")
+    text = "several words that do not fit into thirty columns.\n  And a hint."
+    guard.warn(text)
+    assert capsys.readouterr().err == f"svdcut: warning: {text}\n"
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    guard.warn(text)
+    lines = capsys.readouterr().err.splitlines()
+    assert max(map(len, lines)) <= 30
+    assert " ".join(" ".join(lines).split()) == " ".join(f"svdcut: warning: {text}".split())
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["svdcut truncate base/ ft/ -k ", "svdcut sweep base/ ft/ -k ", "svdcut truncate --device "],
+)
 def test_completion_offers_rules_and_devices(words):
     environment = os.environ | {"_SVDCUT_COMPLETE": "complete_bash", "COMP_WORDS": words}
     environment["COMP_CWORD"] = str(len(words.split(" ")) - 1)

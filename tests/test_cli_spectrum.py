@@ -188,6 +188,16 @@ def test_compared(cli, pair, tmp_path):
     assert {float(row["energy_distance"]) for row in rows} == {0}
 
 
+@pytest.mark.parametrize("columns", [40, 60, 80])
+def test_names_of_a_comparison_stay_on_a_narrow_screen(cli, real_pair, columns):
+    sides = (real_pair.base, real_pair.finetuned, "--compare", real_pair.finetuned_encoder)
+    shown = cli(*sides, "--only", "*layer.1[01].*", columns=columns).stdout
+    table = [line for line in shown.splitlines() if re.match(r"1[01]\.\w", line)]
+    assert len(table) == 12
+    assert max(map(len, table)) <= columns
+    assert "…" not in shown
+
+
 def test_a_comparison_is_sorted_by_the_first_update(cli, pair):
     sides = (pair.base, pair.finetuned, "--compare", pair.finetuned, "--csv")
     rows = csv.DictReader(io.StringIO(cli(*sides, "--sort", "norm").stdout))

@@ -94,6 +94,16 @@ def test_the_screen(cli, tail, tmp_path, columns):
     assert lines[-1].endswith("sweep.json, sweep.csv, sweep.png")
 
 
+@pytest.mark.parametrize("columns", [40, 60])
+def test_on_a_narrow_screen_intervals_go_and_ranks_stay(cli, tail, tmp_path, columns):
+    result = cli(*tail, "-o", tmp_path / "out", "-k", "1,full", *ASK, columns=columns)
+    lines = [line.split() for line in result.stdout.splitlines()]
+    assert [line[0] for line in lines[:5]] == ["rank", "base", "1", "full", "fine-tuned"]
+    assert lines[2][-1] == "use"
+    said = " ".join(result.stdout.split())
+    assert "No room for 95 % interval: see sweep.csv, or widen the screen." in said
+
+
 def test_texts_that_were_cut_are_counted_as_by_evaluate(cli, tail, tmp_path):
     base, finetuned, data = tail
     long = tmp_path / "data.csv"

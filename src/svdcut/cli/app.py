@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from svdcut._version import __version__
-from svdcut.cli.shared import new_app
+from svdcut.cli.shared import PlainFlags, new_app
 
 COMMANDS = {
     "truncate": "Write OUT = BASE + truncated update, a complete checkpoint.",
@@ -34,7 +34,7 @@ def load_command(name: str) -> Any:  # noqa: ANN401 - of the Click that Typer ca
     return command
 
 
-class _Group(TyperGroup):
+class _Group(PlainFlags, TyperGroup):
     """Imports the module of a command when that is called, and not for a list of them."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:  # noqa: ANN401
@@ -65,7 +65,6 @@ def svdcut(
     version: bool = typer.Option(
         False,
         "--version",
-        metavar="",
         callback=lambda wanted: _print_version(wanted=wanted),
         is_eager=True,
         help="Show the version and exit.",

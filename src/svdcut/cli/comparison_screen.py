@@ -6,10 +6,10 @@ import statistics
 from collections.abc import Iterator, Sequence
 
 from rich.markup import escape
-from rich.table import Table
 
 from svdcut.cli.output import common_ends
 from svdcut.cli.spectra_screen import number_text, open_screen, share_text
+from svdcut.cli.tables import Column, no_room, print_table
 from svdcut.shown import printable
 from svdcut.spectra.comparison import Comparison, Overlap
 from svdcut.spectra.facts import Spectrum
@@ -32,7 +32,17 @@ COLUMNS = (
 )
 """Of the rows."""
 
-_TITLES = ("rank", "relative", "", "effective", "", "distance", "left", "chance", "right", "chance")
+_SHOWN = (
+    Column("rank", 2),
+    Column("relative", 1),
+    Column("effective", 1),
+    Column("distance"),
+    Column("left"),
+    Column("chance", 3),
+    Column("right"),
+    Column("chance", 3),
+)
+"""Of the table."""
 
 
 def rows(comparison: Comparison) -> Iterator[list[str | int | float | None]]:
@@ -83,27 +93,26 @@ def print_comparison(comparison: Comparison) -> None:
     start, end = common_ends(list(comparison.overlaps))
     if start or end:
         screen.print(f"({escape(printable(start))} ... {escape(printable(end))})")
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    table.add_column("", overflow="fold")
-    for title in _TITLES:
-        table.add_column(title, justify="right", no_wrap=True)
+    lines = []
     for name, number, first, second, overlap in found:
-        label = printable(name[len(start) : len(name) - len(end)])
+        label = name[len(start) : len(name) - len(end)]
         stacked = comparison.first.tensors[name].stacked
-        table.add_row(
-            escape(f"{label} [{number}]" if stacked else label),
-            str(overlap.rank),
-            share_text(first.relative_norm),
-            share_text(second.relative_norm),
-            number_text(first.effective_rank),
-            number_text(second.effective_rank),
-            _unit(overlap.energy_distance),
-            _unit(overlap.left_overlap),
-            _unit(overlap.left_chance),
-            _unit(overlap.right_overlap),
-            _unit(overlap.right_chance),
+        lines.append(
+            [
+                f"{label} [{number}]" if stacked else label,
+                str(overlap.rank),
+                _both(share_text(first.relative_norm), share_text(second.relative_norm)),
+                _both(number_text(first.effective_rank), number_text(second.effective_rank)),
+                _unit(overlap.energy_distance),
+                _unit(overlap.left_overlap),
+                _unit(overlap.left_chance),
+                _unit(overlap.right_overlap),
+                _unit(overlap.right_chance),
+            ]
         )
-    screen.print(table)
+    dropped = print_table(screen, "", _SHOWN, lines, gap=1)
+    if dropped:
+        screen.say(no_room(dropped, "--csv"), style="dim")
     screen.print()
     for line in _verdict(comparison, [overlap for *_, overlap in found]):
         screen.say(line)
@@ -114,6 +123,10 @@ _LEGEND = (
     "curves, 0 to 1; left, right: overlap of the leading spaces of rank {rank}, 0 to 1, beside "
     "what random spaces have."
 )
+
+
+def _both(first: str, second: str) -> str:
+    return f"{first} {second:>5}"
 
 
 def _unit(value: float | None) -> str:

@@ -82,13 +82,19 @@ FinetunedArgument = Annotated[
 ]
 _RULE_EXAMPLES = ("64", "energy=0.9", "ratio=0.05", "noise", "budget=0.1", "full", "0")
 
+
+def complete_rules() -> list[str]:
+    """Return a rule of each kind, for a shell to offer."""
+    return list(_RULE_EXAMPLES)
+
+
 RankOption = Annotated[
     str,
     typer.Option(
         "--rank",
         "-k",
         metavar="RULE",
-        autocompletion=lambda: list(_RULE_EXAMPLES),
+        autocompletion=complete_rules,
         help="How many triplets to keep, see above. Several rules, separated by commas, "
         "give several outputs from one decomposition; name them with {k} in --out.",
         rich_help_panel=RANK,
@@ -186,15 +192,12 @@ class RunParameters:
 
     force: Annotated[
         bool,
-        typer.Option(
-            "--force", metavar="", help="Replace an existing OUT.", rich_help_panel=OUTPUT
-        ),
+        typer.Option("--force", help="Replace an existing OUT.", rich_help_panel=OUTPUT),
     ] = False
     restart: Annotated[
         bool,
         typer.Option(
             "--restart",
-            metavar="",
             help="Drop unfinished work in OUT.partial, instead of going on from it.",
             rich_help_panel=OUTPUT,
         ),
@@ -203,7 +206,6 @@ class RunParameters:
         bool,
         typer.Option(
             "--dry-run",
-            metavar="",
             help="Show the plan, from headers alone; write nothing.",
             rich_help_panel=OUTPUT,
         ),

@@ -76,7 +76,6 @@ class DataParameters:
         bool,
         typer.Option(
             "--normalize",
-            metavar="",
             help="Divide the log-likelihood of a word by its number of characters.",
             rich_help_panel=_MODEL,
         ),
@@ -85,7 +84,6 @@ class DataParameters:
         bool,
         typer.Option(
             "--no-chat-template",
-            metavar="",
             help="Ask by the bare prompt even a model that has a chat template, as "
             "lm-evaluation-harness does without --apply_chat_template.",
             rich_help_panel=_MODEL,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from rich.markup import escape
-from rich.table import Table
 
 from svdcut.cli.spectra_screen import open_screen
+from svdcut.cli.tables import Column, no_room, print_table
 from svdcut.evaluation.dataset import Dataset
 from svdcut.evaluation.metrics import Evaluation, Interval
 from svdcut.evaluation.scores import Kind, Predictions
@@ -17,6 +17,12 @@ _GAPS = (
     ("best_worst", "best group over worst group"),
     ("average_worst", "all texts over worst group"),
     ("aligned_conflicting", "aligned over conflicting texts"),
+)
+_COLUMNS = (
+    Column("size"),
+    Column("accuracy"),
+    Column("95 % interval", 1),
+    Column("", 0, "left", "bold"),
 )
 _SHOWN_ANSWERS = 10
 
@@ -43,15 +49,19 @@ def print_evaluation(
     screen.print()
     interval = f"(95 % interval {show_interval(evaluation.interval)})"
     screen.print(f"[bold]accuracy {show_share(evaluation.accuracy)}[/bold] {interval}")
+    dropped: list[str] = []
     if evaluation.groups:
         screen.print()
-        screen.print(_groups(evaluation))
+        dropped += print_table(screen, "group", _COLUMNS, list(_groups(evaluation)))
     gaps = list(_gaps(evaluation))
     if gaps:
         screen.print()
-        screen.print(_table("gap", ("points", "95 % interval"), gaps))
+        columns = (Column("points"), Column("95 % interval", 1))
+        dropped += print_table(screen, "gap", columns, gaps, max_name=30)
     elif not evaluation.groups:
         screen.print("No groups: --group COLUMN names them.", style="dim")
+    if dropped:
+        screen.say(no_room(dropped, "--json"), style="dim")
 
 
 def _title(checkpoint: str, dataset: Dataset, predictions: Predictions) -> Iterator[str]:
@@ -68,13 +78,11 @@ def _title(checkpoint: str, dataset: Dataset, predictions: Predictions) -> Itera
     yield f"{model}; {what}: {escape(printable(answers))}"
 
 
-def _groups(evaluation: Evaluation) -> Table:
-    rows = []
+def _groups(evaluation: Evaluation) -> Iterator[list[str]]:
     for name, group in evaluation.groups.items():
-        worst = name == evaluation.worst_group
+        mark = "worst" if name == evaluation.worst_group else ""
         found = [str(group.size), show_share(group.accuracy), show_interval(group.interval)]
-        rows.append([escape(printable(name)), *found, "[bold]worst[/bold]" if worst else ""])
-    return _table("group", ("size", "accuracy", "95 % interval", ""), rows)
+        yield [name, *found, mark]
 
 
 def _gaps(evaluation: Evaluation) -> Iterator[list[str]]:
@@ -82,16 +90,6 @@ def _gaps(evaluation: Evaluation) -> Iterator[list[str]]:
         gap = getattr(evaluation.gap, key)
         if gap is not None:
             yield [name, f"{100 * gap:.1f}", show_interval(evaluation.intervals.get(key))]
-
-
-def _table(title: str, columns: tuple[str, ...], rows: list[list[str]]) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column(title, overflow="fold")
-    for column in columns:
-        table.add_column(column, justify="right" if column else "left", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    return table
 
 
 def show_share(value: float) -> str:

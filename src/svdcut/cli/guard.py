@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import shlex
+import shutil
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -138,7 +140,9 @@ def _drop_stdout() -> None:
 
 def warn(text: str) -> None:
     """Say something on stderr that a user should know."""
-    _say(f"svdcut: warning: {_by_line(printable, text)}")
+    said = _by_line(printable, f"svdcut: warning: {text}")
+    # Of a terminal alone, and no other message: those hold commands to copy.
+    _say(_by_line(_wrapped, said) if sys.stderr.isatty() else said)
 
 
 def note(text: str) -> None:
@@ -162,6 +166,16 @@ def _explain(text: str, *, verbose: bool) -> None:
 
 def _by_line(change: Callable[[str], str], text: str) -> str:
     return "\n".join(map(change, text.split("\n")))
+
+
+def _wrapped(line: str) -> str:
+    return textwrap.fill(
+        line,
+        shutil.get_terminal_size().columns,
+        subsequent_indent="  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _shortened(line: str) -> str:

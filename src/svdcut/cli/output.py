@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -18,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, ConsoleOptions
 from rich.markup import escape
-from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -28,10 +26,12 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
-from rich.table import Column, Table
+from rich.table import Column
 from rich.text import Text
 
+from svdcut.cli import tables
 from svdcut.cli.guard import warn
+from svdcut.cli.tables import no_room, print_table
 from svdcut.manifest import Manifest, WeightFileFact
 from svdcut.modelfiles import ADAPTER_CONFIG_NAME, MANIFEST_NAME
 from svdcut.names import collapse_numbers, is_in_numbered_layer, is_task_head
@@ -84,6 +84,16 @@ _LARGE_BYTES = 10 << 20
 SHOWN_ROWS = 40
 """Rows of a table, which a screen still holds; a usual model has a dozen."""
 
+_COLUMNS = (
+    tables.Column("n", 1),
+    tables.Column("shape", 4),
+    tables.Column("rank"),
+    tables.Column("energy"),
+    tables.Column("cut", 2),
+    tables.Column("rounding", 3),
+)
+"""Of the table of a result."""
+
 _SHOWN_FILES = 12
 """Names of a usual folder of a training run."""
 
@@ -121,25 +131,6 @@ class _Amount(DownloadColumn):
         if task.fields["texts"]:
             return Text(f"{task.completed:.0f}/{task.total:.0f} texts", style="progress.download")
         return super().render(task)
-
-
-class DottedName:
-    """A name of a table, wrapped after its dots."""
-
-    def __init__(self, name: str) -> None:
-        self._parts = re.findall(r"[^.]*\.?", printable(name))
-
-    def __rich_measure__(self, _console: Console, options: ConsoleOptions) -> Measurement:
-        least, most = max(map(len, self._parts)), sum(map(len, self._parts))
-        return Measurement(least, most).with_maximum(options.max_width)
-
-    def __rich_console__(self, _console: Console, options: ConsoleOptions) -> Iterator[Text]:
-        lines = [""]
-        for part in self._parts:
-            if lines[-1] and len(lines[-1]) + len(part) > options.max_width:
-                lines.append("")
-            lines[-1] += part
-        yield Text("\n".join(lines), overflow="fold")
 
 
 class _TailOfName(ProgressColumn):
@@ -248,8 +239,7 @@ def print_result(request: Request, manifests: Sequence[Manifest]) -> None:
     print_pairing(console, request)
     for output, manifest in zip(request.outputs, manifests, strict=True):
         groups = summarize(manifest)
-        console.print(_result_table(groups))
-        print_more(console, len(groups), f"see {MANIFEST_NAME}")
+        _print_groups(console, groups)
         console.print()
         for line in filter(None, (*_result_lines(manifest), _whole_line(manifest))):
             console.say(line)
@@ -304,24 +294,25 @@ def _first_names(names: Sequence[str], shown: int = 3) -> str:
     return ", ".join(map(printable, names[:shown])) + (f" and {more} more" if more > 0 else "")
 
 
-def _result_table(groups: Sequence[Group]) -> Table:
+def _print_groups(console: Screen, groups: Sequence[Group]) -> None:
     start, end = common_ends([group.name for group in groups])
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    title = f"{escape(printable(start))} … {escape(printable(end))}".strip()
-    table.add_column(title, overflow="fold")
-    for column in ("n", "shape", "rank", "energy", "cut", "rounding"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for group in groups[:SHOWN_ROWS]:
-        table.add_row(
-            DottedName(group.name[len(start) : len(group.name) - len(end)]),
+    rows = [
+        [
+            group.name[len(start) : len(group.name) - len(end)],
             str(group.count),
             "x".join(map(str, group.shape)),
             f"{group.rank_text()}/{group.full_rank}",
             f"{group.energy_retained:.1%}",
             f"{group.tail_norm:.1e}",
             f"{group.rounding_error:.0e}",
-        )
-    return table
+        ]
+        for group in groups[:SHOWN_ROWS]
+    ]
+    title = f"{printable(start)} … {printable(end)}".strip()
+    dropped = print_table(console, title, _COLUMNS, rows, gap=1, max_name=12) if rows else []
+    print_more(console, len(groups), f"see {MANIFEST_NAME}")
+    if dropped:
+        console.say(no_room(dropped, MANIFEST_NAME), style="dim")
 
 
 def common_ends(names: Sequence[str]) -> tuple[str, str]:

@@ -13,13 +13,13 @@ from rich.table import Table
 
 from svdcut.cli.output import (
     SHOWN_ROWS,
-    DottedName,
     Screen,
     megabytes,
     print_json,
     print_more,
     print_pairing,
 )
+from svdcut.cli.tables import WrappedName
 from svdcut.names import collapse_numbers
 from svdcut.pairing import Action
 from svdcut.plan import Form
@@ -64,7 +64,7 @@ def _table(rows: Mapping[tuple[str, ...], int]) -> Table:
     for column in ("action", "shape", "dtype", "rule"):
         table.add_column(column, overflow="fold")
     for (name, *cells), count in islice(rows.items(), SHOWN_ROWS):
-        table.add_row(DottedName(name), str(count), *cells)
+        table.add_row(WrappedName(name), str(count), *cells)
     return table
 
 

@@ -17,7 +17,19 @@ COMPUTATION = "Computation"
 SCREEN = "Screen"
 
 
-class Command(TyperCommand):
+class PlainFlags:
+    """Options of a command or a group: those that take no value show none."""
+
+    def get_params(self, ctx: Any) -> list[Any]:  # noqa: ANN401 - of the Click that Typer carries
+        """Return arguments and options."""
+        params: list[Any] = super().get_params(ctx)  # type: ignore[misc]
+        for param in params:
+            if getattr(param, "is_flag", False):
+                param.metavar = ""
+        return params
+
+
+class Command(PlainFlags, TyperCommand):
     """A command whose help wraps by the screen, and not by the lines of its source."""
 
     def __init__(self, *args: Any, **settings: Any) -> None:  # noqa: ANN401
@@ -28,13 +40,6 @@ class Command(TyperCommand):
     def collect_usage_pieces(self, ctx: Any) -> list[str]:  # noqa: ANN401
         """Return what follows the name of the command, arguments by their plain names."""
         return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]
-
-    def get_help_option(self, ctx: Any) -> Any:  # noqa: ANN401
-        """Return ``--help``, which takes no value."""
-        option = super().get_help_option(ctx)
-        if option is not None:
-            option.metavar = ""
-        return option
 
 
 class App(typer.Typer):
@@ -58,14 +63,14 @@ def new_app(*, add_completion: bool = False, **settings: Any) -> App:  # noqa: A
 
 def screen_flag(*names: str, help: str) -> Any:  # noqa: A002, ANN401 - as typer's own
     """Return a switch of what is printed."""
-    return typer.Option(*names, metavar="", help=help, rich_help_panel=SCREEN)
+    return typer.Option(*names, help=help, rich_help_panel=SCREEN)
 
 
 DeviceOption = Annotated[
     str,
     typer.Option(
-        metavar="auto|cpu|cuda|cuda:N",
-        help="Where to compute; auto takes CUDA where there is one.",
+        metavar="DEVICE",
+        help="Where to compute: auto, cpu, cuda or cuda:N; auto takes CUDA where there is one.",
         autocompletion=lambda: ["auto", "cpu", "cuda", "cuda:0"],
         rich_help_panel=COMPUTATION,
     ),

@@ -6,21 +6,18 @@ import math
 import os
 import statistics
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Iterator, Sequence
 
 from rich.markup import escape
-from rich.table import Table
 
 from svdcut.cli.output import (
     SHOWN_ROWS,
-    DottedName,
     Screen,
     common_ends,
     print_matching,
     print_more,
 )
+from svdcut.cli.tables import Column, no_room, print_table
 from svdcut.pairing import Pairing
 from svdcut.shown import printable
 from svdcut.spectra.cuts import CutPoint, cut_points
@@ -39,8 +36,6 @@ _UNLIMITED = 1000
 _MAX_NAME = 60
 """Longer names are folded."""
 
-_GAP = 1
-
 _FEW = 12
 """Tensors that are shown unasked."""
 
@@ -53,17 +48,7 @@ _LEGEND = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class _Column:
-    """A column of a table of summaries."""
-
-    title: str
-    text: Callable[[Summary], str]
-    priority: int = 0
-    """Where the screen is narrow, columns of higher numbers go first."""
-
-    justify: Literal["left", "right"] = "right"
-    style: str = ""
+_Columns = Sequence[tuple[Column, Callable[[Summary], str]]]
 
 
 def print_spectra(spectra: Spectra, pairing: Pairing | None, *, with_tensors: bool) -> None:
@@ -98,14 +83,14 @@ def print_spectra(spectra: Spectra, pairing: Pairing | None, *, with_tensors: bo
     }
     changed = any(matrix.norm for _, matrix in spectra.matrices)
     points = cut_points(spectra) if changed and spectra.subject is Subject.UPDATE else []
+    dropped: list[str] = []
     if points:
-        screen.print(_cuts_table(points))
+        dropped += _print_cuts(screen, points)
         screen.print()
-    dropped: dict[str, None] = {}
     for title, summaries in tables.items():
         if summaries:
             shown = summaries if with_tensors else summaries[:SHOWN_ROWS]
-            dropped |= dict.fromkeys(_print_lines(screen, title, shown, columns))
+            dropped += _print_lines(screen, title, shown, columns)
             if not with_tensors:
                 print_more(screen, len(summaries), "--sort model shows all")
             screen.print()
@@ -114,8 +99,7 @@ def print_spectra(spectra: Spectra, pairing: Pairing | None, *, with_tensors: bo
     if not tables["tensor"]:
         screen.say(f"--sort model shows each of the {len(lines)} tensors, and so does --csv.")
     if dropped:
-        names = ", ".join(dropped)
-        screen.say(f"No room for {names}: a wider screen shows it, and --csv.")
+        screen.say(no_room(dropped, "--csv"))
 
 
 def open_screen() -> Screen:
@@ -133,64 +117,45 @@ def _title(spectra: Spectra) -> str:
     return f"[bold]Update from {escape(printable(spectra.base))} to {checkpoint}[/bold]"
 
 
-def _columns(spectra: Spectra) -> list[_Column]:
+def _columns(spectra: Spectra) -> _Columns:
     """Return the columns that say something of these spectra."""
     matrices = [matrix for _, matrix in spectra.matrices]
     decades = _decades(matrices)
     update = spectra.subject is Subject.UPDATE
     several = any(tensor.stacked for tensor in spectra.tensors.values())
     columns = [
-        _Column("n", lambda line: str(len(line.matrices)), 4) if several else None,
-        _Column("shape", lambda line: _shape(line.shape), 4),
-        _Column("norm", lambda line: size_text(line.norm), 6),
-        _Column("relative", lambda line: share_text(line.relative_norm), 1) if update else None,
-        _Column("first", lambda line: size_text(line.sigma_first), 3),
-        _Column("last", _last_text, 9),
-        _Column("stable", lambda line: number_text(line.stable_rank), 7),
-        _Column("effective", lambda line: number_text(line.effective_rank), 3),
-        _Column("90 %", lambda line: number_text(line.rank_90), 1),
-        _Column("99 %", lambda line: number_text(line.rank_99), 8),
-        _Column(">noise", lambda line: number_text(line.above_noise_edge), 1) if update else None,
-        _Column("zeros", lambda line: share_text(line.zero_fraction), 5),
-        _Column("intruders", lambda line: number_text(line.intruders), 1)
+        (Column("n", 4), lambda line: str(len(line.matrices))) if several else None,
+        (Column("shape", 4), lambda line: _shape(line.shape)),
+        (Column("norm", 6), lambda line: size_text(line.norm)),
+        (Column("relative", 1), lambda line: share_text(line.relative_norm)) if update else None,
+        (Column("first", 3), lambda line: size_text(line.sigma_first)),
+        (Column("last", 9), _last_text),
+        (Column("stable", 7), lambda line: number_text(line.stable_rank)),
+        (Column("effective", 3), lambda line: number_text(line.effective_rank)),
+        (Column("90 %", 1), lambda line: number_text(line.rank_90)),
+        (Column("99 %", 8), lambda line: number_text(line.rank_99)),
+        (Column(">noise", 1), lambda line: number_text(line.above_noise_edge)) if update else None,
+        (Column("zeros", 5), lambda line: share_text(line.zero_fraction)),
+        (Column("intruders", 1), lambda line: number_text(line.intruders))
         if any(matrix.intruders for matrix in matrices)
         else None,
-        _Column("spectrum", lambda line: _sparkline(line.matrices, decades), 2, "left", "cyan"),
+        (Column("spectrum", 2, "left", "cyan"), lambda line: _sparkline(line.matrices, decades)),
     ]
     return [column for column in columns if column is not None]
 
 
 def _print_lines(
-    screen: Screen, title: str, lines: Sequence[Summary], columns: Sequence[_Column]
+    screen: Screen, title: str, lines: Sequence[Summary], columns: _Columns
 ) -> list[str]:
     """Print a table of as many columns as there is room for; return the titles of the others."""
     start, end = common_ends([line.name for line in lines])
-    names = [printable(line.name[len(start) : len(line.name) - len(end)]) for line in lines]
     where = f" ({printable(start)} ... {printable(end)})" if start or end else ""
     screen.say(f"[bold]By {title}[/bold]{escape(where)}")
-    texts = {column: [column.text(line) for line in lines] for column in columns}
-    cells = {column: cells for column, cells in texts.items() if set(cells) != {"-"}}
-    room = screen.width - min(max(map(len, names)), _MAX_NAME)
-    shown = _fitting(cells, room)
-    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
-    table.add_column("", overflow="fold")
-    for column in shown:
-        table.add_column(column.title, justify=column.justify, style=column.style, no_wrap=True)
-    for number, name in enumerate(names):
-        table.add_row(DottedName(name), *(cells[column][number] for column in shown))
-    screen.print(table)
-    return [column.title for column in cells if column not in shown]
-
-
-def _fitting(cells: Mapping[_Column, Sequence[str]], room: int) -> list[_Column]:
-    """Return the columns that fit, in order; the least important are left out first."""
-    widths = {
-        column: max(len(column.title), *map(len, texts)) + _GAP for column, texts in cells.items()
-    }
-    shown = list(cells)
-    while sum(widths[column] for column in shown) > room and len(shown) > 1:
-        shown.remove(max(shown, key=lambda column: column.priority))
-    return shown
+    names = [line.name[len(start) : len(line.name) - len(end)] for line in lines]
+    cells = {column: [text(line) for line in lines] for column, text in columns}
+    known = {column: texts for column, texts in cells.items() if set(texts) != {"-"}}
+    rows = list(zip(names, *known.values(), strict=True))
+    return print_table(screen, "", list(known), rows, gap=1, max_name=_MAX_NAME)
 
 
 def _shape(shape: tuple[int, ...] | None) -> str:
@@ -257,20 +222,15 @@ def _sparkline(matrices: Sequence[Spectrum], decades: float) -> str:
     return "".join(bars[round(height * (len(bars) - 1))] for height in heights)
 
 
-def _cuts_table(points: Sequence[CutPoint]) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("a cut at -k")
-    for title in ("keeps of each matrix", "of all", "energy"):
-        table.add_column(title, justify="right", no_wrap=True)
+def _print_cuts(screen: Screen, points: Sequence[CutPoint]) -> list[str]:
+    columns = (Column("keeps of each matrix"), Column("of all", 1), Column("energy"))
+    rows = []
     for point in points:
         span = f"{point.lowest} to {point.highest}, median {point.median:.0f}"
-        table.add_row(
-            str(point.rule),
-            str(point.lowest) if point.lowest == point.highest else span,
-            f"{point.rank} of {point.full_rank}",
-            "-" if point.energy is None else share_text(point.energy),
-        )
-    return table
+        each = str(point.lowest) if point.lowest == point.highest else span
+        energy = "-" if point.energy is None else share_text(point.energy)
+        rows.append([str(point.rule), each, f"{point.rank} of {point.full_rank}", energy])
+    return print_table(screen, "a cut at -k", columns, rows)
 
 
 def _verdict(spectra: Spectra) -> Iterator[str]:

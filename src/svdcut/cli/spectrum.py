@@ -114,7 +114,9 @@ def spectrum(
     sort: Annotated[
         SortKey | None,
         typer.Option(
-            help="Show every tensor, in this order: numbers from the largest down.",
+            metavar="KEY",
+            help="Show every tensor, in this order, numbers from the largest down: "
+            f"{', '.join(key.value for key in SortKey)}.",
             rich_help_panel=TENSORS,
         ),
     ] = None,
@@ -122,7 +124,6 @@ def spectrum(
         bool,
         typer.Option(
             "--intruders",
-            metavar="",
             help="Count intruder dimensions: leading left vectors of FT's matrix that are like "
             "none of CHECKPOINT's.",
             rich_help_panel=_QUESTIONS,

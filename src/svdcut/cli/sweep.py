@@ -13,7 +13,14 @@ import typer
 from svdcut import api
 from svdcut.api import ShapeOptions, SweepOptions
 from svdcut.api.sweeps import DEFAULT_RANKS, DEFAULT_TOLERANCE
-from svdcut.cli.cutting import OUTPUT, RANK, BaseArgument, DtypeOption, ShapeParameters
+from svdcut.cli.cutting import (
+    OUTPUT,
+    RANK,
+    BaseArgument,
+    DtypeOption,
+    ShapeParameters,
+    complete_rules,
+)
 from svdcut.cli.evaluating import DataParameters, note_cut_texts, split_names
 from svdcut.cli.groups import grouped
 from svdcut.cli.guard import Unfinished, guard, note
@@ -90,6 +97,7 @@ def sweep(
             "--rank",
             "-k",
             metavar="RULE,RULE",
+            autocompletion=complete_rules,
             help="Which ranks to try: rules as those of truncate.",
             rich_help_panel=RANK,
         ),
@@ -147,7 +155,6 @@ def sweep(
         bool,
         typer.Option(
             "--restart",
-            metavar="",
             help="Drop the rows and the decomposition in DIR, instead of going on from them.",
             rich_help_panel=OUTPUT,
         ),

@@ -5,17 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from rich.markup import escape
-from rich.table import Table
 
 from svdcut.api import SweepRequest
 from svdcut.cli.evaluation_screen import show_interval, show_share
 from svdcut.cli.spectra_screen import open_screen
+from svdcut.cli.tables import Column, no_room, print_table
 from svdcut.evaluation.metrics import Evaluation
 from svdcut.shown import printable
 from svdcut.sweeps.facts import Sweep
 from svdcut.sweeps.files import CSV_NAME, JSON_NAME, PICTURE_NAME
 
-_COLUMNS = ("accuracy", "95 % interval", "worst", "gap", "95 % interval")
+_BACK = Column("back", 1)
+_COLUMNS = (
+    Column("accuracy"),
+    Column("95 % interval", 2),
+    Column("worst"),
+    Column("gap"),
+    Column("95 % interval", 3),
+    _BACK,
+    Column("", 0, "left", "bold"),
+)
 
 
 def print_sweep(request: SweepRequest, sweep: Sweep) -> None:
@@ -29,8 +38,13 @@ def print_sweep(request: SweepRequest, sweep: Sweep) -> None:
         What was found.
     """
     screen = open_screen()
-    screen.print(_table(sweep))
+    back = any(row.puts_much_back for row in sweep.rows)
+    kept = [number for number, column in enumerate(_COLUMNS) if back or column is not _BACK]
+    rows = [[name, *(cells[number] for number in kept)] for name, *cells in _rows(sweep)]
+    dropped = print_table(screen, "rank", [_COLUMNS[number] for number in kept], rows)
     screen.print()
+    if dropped:
+        screen.say(no_room(dropped, CSV_NAME), style="dim")
     worst = sweep.finetuned.worst_group
     if worst is not None:
         name = escape(printable(worst))
@@ -39,7 +53,7 @@ def print_sweep(request: SweepRequest, sweep: Sweep) -> None:
             f"fine-tuned model is {name}.",
             style="dim",
         )
-    if any(row.puts_much_back for row in sweep.rows):
+    if back:
         screen.print("back: what storage puts back of what was cut.", style="dim")
     screen.print("base: with the head and the biases of the fine-tuned model.", style="dim")
     screen.print()
@@ -52,26 +66,13 @@ def print_sweep(request: SweepRequest, sweep: Sweep) -> None:
         screen.say("No picture was drawn: pip install matplotlib.")
 
 
-def _table(sweep: Sweep) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("rank", overflow="fold")
-    shown = any(row.puts_much_back for row in sweep.rows)
-    for column in (*_COLUMNS, *(["back"] if shown else [])):
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True)
-    for *cells, back, mark in _lines(sweep):
-        table.add_row(*cells, *([back] if shown else []), mark)
-    return table
-
-
-def _lines(sweep: Sweep) -> Iterator[list[str]]:
+def _rows(sweep: Sweep) -> Iterator[list[str]]:
     yield ["base", *_numbers(sweep.base), "", ""]
     for row in sweep.rows:
         marks = {"use": sweep.chosen, "least gap": sweep.chosen_with_groups}
         mark = next((name for name, found in marks.items() if found == row), "")
         back = "" if row.rounding_share is None else f"{row.rounding_share:.0%}"
-        end = [back, f"[bold]{mark}[/bold]" if mark else ""]
-        yield [str(row.variant), *_numbers(row.evaluation), *end]
+        yield [str(row.variant), *_numbers(row.evaluation), back, mark]
     yield ["fine-tuned", *_numbers(sweep.finetuned), "", ""]
 
 
