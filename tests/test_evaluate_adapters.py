@@ -314,7 +314,7 @@ def test_the_merged_model_is_gone_as_soon_as_it_is_loaded(place, temporary):
         seen.setdefault(progress.stage, names(temporary))
 
     svdcut.evaluate(place.adapter(), place.data, observe=observe, **ASK)
-    assert list(seen) == ["merge", "evaluate"]
+    assert list(seen) == ["merge", "load", "evaluate"]
     (folder,) = seen["merge"]
     assert folder.startswith("svdcut-merged-")
     assert seen["evaluate"] == names(temporary) == []
