@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from matrices import Case, flat, hadamard, merged, noise, power_law, with_spectrum
 from svdcut.cut import is_certified
-from svdcut.svd import krylov
+from svdcut.svd import dense, krylov
 from svdcut.svd.certificate import ERROR_FLOOR, VALUE_FLOOR, VALUE_TOLERANCE
 from svdcut.svd.decomposition import UNCOUNTED, Decomposition
 from svdcut.svd.deflation import deflated_triplets
@@ -259,6 +259,38 @@ def test_copies_that_the_start_of_an_iteration_cannot_show(copies, side, spread)
     truth = refer(block_diagonal(copies, side, spread))
     for k in (16, 32, 64):
         check(run(truth.a, k, Route.KRYLOV), k, truth)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda values, vectors: (values[:-1], vectors[:, :-1]),
+        lambda values, vectors: (values[:0], vectors[:, :0]),
+        lambda values, vectors: (
+            values[:-1].repeat(2)[-12:],
+            vectors[:, :-1].repeat(1, 2)[:, -12:],
+        ),
+        lambda values, vectors: (values, vectors * (1 + 1e-9)),
+    ],
+    ids=["fewer", "none", "one twice, for the first", "not of norm one"],
+)
+def test_leading_eigenvectors_that_are_not_those_are_not_taken(monkeypatch, spoil):
+    product = dense.gram(noise(200, 120))
+    right = dense.gram_triplets(product, 12)
+    find = dense._last_eigenpairs
+    monkeypatch.setattr(dense, "_last_eigenpairs", lambda *given: spoil(*find(*given)))
+    found = dense.gram_triplets(product, 12)
+    assert (len(found.triplets.squares), found.rest) == (120, 0.0)
+    assert torch.allclose(found.triplets.squares[:12], right.triplets.squares[:12], rtol=1e-12)
+
+
+def test_a_leading_eigenvector_that_was_missed_is_noticed(monkeypatch):
+    product = dense.gram(noise(200, 120))
+    find = dense._last_eigenpairs
+    monkeypatch.setattr(
+        dense, "_last_eigenpairs", lambda a, count: tuple(x[..., :-1] for x in find(a, count + 1))
+    )
+    assert len(dense.gram_triplets(product, 12).triplets.squares) == 120
 
 
 @pytest.mark.parametrize("spread", [0.0, 1e-8, 1e-4, 1e-3])

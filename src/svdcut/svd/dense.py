@@ -101,12 +101,12 @@ def gram_triplets(product: Tensor, count: int | None = None) -> Leading:
     n, energy = len(product), float(product.trace())
     if count is not None and count * _FEW <= n and product.device.type == "cpu":
         values, vectors = _last_eigenpairs(product, count)
-        found = _of_eigenpairs(product, values, vectors)
-        rest = max(energy - float(found.squares.sum()), 0.0)
-        are_known = len(found.squares) == count and rest >= _CANCELLATION * energy
-        beyond = float(found.squares[-1]) + _SLACK * energy
-        if are_known and _are_the_largest(product, found, beyond):
-            return Leading(found, beyond, rest)
+        rest = max(energy - float(values.sum()), 0.0)
+        if len(values) == count and rest >= _CANCELLATION * energy:
+            found = _of_eigenpairs(product, values, vectors)
+            beyond = float(found.squares[-1]) + _SLACK * energy
+            if _are_the_largest(product, found, beyond):
+                return Leading(found, beyond, rest)
     values, vectors = torch.linalg.eigh(product)
     return Leading(_of_eigenpairs(product, values, vectors), 0.0, 0.0)
 
