@@ -1210,7 +1210,7 @@ def at_once():
 def signalled(*arguments):
     at_once() if os.environ["HOW"] == "at once" else Deaf()
     time.sleep(30)
-cutting.warn_of_unmatched = signalled
+cutting.warn_of_plan = signalled
 from svdcut.__main__ import main
 main()
 """

@@ -19,6 +19,11 @@ def _escaped(character: str) -> str:
     return character.encode("unicode_escape", "surrogatepass").decode()
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number of things: ``1 tensor``, ``2 tensors``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def safe_cell(value: object) -> object:
     r"""Return the cell of a CSV file that a terminal and a spreadsheet show as it is.
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -17,11 +17,9 @@ from svdcut.cli.output import (
     print_json,
     print_result,
     show_progress,
-    warn_of_adapters,
     warn_of_no_update,
+    warn_of_plan,
     warn_of_rounding,
-    warn_of_swap,
-    warn_of_unmatched,
 )
 from svdcut.cli.plan import print_plan
 from svdcut.cli.shared import (
@@ -102,7 +100,7 @@ RankOption = Annotated[
 ]
 
 
-def parse_dtype(text: str | StoredDtype) -> StoredDtype:
+def _parse_dtype(text: str | StoredDtype) -> StoredDtype:
     """Return the dtype of an option, by its name or a short one."""
     try:
         return StoredDtype(text)
@@ -111,16 +109,23 @@ def parse_dtype(text: str | StoredDtype) -> StoredDtype:
         raise typer.BadParameter(f"{text!r} is none of {names}, fp32, bf16, fp16") from None
 
 
-DtypeOption = Annotated[
-    StoredDtype,
-    typer.Option(
+def dtype_option(what: str) -> Any:  # noqa: ANN401 - as typer has it
+    """Return the option ``--dtype``, by what is stored so."""
+    return typer.Option(
         "--dtype",
         metavar="DTYPE",
-        parser=parse_dtype,
+        parser=_parse_dtype,
         autocompletion=lambda: [dtype.value for dtype in StoredDtype],
-        help="Store truncated tensors in float32, bfloat16 or float16; auto is the fine-tuned "
-        "tensor's own dtype.",
+        help=what,
         rich_help_panel=OUTPUT,
+    )
+
+
+DtypeOption = Annotated[
+    StoredDtype,
+    dtype_option(
+        "Store truncated tensors in float32, bfloat16 or float16; auto is the fine-tuned "
+        "tensor's own dtype."
     ),
 ]
 
@@ -295,9 +300,7 @@ def run(prepare: Callable[[], Request], how: RunParameters, *, others: str) -> N
         for text in request.preflight.warnings():
             warn(text)
         plan = request.plan
-        warn_of_adapters(plan.base, plan.finetuned)
-        warn_of_swap(plan.base, plan.finetuned, plan.pairing)
-        warn_of_unmatched(plan.pairing, others)
+        warn_of_plan(plan, others)
         if how.dry_run:
             print_plan(request, as_json=how.json)
             request.preflight.refuse()

@@ -11,6 +11,7 @@ from svdcut.api import DataOptions
 from svdcut.cli.guard import note
 from svdcut.cli.shared import COMPUTATION
 from svdcut.evaluation.metrics import Evaluation
+from svdcut.shown import counted
 
 _COLUMNS = "Columns of DATA"
 _MODEL = "What the model is asked"
@@ -133,7 +134,7 @@ class DataParameters:
 def note_cut_texts(evaluation: Evaluation) -> None:
     """Say how many texts were too long for the model, if any were."""
     if count := evaluation.num_truncated:
-        note(f"{count} {'text' if count == 1 else 'texts'} too long for the model: cut")
+        note(f"{counted(count, 'text')} too long for the model: cut")
 
 
 def split_names(*lists: str) -> list[str]:

@@ -11,7 +11,7 @@ from svdcut.cli.tables import Column, no_room, print_table
 from svdcut.evaluation.dataset import Dataset
 from svdcut.evaluation.metrics import Evaluation, Interval
 from svdcut.evaluation.scores import Kind, Predictions
-from svdcut.shown import printable
+from svdcut.shown import counted, printable
 
 _GAPS = (
     ("best_worst", "best group over worst group"),
@@ -66,7 +66,7 @@ def print_evaluation(
 
 def _title(checkpoint: str, dataset: Dataset, predictions: Predictions) -> Iterator[str]:
     names = [escape(printable(name)) for name in (checkpoint, dataset.source)]
-    count = f"{len(dataset)} {'text' if len(dataset) == 1 else 'texts'}"
+    count = counted(len(dataset), "text")
     yield f"[bold]{names[0]} on {names[1]}[/bold]: {count}"
     pairs = list(zip(predictions.answers.labels, predictions.answers.words, strict=True))
     shown = [label if label == word else f"{label} as {word!r}" for label, word in pairs]

@@ -14,9 +14,9 @@ from svdcut.cli.cutting import (
     FinetunedArgument,
     RankOption,
     RunParameters,
+    dtype_option,
     explain_rules,
     outputs,
-    parse_dtype,
     run,
 )
 from svdcut.cli.groups import grouped
@@ -76,13 +76,9 @@ def extract(
     ] = Experts.FUSED,
     dtype: Annotated[
         StoredDtype,
-        typer.Option(
-            metavar="DTYPE",
-            parser=parse_dtype,
-            autocompletion=lambda: [dtype.value for dtype in StoredDtype],
-            help="Store the factors in float32, bfloat16 or float16; auto is float32, which no "
-            "loader rounds further than it must.",
-            rich_help_panel=OUTPUT,
+        dtype_option(
+            "Store the factors in float32, bfloat16 or float16; auto is float32, which no "
+            "loader rounds further than it must."
         ),
     ] = StoredDtype.AUTO,
     how: RunParameters,

@@ -36,7 +36,7 @@ from svdcut.manifest import Manifest, WeightFileFact
 from svdcut.modelfiles import ADAPTER_CONFIG_NAME, MANIFEST_NAME
 from svdcut.names import collapse_numbers, is_in_numbered_layer, is_task_head
 from svdcut.ranks import Keep
-from svdcut.shown import printable
+from svdcut.shown import counted, printable
 from svdcut.summary import Group, puts_much_back, summarize
 from svdcut.svd.measured import Method
 from svdcut.tensorfile import Dtype, size_bytes
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from svdcut.checkpoint import Checkpoint
     from svdcut.matching import Matching
     from svdcut.pairing import Pairing
+    from svdcut.plan import Plan
     from svdcut.progress import Observer
     from svdcut.progress import Progress as TensorDone
 
@@ -263,9 +264,8 @@ def print_pairing(console: Screen, request: Request) -> None:
     print_matching(console, plan.pairing)
     if plan.pairing.base_only:
         names = escape(_first_names(plan.pairing.base_only))
-        count = len(plan.pairing.base_only)
-        noun = "tensor" if count == 1 else "tensors"
-        console.say(f"Skipped {count} {noun} that only base has: {names}.")
+        count = counted(len(plan.pairing.base_only), "tensor")
+        console.say(f"Skipped {count} that only base has: {names}.")
     if request.left_behind:
         names = escape(_first_names(request.left_behind, _SHOWN_FILES))
         console.say(f"Files of the fine-tuned side left behind: {names}.")
@@ -349,8 +349,8 @@ def _result_lines(manifest: Manifest) -> Iterator[str]:
         yield f"{_CERTIFIED[keep].format(f'{worst:.0e}')} ({routes})."
     fallbacks = sum(bool(cut.svd.rejected) and cut.svd.method == Method.EXACT for cut in cuts)
     if fallbacks:
-        noun = "tensor" if fallbacks == 1 else "tensors"
-        yield f"{fallbacks} {noun} fell back to the full SVD: see svd in {MANIFEST_NAME}."
+        count = counted(fallbacks, "tensor")
+        yield f"{count} fell back to the full SVD: see svd in {MANIFEST_NAME}."
 
 
 def _whole_line(manifest: Manifest) -> str | None:
@@ -374,6 +374,13 @@ def _whole_line(manifest: Manifest) -> str | None:
         f"{line}, of which {escape(printable(largest))} {megabytes(sizes[largest])}: "
         "see docs/adapters.md."
     )
+
+
+def warn_of_plan(plan: Plan, what: str) -> None:
+    """Warn of what is odd about the two sides of a plan; `what` is as for `warn_of_unmatched`."""
+    warn_of_adapters(plan.base, plan.finetuned)
+    warn_of_swap(plan.base, plan.finetuned, plan.pairing)
+    warn_of_unmatched(plan.pairing, what)
 
 
 def warn_of_unmatched(pairing: Pairing, what: str) -> None:

@@ -27,10 +27,8 @@ from svdcut.cli.guard import Unfinished, guard, note
 from svdcut.cli.output import (
     print_json,
     show_progress,
-    warn_of_adapters,
     warn_of_no_update,
-    warn_of_swap,
-    warn_of_unmatched,
+    warn_of_plan,
 )
 from svdcut.cli.shared import (
     COMPUTATION,
@@ -200,9 +198,7 @@ def sweep(
             **options,
         )
         plan = request.plan
-        warn_of_adapters(plan.base, plan.finetuned)
-        warn_of_swap(plan.base, plan.finetuned, plan.pairing)
-        warn_of_unmatched(plan.pairing, "left as FT has them")
+        warn_of_plan(plan, "left as FT has them")
         with show_progress(quiet=quiet, verbose=False) as observe:
             found = api.carry_out_sweep(request, observe=observe)
         if plan.num_truncated:

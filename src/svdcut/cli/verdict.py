@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from svdcut.cli.output import Screen
-from svdcut.shown import printable
+from svdcut.shown import counted, printable
 from svdcut.verification.findings import Checked, Failure, Verification
 
 _HASH = re.compile("[0-9a-f]{64}")
@@ -45,7 +45,7 @@ def print_verdict(out: str, outcome: Verification, *, everything: bool) -> None:
 def first_lines(out: str, outcome: Verification) -> Iterator[str]:
     """Yield in few lines what is wrong."""
     count = len(outcome.failures)
-    yield f"{printable(out)}: {count} false {'claim' if count == 1 else 'claims'}"
+    yield f"{printable(out)}: {counted(count, 'false claim')}"
     for failure in outcome.failures[:3]:
         yield describe(failure)
 
@@ -74,19 +74,19 @@ def _value(value: object) -> str:
 
 def _summary(out: str, outcome: Verification) -> Iterator[str]:
     checked, count = outcome.checked, len(outcome.failures)
-    yield f"Read: {_count(checked.tensors, 'tensor')}, {_count(checked.files, 'file')}."
+    yield f"Read: {counted(checked.tensors, 'tensor')}, {counted(checked.files, 'file')}."
     if checked.input_files:
         yield from _recomputed(checked)
     else:
         yield "Nothing was computed again: --base BASE --ft FT does that."
     for note in outcome.notes:
         yield f"{printable(str(note.file))}: the card was edited, which is no false claim."
-    false = f"does NOT match its manifest: {_count(count, 'false claim')}"
+    false = f"does NOT match its manifest: {counted(count, 'false claim')}"
     yield f"{printable(out)}: {'OK: matches its manifest' if outcome.ok else false}"
 
 
 def _recomputed(checked: Checked) -> Iterator[str]:
-    yield f"Of the inputs: {_count(checked.input_files, 'weight file')}."
+    yield f"Of the inputs: {counted(checked.input_files, 'weight file')}."
     if checked.recomputed:
         parts = []
         if checked.reproduced:
@@ -97,7 +97,3 @@ def _recomputed(checked: Checked) -> Iterator[str]:
             f"Computed again: {checked.recomputed} of {checked.truncated} truncated tensors; "
             f"{', '.join(parts)}."
         )
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
