@@ -24,11 +24,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from svdcut.api import prepare
-from svdcut.checkpoint import open_checkpoint
+from svdcut.files.checkpoint import open_checkpoint
 from svdcut.machine import num_cores
-from svdcut.pairing import Action
-from svdcut.tensor_job import Job, decompose_matrix
-from svdcut.update import matrix_sides
+from svdcut.pair.pairing import Action
+from svdcut.streaming.update import matrix_sides
+from svdcut.truncation.tensor_job import Job, decompose_matrix
 
 SQUARE = 2048
 BUFFER_BYTES = 16 << 20

@@ -29,7 +29,7 @@ from floors import skipped
 from torch.profiler import ProfilerActivity, profile
 
 import svdcut
-from svdcut.manifest import Manifest
+from svdcut.record.manifest import Manifest
 
 HERE = Path(__file__).parent
 RULES = (str(RANK), "energy=0.9", "noise")

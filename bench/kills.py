@@ -22,7 +22,7 @@ from typing import Any
 
 RUN = """
 import sys
-import svdcut.truncation  # all that is slow to import, so that kills fall into the work
+import svdcut.truncation.run  # all that is slow to import, so that kills fall into the work
 from svdcut.__main__ import main
 print("ready", flush=True)
 main()

@@ -24,7 +24,7 @@ What `svdcut truncate` does with a tensor follows from its shape, its dtype and 
 base has one to compare it with. *Truncated* means that the update, fine-tuned minus
 base, is cut to the rank; *copied* means byte for byte. Each row below is a small pair of
 checkpoints: it is built, truncated and checked by the test that is named, one of
-[`test_kinds.py`](../tests/test_kinds.py), and the counts are those of its manifest. Most
+[`test_kinds.py`](../tests/truncation/test_kinds.py), and the counts are those of its manifest. Most
 pairs hold a layer of one matrix and one vector beside what the row is about.
 """
 
@@ -56,7 +56,7 @@ ARCHITECTURES = """## Architectures
 
 Tiny models of these architectures, made by transformers with random weights, are
 truncated, loaded again without a missing or unexpected weight, and run, by
-[`test_architectures.py`](../tests/test_architectures.py). Some models can be saved in
+[`test_architectures.py`](../tests/truncation/test_architectures.py). Some models can be saved in
 two layouts; "default" is that of `save_pretrained`, "internal" that of
 `save_pretrained(save_original_format=False)`. For your own model, `--dry-run` lists what
 happens to each tensor.

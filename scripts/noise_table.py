@@ -57,8 +57,8 @@ One pass over the stored values sums up, by row and by column:
   as itself, and what is stored of it is the measure of both.
 
 From the sums by row and column follows the largest singular value of noise of such
-variances (`variance_edge` in [`noise.py`](../src/svdcut/noise.py)), by Lehner's formula for the
-edge of the limiting law. For even variances it is σ(√m + √n), and the 99 % quantile of the
+variances (`variance_edge` in [`noise.py`](../src/svdcut/choose/noise.py)), by Lehner's formula for
+the edge of the limiting law. For even variances it is σ(√m + √n), and the 99 % quantile of the
 Tracy-Widom law is added. Rows of weights differ in scale, and so does their
 rounding: with one variance for all, weights with uneven rows had a hundred values too
 many above the edge.

@@ -21,7 +21,7 @@ from svdcut.adapter.arrange import arrange
 from svdcut.adapter.layout import AdapterLayout, Source, lay_out_adapter
 from svdcut.adapter.model import Cut, Model, Whole
 from svdcut.adapter.places import Matrix
-from svdcut.checkpoint import open_checkpoint
+from svdcut.files.checkpoint import open_checkpoint
 from svdcut.names import is_bias, is_expert_stack
 
 Tensors = dict[str, Tensor]

@@ -8,9 +8,9 @@ import math
 import struct
 from pathlib import Path
 
-from svdcut.header import read_header
-from svdcut.manifest import Manifest
-from svdcut.tensorfile import read_bytes
+from svdcut.files.header import read_header
+from svdcut.files.tensorfile import read_bytes
+from svdcut.record.manifest import Manifest
 
 COUNTS = ("rank", "full_rank")
 

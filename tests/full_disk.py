@@ -14,9 +14,9 @@ from unittest import mock
 from kills import comparable
 
 import svdcut
-from svdcut.destination import partial_path
 from svdcut.errors import OutputError
-from svdcut.preflight import Preflight
+from svdcut.truncation.preflight import Preflight
+from svdcut.write.destination import partial_path
 
 BASE, FINETUNED, FOLDER = map(Path, sys.argv[1:])
 DISK = FOLDER / "disk"

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from svdcut.noise import storage_edge
-from svdcut.rounding import RoundingMeter
-from svdcut.tensorfile import Dtype
+from svdcut.choose.noise import storage_edge
+from svdcut.files.tensorfile import Dtype
+from svdcut.streaming.rounding import RoundingMeter
 
 TORCH = {Dtype.BF16: torch.bfloat16, Dtype.F16: torch.float16, Dtype.F32: torch.float32}
 BITS = {Dtype.BF16: 8, Dtype.F16: 11, Dtype.F32: 24}

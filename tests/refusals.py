@@ -28,7 +28,7 @@ from typer.testing import CliRunner
 from svdcut import truncate
 from svdcut.cli.app import app
 from svdcut.errors import Interrupted
-from svdcut.progress import Progress
+from svdcut.record.progress import Progress
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"

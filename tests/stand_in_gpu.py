@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-import svdcut.pool
+import svdcut.streaming.pool
 from svdcut.device import workers_on
 
 NAME = "a stand-in for a GPU"
@@ -179,6 +179,6 @@ def stand_in_gpu(patch: pytest.MonkeyPatch) -> Iterator[None]:
 
             yield start_here
 
-    patch.setattr(svdcut.pool, "workers_on", workers)
+    patch.setattr(svdcut.streaming.pool, "workers_on", workers)
     with _Factories():
         yield

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from svdcut.adapter.factors import dora_update, read_factors, read_magnitude, read_shift
 from svdcut.adapter.reading import open_finetuned
-from svdcut.checkpoint import Checkpoint, open_checkpoint
-from svdcut.lowrank import LowRankEntry, ShiftEntry, UpdateEntry
-from svdcut.tensorfile import TensorEntry
+from svdcut.files.checkpoint import Checkpoint, open_checkpoint
+from svdcut.files.lora_factors import LowRankEntry, ShiftEntry, UpdateEntry
+from svdcut.files.tensorfile import TensorEntry
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 CPU = torch.device("cpu")
@@ -144,7 +144,7 @@ def stored(entry: TensorEntry) -> Tensor:
 
 
 def _entries(path: Path) -> tuple[TensorEntry, ...]:
-    from svdcut.header import read_header
+    from svdcut.files.header import read_header
 
     return read_header(path).entries
 

@@ -34,8 +34,8 @@ from .errors import (
     UsageError,
 )
 from .evaluation.metrics import Evaluation, Gap, GroupResult, Interval
-from .manifest import Manifest
-from .progress import Progress
+from .record.manifest import Manifest
+from .record.progress import Progress
 from .spectra.comparison import Comparison, Overlap
 from .spectra.facts import Intruders, Spectra, Spectrum, Subject, TensorSpectra
 from .sweeps.facts import Cost, Row, Sweep, Variant

@@ -14,13 +14,13 @@ from svdcut.adapter.in_memory import Parameter, Piece, parameters_in_memory
 from svdcut.adapter.orientation import Conventions, possible_orientations, stacks_transposed
 from svdcut.adapter.parameter_names import find_stacks_transposed, name_parameters
 from svdcut.adapter.peft_config import PeftConfig
-from svdcut.checkpoint import Checkpoint
 from svdcut.errors import CheckpointError, MismatchError, listed
-from svdcut.jsonfile import quoted
-from svdcut.lowrank import LowRankEntry, ShiftEntry, UpdateEntry
-from svdcut.matching import Matching, match_names, rename_tensors
+from svdcut.files.checkpoint import Checkpoint
+from svdcut.files.jsonfile import quoted
+from svdcut.files.lora_factors import LowRankEntry, ShiftEntry, UpdateEntry
+from svdcut.files.tensorfile import TensorEntry
 from svdcut.names import HEAD, collapse_numbers, is_task_head, tied_part
-from svdcut.tensorfile import TensorEntry
+from svdcut.pair.matching import Matching, match_names, rename_tensors
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,8 @@ from typing import TypeVar
 
 from svdcut.adapter.keys import Key, Role, parse_key
 from svdcut.errors import CheckpointError, QuantizedError, listed
-from svdcut.jsonfile import quoted
-from svdcut.tensorfile import TensorEntry, TensorFile
+from svdcut.files.jsonfile import quoted
+from svdcut.files.tensorfile import TensorEntry, TensorFile
 
 _NOT_GATHERED = (
     "Training with ZeRO-3 or FSDP saved its shards without gathering them: save it again "

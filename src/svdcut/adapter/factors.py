@@ -1,6 +1,6 @@
 """The numbers of an adapter: factors, shifts and magnitudes, read as the tensor is stored.
 
-All in float64. Where they lie and what they are for is settled before (`svdcut.lowrank`).
+All in float64. Where they lie and what they are for is settled before (`lora_factors`).
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from svdcut.errors import NonFiniteError
-from svdcut.jsonfile import quoted
-from svdcut.lowrank import LowRankEntry, ShiftEntry
-from svdcut.tensorfile import Dtype, TensorEntry, read_bytes, size_bytes
+from svdcut.files.jsonfile import quoted
+from svdcut.files.lora_factors import LowRankEntry, ShiftEntry
+from svdcut.files.tensorfile import Dtype, TensorEntry, read_bytes, size_bytes
 
 _DTYPES = {
     Dtype.F16: torch.float16,

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from svdcut.tensorfile import TensorEntry
+from svdcut.files.tensorfile import TensorEntry
 
 _EXPERT = re.compile(r"(?P<experts>(?:.*\.)?experts)\.(?P<number>\d{1,5})\.(?P<part>\w+)\.weight")
 

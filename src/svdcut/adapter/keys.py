@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from svdcut.matching import WRAPPERS
+from svdcut.pair.matching import WRAPPERS
 
 _PREFIX = ("base_model", "model")
 _BASE_LAYER = "base_layer"

@@ -13,11 +13,11 @@ from enum import Enum
 from typing import Any
 
 from svdcut.adapter.model import Cut, Model, Shape, Whole, module_of, parents
+from svdcut.adapter.modules_to_save import Holding, hold, is_tied
 from svdcut.adapter.peft_config import CLASSIFIERS
 from svdcut.adapter.places import Kind, Matrix, Place, find_places, part_experts
 from svdcut.adapter.suffixes import matches, pattern, shortest, shortest_raw
-from svdcut.adapter.unholdable import find_unholdable
-from svdcut.adapter.wholes import Holding, hold, is_tied
+from svdcut.adapter.unsupported import find_unholdable
 from svdcut.errors import NothingKeptError, UsageError
 
 _PREFIX = "base_model.model."

@@ -8,13 +8,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from svdcut import hub
 from svdcut.adapter.peft_config import read_peft_config
 from svdcut.adapter.reading import is_adapter, open_on
-from svdcut.checkpoint import Checkpoint, Location, locate, open_checkpoint, open_located, reading
 from svdcut.errors import CheckpointError, HubError, MismatchError, QuantizedError, UsageError
-from svdcut.jsonfile import quoted
-from svdcut.modelfiles import ADAPTER_CONFIG_NAME
+from svdcut.files import hub
+from svdcut.files.checkpoint import (
+    Checkpoint,
+    Location,
+    locate,
+    open_checkpoint,
+    open_located,
+    reading,
+)
+from svdcut.files.filenames import ADAPTER_CONFIG_NAME
+from svdcut.files.jsonfile import quoted
 
 _HINT = "Name the base that it was trained on: --base BASE."
 

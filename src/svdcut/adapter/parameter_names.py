@@ -15,7 +15,7 @@ from svdcut.adapter.in_memory import Parameter
 from svdcut.adapter.orientation import Conventions, possible_orientations
 from svdcut.adapter.peft_config import PeftConfig
 from svdcut.errors import MismatchError
-from svdcut.jsonfile import quoted
+from svdcut.files.jsonfile import quoted
 
 _MAX_PARAMETERS = 6
 """Of one module; of real ones, four."""

@@ -14,8 +14,8 @@ from typing import Any
 
 from svdcut.adapter.patterns import Pattern
 from svdcut.errors import CheckpointError
-from svdcut.jsonfile import Bounds, quoted, read_json
-from svdcut.modelfiles import check_own
+from svdcut.files.filenames import check_own
+from svdcut.files.jsonfile import Bounds, quoted, read_json
 
 CLASSIFIERS = {"SEQ_CLS": "ForSequenceClassification", "TOKEN_CLS": "ForTokenClassification"}
 """Tasks of classifiers, and the ends of transformers' classes for them."""

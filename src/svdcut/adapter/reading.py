@@ -14,7 +14,8 @@ from svdcut.adapter.collection import collect_tensors
 from svdcut.adapter.peft_config import read_peft_config
 from svdcut.adapter.task import language_heads, own_fields, task_changes
 from svdcut.adapter.tying import drop_copies, unties
-from svdcut.checkpoint import (
+from svdcut.errors import CheckpointError
+from svdcut.files.checkpoint import (
     Checkpoint,
     Location,
     holds_model,
@@ -22,11 +23,10 @@ from svdcut.checkpoint import (
     open_located,
     reading,
 )
-from svdcut.errors import CheckpointError
-from svdcut.header import read_header
-from svdcut.modelfiles import ADAPTER_CONFIG_NAME, ADAPTER_NAME
+from svdcut.files.filenames import ADAPTER_CONFIG_NAME, ADAPTER_NAME
+from svdcut.files.header import read_header
+from svdcut.files.tensorfile import TensorEntry, TensorFile
 from svdcut.names import is_in_numbered_layer, tied_part
-from svdcut.tensorfile import TensorEntry, TensorFile
 
 
 def open_finetuned(

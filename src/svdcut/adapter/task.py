@@ -14,10 +14,10 @@ from typing import Any
 
 from svdcut.adapter.application import Application
 from svdcut.adapter.peft_config import CLASSIFIERS, PeftConfig
-from svdcut.checkpoint import Checkpoint
-from svdcut.conversion import class_name
-from svdcut.jsonfile import Bounds, read_json
-from svdcut.modelfiles import MANIFEST_NAME, is_there
+from svdcut.files.checkpoint import Checkpoint
+from svdcut.files.conversion import class_name
+from svdcut.files.filenames import MANIFEST_NAME, is_there
+from svdcut.files.jsonfile import Bounds, read_json
 from svdcut.names import is_task_head
 
 _END = re.compile(

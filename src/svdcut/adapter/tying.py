@@ -11,11 +11,11 @@ from dataclasses import replace
 
 from svdcut.adapter.application import Application
 from svdcut.adapter.peft_config import PeftConfig
-from svdcut.checkpoint import Checkpoint
 from svdcut.errors import MismatchError
-from svdcut.jsonfile import quoted
+from svdcut.files.checkpoint import Checkpoint
+from svdcut.files.jsonfile import quoted
+from svdcut.files.tensorfile import Dtype, TensorEntry, iterate_bytes, read_bytes
 from svdcut.names import HEAD, tied_part
-from svdcut.tensorfile import Dtype, TensorEntry, iterate_bytes, read_bytes
 
 _PIECE_BYTES = 1 << 22
 

@@ -7,22 +7,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, overload
 
-from svdcut import hub
 from svdcut.adapter.own_base import OpenedModel, open_model
 from svdcut.api.keywords import public, texts
-from svdcut.destination import check_target
+from svdcut.choose.options import Options, StoredDtype
 from svdcut.errors import UsageError
 from svdcut.evaluation.dataset import Columns, Dataset, read_dataset
 from svdcut.evaluation.files import check_suffix, save_predictions
 from svdcut.evaluation.metrics import Evaluation
 from svdcut.evaluation.prompts import check_prompt
 from svdcut.evaluation.scores import Predictions, ScoringOptions
-from svdcut.options import Options, StoredDtype
+from svdcut.files import hub
+from svdcut.write.destination import check_target
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from svdcut.progress import Observer
+    from svdcut.record.progress import Observer
 
 
 class DataOptions(TypedDict, total=False):
@@ -184,8 +184,8 @@ def carry_out_evaluation(
     from svdcut.evaluation.model import dtype_name, find_kind
     from svdcut.evaluation.run import run_evaluation
     from svdcut.evaluation.scoring import load_predictor
-    from svdcut.merging import loadable
-    from svdcut.progress import Progress
+    from svdcut.record.progress import Progress
+    from svdcut.truncation.merging import loadable
 
     observe = observe or (lambda progress: None)
     model, scoring = request.model, request.options

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, TypedDict
 
 from svdcut.adapter.reading import open_finetuned
 from svdcut.api.keywords import prefixes, public, texts
-from svdcut.checkpoint import open_checkpoint
 from svdcut.errors import UsageError
+from svdcut.files.checkpoint import open_checkpoint
 from svdcut.spectra.comparison import Comparison
 from svdcut.spectra.facts import Spectra
 from svdcut.spectra.plan import (
@@ -24,7 +24,7 @@ from svdcut.spectra.plan import (
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from svdcut.progress import Observer
+    from svdcut.record.progress import Observer
 
 
 class SpectrumOptions(TypedDict, total=False):

@@ -11,23 +11,23 @@ from svdcut.adapter.reading import open_finetuned
 from svdcut.api.evaluation import DataOptions, read_data, resolve_columns
 from svdcut.api.keywords import public, texts
 from svdcut.api.truncation import RunOptions, ShapeOptions, resolve_options
-from svdcut.checkpoint import open_checkpoint
-from svdcut.destination import check_apart
+from svdcut.choose.options import Options
+from svdcut.choose.ranks import Keep, parse_rules
 from svdcut.errors import UsageError
 from svdcut.evaluation.dataset import Columns, Dataset, check_grouping
 from svdcut.evaluation.scores import ScoringOptions
-from svdcut.journal import count_finished
-from svdcut.jsonfile import quoted
-from svdcut.options import Options
-from svdcut.plan import Plan, make_plan
-from svdcut.ranks import Keep, parse_rules
+from svdcut.files.checkpoint import open_checkpoint
+from svdcut.files.jsonfile import quoted
+from svdcut.pair.plan import Plan, make_plan
 from svdcut.sweeps.facts import Sweep, Variant
 from svdcut.sweeps.rowlog import ROW, ROWS_NAME
+from svdcut.write.destination import check_apart
+from svdcut.write.journal import count_finished
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from svdcut.progress import Observer
+    from svdcut.record.progress import Observer
 
 DEFAULT_RANKS = "0,1,2,4,8,16,32,64,full"
 DEFAULT_TOLERANCE = 0.02

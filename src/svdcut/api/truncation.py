@@ -9,23 +9,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, TypeVar
 
 from svdcut.adapter.reading import open_finetuned
-from svdcut.adapter_plan import refuse_empty, refuse_stacks, refuse_unholdable
 from svdcut.api.keywords import prefixes, public, texts
-from svdcut.checkpoint import open_checkpoint
-from svdcut.destination import check_output
+from svdcut.choose.options import Experts, Options, Rest, StoredDtype
+from svdcut.choose.ranks import Keep, Rule, parse_override, parse_rules
 from svdcut.errors import UsageError
-from svdcut.manifest import Manifest
-from svdcut.options import Experts, Options, Rest, StoredDtype
-from svdcut.plan import Form, Output, Plan, make_plan
-from svdcut.preflight import Preflight, check_run
-from svdcut.provenance import InputHashes
-from svdcut.ranks import Keep, Rule, parse_override, parse_rules
+from svdcut.files.checkpoint import open_checkpoint
+from svdcut.pair.plan import Form, Output, Plan, make_plan
+from svdcut.record.manifest import Manifest
+from svdcut.record.provenance import InputHashes
 from svdcut.svd.route import Route
+from svdcut.truncation.adapter_plan import refuse_empty, refuse_stacks, refuse_unholdable
+from svdcut.truncation.preflight import Preflight, check_run
+from svdcut.write.destination import check_output
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from svdcut.progress import Observer
+    from svdcut.record.progress import Observer
 
 E = TypeVar("E", bound=Enum)
 
@@ -307,7 +307,7 @@ def carry_out(
     request.preflight.refuse()
     with InputHashes(request.plan) as hashes:
         # Meanwhile: the import of torch takes a second or two of one core.
-        from svdcut.truncation import run_truncation
+        from svdcut.truncation.run import run_truncation
 
         return run_truncation(
             request.plan,

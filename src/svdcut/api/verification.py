@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any, TypedDict, cast
 from svdcut.adapter.reading import open_finetuned
 from svdcut.api.keywords import public
 from svdcut.api.truncation import RunOptions, resolve_options
-from svdcut.checkpoint import open_checkpoint
+from svdcut.choose.options import Options
 from svdcut.errors import UsageError
-from svdcut.options import Options
+from svdcut.files.checkpoint import open_checkpoint
 from svdcut.verification.findings import Verification
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from svdcut.progress import Observer
+    from svdcut.record.progress import Observer
     from svdcut.verification.run import Inputs
 
 

@@ -12,6 +12,8 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from svdcut.api import CutOptions, Request, ShapeOptions, carry_out
+from svdcut.choose.options import Rest, StoredDtype
+from svdcut.choose.ranks import Keep, parse_rules
 from svdcut.cli.guard import Unfinished, guard, warn
 from svdcut.cli.output import (
     print_json,
@@ -31,13 +33,11 @@ from svdcut.cli.shared import (
     parse_rename,
     screen_flag,
 )
-from svdcut.destination import partial_path
 from svdcut.errors import UsageError
-from svdcut.journal import count_finished
-from svdcut.options import Rest, StoredDtype
-from svdcut.ranks import Keep, parse_rules
 from svdcut.svd.route import Route
-from svdcut.writer import TENSOR
+from svdcut.write.destination import partial_path
+from svdcut.write.journal import count_finished
+from svdcut.write.writer import TENSOR
 
 _Command = TypeVar("_Command", bound=Callable[..., None])
 

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from svdcut.api import ExtractOptions, Request, prepare
+from svdcut.choose.options import Experts, StoredDtype
 from svdcut.cli.cutting import (
     OUTPUT,
     BaseArgument,
@@ -21,8 +22,7 @@ from svdcut.cli.cutting import (
 )
 from svdcut.cli.groups import grouped
 from svdcut.cli.shared import TENSORS, new_app
-from svdcut.options import Experts, StoredDtype
-from svdcut.plan import Form
+from svdcut.pair.plan import Form
 
 app = new_app()
 

@@ -29,26 +29,26 @@ from rich.progress import (
 from rich.table import Column
 from rich.text import Text
 
+from svdcut.choose.ranks import Keep
 from svdcut.cli import tables
 from svdcut.cli.guard import warn
 from svdcut.cli.tables import no_room, print_table
-from svdcut.manifest import Manifest, WeightFileFact
-from svdcut.modelfiles import ADAPTER_CONFIG_NAME, MANIFEST_NAME
+from svdcut.files.filenames import ADAPTER_CONFIG_NAME, MANIFEST_NAME
+from svdcut.files.tensorfile import Dtype, size_bytes
 from svdcut.names import collapse_numbers, is_in_numbered_layer, is_task_head
-from svdcut.ranks import Keep
+from svdcut.record.manifest import Manifest, WeightFileFact
+from svdcut.record.summary import Group, puts_much_back, summarize
 from svdcut.shown import counted, printable
-from svdcut.summary import Group, puts_much_back, summarize
 from svdcut.svd.measured import Method
-from svdcut.tensorfile import Dtype, size_bytes
 
 if TYPE_CHECKING:
     from svdcut.api import Request
-    from svdcut.checkpoint import Checkpoint
-    from svdcut.matching import Matching
-    from svdcut.pairing import Pairing
-    from svdcut.plan import Plan
-    from svdcut.progress import Observer
-    from svdcut.progress import Progress as TensorDone
+    from svdcut.files.checkpoint import Checkpoint
+    from svdcut.pair.matching import Matching
+    from svdcut.pair.pairing import Pairing
+    from svdcut.pair.plan import Plan
+    from svdcut.record.progress import Observer
+    from svdcut.record.progress import Progress as TensorDone
 
 _STAGES = {
     "spectra": "pass 1 of 2: spectra",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.table import Table
 
+from svdcut.choose.ranks import rule_for
 from svdcut.cli.output import (
     SHOWN_ROWS,
     Screen,
@@ -21,14 +22,13 @@ from svdcut.cli.output import (
 )
 from svdcut.cli.tables import WrappedName
 from svdcut.names import collapse_numbers
-from svdcut.pairing import Action
-from svdcut.plan import Form
-from svdcut.ranks import rule_for
+from svdcut.pair.pairing import Action
+from svdcut.pair.plan import Form
 
 if TYPE_CHECKING:
     from svdcut.api import Request
-    from svdcut.plan import PlannedTensor
-    from svdcut.preflight import Preflight
+    from svdcut.pair.plan import PlannedTensor
+    from svdcut.truncation.preflight import Preflight
 
 
 def print_plan(request: Request, *, as_json: bool) -> None:

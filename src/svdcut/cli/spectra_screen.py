@@ -18,7 +18,7 @@ from svdcut.cli.output import (
     print_more,
 )
 from svdcut.cli.tables import Column, no_room, print_table
-from svdcut.pairing import Pairing
+from svdcut.pair.pairing import Pairing
 from svdcut.shown import printable
 from svdcut.spectra.cuts import CutPoint, cut_points
 from svdcut.spectra.facts import RESOLUTION, Spectra, Spectrum, Subject

@@ -12,12 +12,12 @@ from pathlib import Path
 from svdcut.cli.guard import note
 from svdcut.cli.output import print_json
 from svdcut.cli.spectra_screen import print_spectra
-from svdcut.destination import check_target
 from svdcut.errors import UsageError
 from svdcut.spectra import files
 from svdcut.spectra.comparison import Comparison
 from svdcut.spectra.facts import Spectra
 from svdcut.spectra.plan import SpectraPlan
+from svdcut.write.destination import check_target
 
 
 class Form(Enum):

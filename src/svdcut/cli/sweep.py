@@ -13,6 +13,7 @@ import typer
 from svdcut import api
 from svdcut.api import ShapeOptions, SweepOptions
 from svdcut.api.sweeps import DEFAULT_RANKS, DEFAULT_TOLERANCE
+from svdcut.choose.options import StoredDtype
 from svdcut.cli.cutting import (
     OUTPUT,
     RANK,
@@ -38,10 +39,9 @@ from svdcut.cli.shared import (
     screen_flag,
 )
 from svdcut.cli.sweep_screen import print_sweep
-from svdcut.destination import check_output
 from svdcut.errors import QualityError
-from svdcut.options import StoredDtype
 from svdcut.sweeps.facts import Sweep
+from svdcut.write.destination import check_output
 
 _CHOICE = "Choice"
 

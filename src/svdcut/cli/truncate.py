@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from svdcut.api import Request, TruncateOptions, prepare
+from svdcut.choose.options import StoredDtype
 from svdcut.cli.cutting import (
     OUTPUT,
     BaseArgument,
@@ -21,7 +22,6 @@ from svdcut.cli.cutting import (
 )
 from svdcut.cli.groups import grouped
 from svdcut.cli.shared import new_app
-from svdcut.options import StoredDtype
 
 app = new_app()
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from svdcut.errors import DataError, UsageError
 from svdcut.evaluation.tables import Row, read_rows
-from svdcut.jsonfile import quoted
+from svdcut.files.jsonfile import quoted
 
 _MAX_ROWS = 10_000_000
 _MAX_HELD = 4 << 30

@@ -11,8 +11,8 @@ from typing import Any
 from svdcut.errors import UsageError
 from svdcut.evaluation.dataset import Dataset
 from svdcut.evaluation.scores import Predictions
+from svdcut.files.atomic_write import write_whole
 from svdcut.shown import safe_cell
-from svdcut.wholefile import write_whole
 
 
 def check_suffix(path: Path) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from svdcut.errors import EvaluationError, UsageError, listed
 from svdcut.evaluation.scores import Answers
-from svdcut.jsonfile import quoted
+from svdcut.files.jsonfile import quoted
 
 
 def sort_labels(labels: Iterable[str]) -> tuple[str, ...]:

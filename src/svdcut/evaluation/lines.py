@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TextIO
 
 from svdcut.errors import DataError
-from svdcut.jsonfile import check_regular
+from svdcut.files.jsonfile import check_regular
 
 _DECOMPRESSORS: dict[str, Callable[[io.BufferedReader], gzip.GzipFile | bz2.BZ2File]] = {
     ".gz": lambda raw: gzip.GzipFile(fileobj=raw),

@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 
-from svdcut.checkpoint import Checkpoint, open_checkpoint
+from svdcut.choose.options import StoredDtype
 from svdcut.device import resolve_device
 from svdcut.errors import CheckpointError, EvaluationError, SvdcutError, UsageError, listed
 from svdcut.evaluation.scores import Kind, ScoringOptions
-from svdcut.jsonfile import quoted
-from svdcut.options import StoredDtype
+from svdcut.files.checkpoint import Checkpoint, open_checkpoint
+from svdcut.files.jsonfile import quoted
 
 _TOKENIZER_FILES = (
     "tokenizer.json",

@@ -11,7 +11,7 @@ from typing import Any
 
 from svdcut.errors import EvaluationError, UsageError
 from svdcut.evaluation.dataset import Dataset
-from svdcut.jsonfile import quoted
+from svdcut.files.jsonfile import quoted
 
 _FIELD = re.compile(r"\{(text|text_pair)\}")
 

@@ -8,7 +8,7 @@ from svdcut.evaluation.dataset import Dataset
 from svdcut.evaluation.metrics import Evaluation, evaluate_predictions
 from svdcut.evaluation.scores import Predictions
 from svdcut.evaluation.scoring import Predictor
-from svdcut.progress import Observer
+from svdcut.record.progress import Observer
 
 
 def run_evaluation(

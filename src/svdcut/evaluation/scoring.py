@@ -10,7 +10,6 @@ from typing import Any, Protocol
 
 import torch
 
-from svdcut.checkpoint import Checkpoint
 from svdcut.device import device_name
 from svdcut.errors import NonFiniteError, SvdcutError, UsageError
 from svdcut.evaluation.batches import Item, make_batches
@@ -20,7 +19,8 @@ from svdcut.evaluation.dataset import Dataset
 from svdcut.evaluation.labels import match_words
 from svdcut.evaluation.model import LoadedModel, load_model
 from svdcut.evaluation.scores import Answers, Kind, Predictions, ScoringOptions
-from svdcut.progress import Observer, Progress
+from svdcut.files.checkpoint import Checkpoint
+from svdcut.record.progress import Observer, Progress
 
 
 class Scorer(Protocol):

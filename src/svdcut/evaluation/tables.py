@@ -25,7 +25,13 @@ from svdcut.evaluation.lines import (
     readable,
     too_large,
 )
-from svdcut.jsonfile import check_num_values, check_regular, parse_int, quoted, without_repeats
+from svdcut.files.jsonfile import (
+    check_num_values,
+    check_regular,
+    parse_int,
+    quoted,
+    without_repeats,
+)
 
 _MAX_DOCUMENT = 512 << 20
 _MAX_VALUES = 20_000_000

@@ -14,12 +14,12 @@ from pathlib import Path
 from string import Template
 from typing import Protocol
 
+from svdcut.files.atomic_write import write_whole
 from svdcut.page import tables
 from svdcut.page.rows import limited, tensor_rows, totals
 from svdcut.page.text import grouped, markup, number, script_json
 from svdcut.spectra import files
 from svdcut.spectra.facts import Spectra, Subject
-from svdcut.wholefile import write_whole
 
 _HERE = Path(__file__).parent
 _THEMES = ("light", "dark")

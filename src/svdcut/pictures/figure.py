@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from svdcut.errors import UsageError
+from svdcut.files.atomic_write import write_whole
 from svdcut.pictures.captions import (
     energy_texts,
     measure_texts,
@@ -32,7 +33,6 @@ from svdcut.pictures.render import POINTS, rendered
 from svdcut.pictures.style import LIGHT, PANEL, Theme, drawing, require_matplotlib
 from svdcut.spectra.comparison import Comparison
 from svdcut.spectra.facts import Spectra
-from svdcut.wholefile import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,17 +9,17 @@ import time
 from collections.abc import Sequence
 
 from svdcut.device import resolve_device
-from svdcut.memory import comparison_needs
-from svdcut.pairing import Pair
-from svdcut.progress import Observer
+from svdcut.pair.pairing import Pair
+from svdcut.record.progress import Observer
 from svdcut.spectra.comparison import Comparison, Overlap
 from svdcut.spectra.facts import Spectrum, TensorSpectra
 from svdcut.spectra.plan import ComparisonPlan, SpectraOptions
 from svdcut.spectra.run import describe_spectra, describe_tensor, measure_matrix
 from svdcut.spectra.statistics import energy_distance
 from svdcut.spectra.stream import Place, stream_tensors
+from svdcut.streaming.memory import comparison_needs
+from svdcut.streaming.update import matrix_sides
 from svdcut.svd.subspace import LeadingSpaces, principal_cosines
-from svdcut.update import matrix_sides
 
 _Found = tuple[list[TensorSpectra], tuple[Overlap, ...]]
 """The spectra of each tensor of a task, and the overlaps of two."""

@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from svdcut.ranks import Rule, RuleKind, parse_rules, select_rank
+from svdcut.choose.ranks import Rule, RuleKind, parse_rules, select_rank
 from svdcut.spectra.facts import Spectra, Spectrum
 from svdcut.spectra.statistics import head_rank
 

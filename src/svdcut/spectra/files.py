@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from svdcut.files.atomic_write import write_whole
 from svdcut.shown import safe_cell
 from svdcut.spectra.facts import FACTS, SCHEMA, Cell, Spectra, TensorSpectra
-from svdcut.wholefile import write_whole
 
 if TYPE_CHECKING:
     from torch import Tensor

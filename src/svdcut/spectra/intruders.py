@@ -10,13 +10,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from svdcut.matrix_entry import MatrixEntry
-from svdcut.memory import NUM_LEADING
 from svdcut.spectra.facts import Intruders
+from svdcut.streaming.memory import NUM_LEADING
+from svdcut.streaming.stored_matrix import MatrixEntry
+from svdcut.streaming.update import MatrixSides, read_weights
 from svdcut.svd.decomposition import multiply, normalise, solver_errors
 from svdcut.svd.dense import gram
 from svdcut.svd.subspace import leading_spaces
-from svdcut.update import MatrixSides, read_weights
 
 THRESHOLD = 0.5
 """Cosines below it match nothing."""

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from svdcut import hub
-from svdcut.card import card_metadata
-from svdcut.checkpoint import Checkpoint
+from svdcut.files import hub
+from svdcut.files.checkpoint import Checkpoint
 from svdcut.names import is_task_classifier
-from svdcut.pairing import Pairing
+from svdcut.pair.pairing import Pairing
+from svdcut.record.card import card_metadata
 
 
 def find_base(checkpoint: Checkpoint) -> str | None:

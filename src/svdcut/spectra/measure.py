@@ -9,17 +9,17 @@ import math
 from array import array
 from collections.abc import Callable, Sequence
 
-from svdcut.noise import update_edge
-from svdcut.ranks import Rule, RuleKind, rank_for_energy, select_rank
+from svdcut.choose.noise import update_edge
+from svdcut.choose.ranks import Rule, RuleKind, rank_for_energy, select_rank
 from svdcut.spectra.facts import Spectrum
 from svdcut.spectra.statistics import effective_rank, head_rank, stable_rank
+from svdcut.streaming.update import Update
 from svdcut.svd.certificate import VALUE_TOLERANCE
 from svdcut.svd.decomposition import Decomposition
 from svdcut.svd.engine import decompose
 from svdcut.svd.measured import MeasuredValues, Method
 from svdcut.svd.route import Route, choose_route
 from svdcut.svd.values import singular_values
-from svdcut.update import Update
 
 
 def measure_spectrum(

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from svdcut.checkpoint import Checkpoint
+from svdcut.files.checkpoint import Checkpoint
 from svdcut.names import model_order, tied_part
-from svdcut.pairing import Action, Pair, Pairing, pair_tensors, select_matrices
+from svdcut.pair.pairing import Action, Pair, Pairing, pair_tensors, select_matrices
 from svdcut.spectra.facts import Subject
 
 

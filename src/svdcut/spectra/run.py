@@ -12,18 +12,18 @@ from dataclasses import replace
 import torch
 
 from svdcut._version import __version__
-from svdcut.cut import stable_seed
+from svdcut.choose.cut import stable_seed
 from svdcut.device import device_name, resolve_device
-from svdcut.memory import spectrum_needs
-from svdcut.pairing import Pair
-from svdcut.progress import Observer
+from svdcut.pair.pairing import Pair
+from svdcut.record.progress import Observer
 from svdcut.spectra.facts import Spectra, Spectrum, TensorSpectra
 from svdcut.spectra.intruders import find_intruders
 from svdcut.spectra.measure import measure_spectrum
 from svdcut.spectra.plan import SpectraOptions, SpectraPlan
 from svdcut.spectra.stream import Place, stream_tensors
+from svdcut.streaming.memory import spectrum_needs
+from svdcut.streaming.update import MatrixSides, matrix_sides, read_update
 from svdcut.svd.subspace import LeadingSpaces, leading_spaces
-from svdcut.update import MatrixSides, matrix_sides, read_update
 
 
 def run_spectra(

@@ -13,10 +13,10 @@ import torch
 
 from svdcut.device import num_workers
 from svdcut.errors import SvdcutError
-from svdcut.memory import MemoryNeeds
-from svdcut.pairing import Pair
-from svdcut.pool import Pool, Reserve, or_on_cpu
-from svdcut.progress import Observer, Progress
+from svdcut.pair.pairing import Pair
+from svdcut.record.progress import Observer, Progress
+from svdcut.streaming.memory import MemoryNeeds
+from svdcut.streaming.pool import Pool, Reserve, or_on_cpu
 from svdcut.svd.decomposition import SolverError
 
 T = TypeVar("T")

@@ -23,7 +23,7 @@ from svdcut.svd.product import Product
 
 _ROUNDING = 4.0
 """Backward error of the reduction in units of epsilon, by the norms of the factors: less
-than half of it was seen; `tests/test_product.py` looks at it in extended precision."""
+than half of it was seen; `tests/svd/test_product.py` looks at it in extended precision."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ _ROUNDING = 4.0
 """Backward error of a route in units of epsilon, by the Frobenius norm of what it reduces.
 
 Householder reductions are backward stable by that norm, with a factor that grows slowly
-in theory and stays below one in practice; `tests/test_values.py` looks at it.
+in theory and stays below one in practice; `tests/svd/test_values.py` looks at it.
 """
 
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol
 
-from svdcut.checkpoint import Checkpoint
+from svdcut.choose.options import Options
 from svdcut.evaluation.metrics import Evaluation
-from svdcut.options import Options
-from svdcut.plan import Plan
-from svdcut.progress import Observer
-from svdcut.provenance import InputHashes
+from svdcut.files.checkpoint import Checkpoint
+from svdcut.pair.plan import Plan
+from svdcut.record.progress import Observer
+from svdcut.record.provenance import InputHashes
 from svdcut.sweeps.facts import Variant
 from svdcut.sweeps.stored import Decomposed
 

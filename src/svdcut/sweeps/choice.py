@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from svdcut.choose.ranks import Keep
 from svdcut.evaluation.metrics import Evaluation, Interval
-from svdcut.jsonfile import quoted
-from svdcut.ranks import Keep
+from svdcut.files.jsonfile import quoted
 from svdcut.sweeps.facts import Row
 
 _SAME = 1e-9

@@ -14,14 +14,14 @@ from typing import ClassVar
 from svdcut.errors import EvaluationError
 from svdcut.evaluation.dataset import Columns
 from svdcut.evaluation.metrics import Evaluation
-from svdcut.plan import Output
-from svdcut.provenance import InputHashes
+from svdcut.pair.plan import Output
+from svdcut.record.provenance import InputHashes
 from svdcut.sweeps.bench import Bench, Measured, Setting
 from svdcut.sweeps.facts import Variant
 from svdcut.sweeps.harness import read_harness
 from svdcut.sweeps.outcome import read_outcome
 from svdcut.sweeps.stored import Decomposed
-from svdcut.truncation import run_truncation
+from svdcut.truncation.run import run_truncation
 
 CHECKPOINT_NAME = "checkpoint"
 """Of the folder, within that of a sweep, that a command evaluates."""

@@ -16,20 +16,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from svdcut.budget import allocate_budgets
-from svdcut.cut import CutRequest
+from svdcut.choose.cut import CutRequest
+from svdcut.choose.options import Options
+from svdcut.choose.ranks import Keep, Rule, RuleKind
 from svdcut.device import device_name, num_workers, resolve_device
 from svdcut.errors import OutputExistsError
-from svdcut.matrix_entry import to_bytes
-from svdcut.memory import memory_needs
-from svdcut.options import Options
-from svdcut.pairing import Action, Pair
-from svdcut.plan import Output, Plan, PlannedTensor
-from svdcut.pool import Pool, Reserve, or_on_cpu
-from svdcut.progress import Observer, Progress
-from svdcut.provenance import identify_run, refuse_changed
-from svdcut.ranks import Keep, Rule, RuleKind
-from svdcut.spool import Range
+from svdcut.files.tensorfile import Dtype, lay_out
+from svdcut.pair.pairing import Action, Pair
+from svdcut.pair.plan import Output, Plan, PlannedTensor
+from svdcut.record.progress import Observer, Progress
+from svdcut.record.provenance import identify_run, refuse_changed
+from svdcut.streaming.memory import memory_needs
+from svdcut.streaming.pool import Pool, Reserve, or_on_cpu
+from svdcut.streaming.stored_matrix import to_bytes
+from svdcut.streaming.update import MatrixSides, matrix_sides
 from svdcut.sweeps.facts import BASE, Variant
 from svdcut.sweeps.stored import (
     FACTORS_NAME,
@@ -42,11 +42,11 @@ from svdcut.sweeps.stored import (
     key_of,
     open_decomposed,
 )
-from svdcut.tensor_job import Job, decompose_matrix, naming
-from svdcut.tensor_output import CutMatrix, stays_whole
-from svdcut.tensorfile import Dtype, lay_out
-from svdcut.update import MatrixSides, matrix_sides
-from svdcut.writer import TENSOR, CheckpointWriter
+from svdcut.truncation.budget import allocate_budgets
+from svdcut.truncation.tensor_job import Job, decompose_matrix, naming
+from svdcut.truncation.tensor_output import CutMatrix, stays_whole
+from svdcut.write.staging import Range
+from svdcut.write.writer import TENSOR, CheckpointWriter
 
 _DTYPES = {torch.float32: Dtype.F32, torch.float64: Dtype.F64}
 _NOTHING = Rule(RuleKind.FIXED, 0)
@@ -84,7 +84,7 @@ def decompose_update(
     Raises
     ------
     NonFiniteError, QualityError, CheckpointError, OutputError
-        As `svdcut.truncation.run_truncation` does.
+        As `svdcut.truncation.run.run_truncation` does.
     OutputExistsError
         If the folder holds something else, or unfinished work of other inputs or options.
 

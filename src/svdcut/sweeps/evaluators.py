@@ -8,14 +8,14 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
-from svdcut.checkpoint import Checkpoint
 from svdcut.evaluation.dataset import Dataset
 from svdcut.evaluation.metrics import Evaluation
 from svdcut.evaluation.model import find_kind, load_model
 from svdcut.evaluation.run import run_evaluation
 from svdcut.evaluation.scores import ScoringOptions
 from svdcut.evaluation.scoring import load_predictor
-from svdcut.progress import Progress
+from svdcut.files.checkpoint import Checkpoint
+from svdcut.record.progress import Progress
 from svdcut.sweeps.bench import Bench, Measured, Setting
 from svdcut.sweeps.facts import Variant
 from svdcut.sweeps.outcome import read_outcome

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from svdcut.brief import brief
+from svdcut.choose.ranks import Keep, Rule, RuleKind, parse_rule
 from svdcut.evaluation.metrics import Evaluation
-from svdcut.ranks import Keep, Rule, RuleKind, parse_rule
-from svdcut.summary import puts_much_back
+from svdcut.record.summary import puts_much_back
 
 SCHEMA = "svdcut/sweep/1"
 

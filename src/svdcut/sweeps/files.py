@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from svdcut.evaluation.metrics import Evaluation
+from svdcut.files.atomic_write import write_whole
 from svdcut.shown import safe_cell
 from svdcut.sweeps.facts import Sweep
-from svdcut.wholefile import write_whole
 
 JSON_NAME = "sweep.json"
 CSV_NAME = "sweep.csv"

@@ -18,7 +18,7 @@ from svdcut.errors import CheckpointError, DataError, EvaluationError
 from svdcut.evaluation.dataset import Columns, Source, group_rows
 from svdcut.evaluation.metrics import Evaluation, evaluate_predictions
 from svdcut.evaluation.tables import Row, pick_cells, read_rows
-from svdcut.jsonfile import Bounds, quoted, read_json
+from svdcut.files.jsonfile import Bounds, quoted, read_json
 from svdcut.sweeps.outcome import read_outcome
 
 _METRICS = ("acc", "acc_norm", "exact_match", "accuracy")

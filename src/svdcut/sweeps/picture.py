@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from svdcut.choose.ranks import Keep
 from svdcut.evaluation.metrics import Evaluation, Interval
+from svdcut.files.atomic_write import write_whole
 from svdcut.pictures.render import DPI, rendered
 from svdcut.pictures.style import LIGHT, drawing
-from svdcut.ranks import Keep
 from svdcut.sweeps.facts import Row, Sweep
 from svdcut.sweeps.files import PICTURE_NAME
-from svdcut.wholefile import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,9 +11,9 @@ from types import TracebackType
 
 from svdcut.errors import OutputExistsError
 from svdcut.evaluation.metrics import Evaluation
-from svdcut.journal import Journal
-from svdcut.sink import output_error
 from svdcut.sweeps.facts import Row, Variant
+from svdcut.write.journal import Journal
+from svdcut.write.tensor_writer import output_error
 
 ROWS_NAME = "rows.jsonl"
 ROW = "row"

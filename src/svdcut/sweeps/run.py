@@ -8,14 +8,12 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from svdcut.checkpoint import Checkpoint
+from svdcut.choose.options import Options
 from svdcut.evaluation.metrics import Evaluation
-from svdcut.merging import loadable
-from svdcut.options import Options
-from svdcut.plan import Plan
-from svdcut.preflight import check_checkpoint, check_factors
-from svdcut.progress import Observer, Progress
-from svdcut.provenance import InputHashes, refuse_changed
+from svdcut.files.checkpoint import Checkpoint
+from svdcut.pair.plan import Plan
+from svdcut.record.progress import Observer, Progress
+from svdcut.record.provenance import InputHashes, refuse_changed
 from svdcut.sweeps.bench import Bench, Evaluator, Measured, Setting
 from svdcut.sweeps.choice import choose, explain
 from svdcut.sweeps.command import CHECKPOINT_NAME
@@ -23,6 +21,8 @@ from svdcut.sweeps.decompose import decompose_update, identify_work
 from svdcut.sweeps.facts import BASE, Row, Sweep, Variant
 from svdcut.sweeps.rowlog import RowLog
 from svdcut.sweeps.stored import Decomposed
+from svdcut.truncation.merging import loadable
+from svdcut.truncation.preflight import check_checkpoint, check_factors
 
 DECOMPOSITION_NAME = "decomposition"
 

@@ -17,21 +17,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from svdcut.checkpoint import open_checkpoint
-from svdcut.cut import CutRequest, choose_cut, is_certified, kept_energies
+from svdcut.choose.cut import CutRequest, choose_cut, is_certified, kept_energies
+from svdcut.choose.options import Options
+from svdcut.choose.ranks import Keep, RuleKind, choose_indices, parse_rule, select_rank
 from svdcut.errors import CheckpointError, InputError, UsageError
-from svdcut.jsonfile import quoted
-from svdcut.matrix_entry import TORCH_DTYPES
-from svdcut.options import Options
-from svdcut.pairing import Action, Pair
-from svdcut.plan import Plan
-from svdcut.ranks import Keep, RuleKind, choose_indices, parse_rule, select_rank
+from svdcut.files.checkpoint import open_checkpoint
+from svdcut.files.jsonfile import quoted
+from svdcut.files.tensorfile import Dtype, TensorEntry, read_bytes
+from svdcut.pair.pairing import Action, Pair
+from svdcut.pair.plan import Plan
+from svdcut.streaming.stored_matrix import TORCH_DTYPES
+from svdcut.streaming.update import MatrixSides, matrix_sides
 from svdcut.svd.measured import MeasuredValues
 from svdcut.sweeps.facts import Cost, Variant
-from svdcut.tensor_job import Job
-from svdcut.tensor_output import CutMatrix, KeptMatrix, stays_whole
-from svdcut.tensorfile import Dtype, TensorEntry, read_bytes
-from svdcut.update import MatrixSides, matrix_sides
+from svdcut.truncation.tensor_job import Job
+from svdcut.truncation.tensor_output import CutMatrix, KeptMatrix, stays_whole
 
 FACTORS_NAME = "factors.safetensors"
 FACTS_NAME = "decomposition.json"
@@ -65,7 +65,7 @@ class StoredMatrix:
     is_wide: bool
     zero_fraction: float
     equal_bytes: bool
-    """These as in `svdcut.update.Update`."""
+    """These as in `svdcut.streaming.update.Update`."""
 
     @property
     def full_rank(self) -> int:
@@ -195,7 +195,7 @@ class Decomposed:
             yield _Reader(self, pair, sides).kept(variant, device)
 
     def cut_tensor(self, job: Job, pair: Pair) -> Iterator[list[CutMatrix]]:
-        """Yield the cuts of each matrix of a tensor, as `svdcut.tensor_job.cut_tensor` does."""
+        """Yield the cuts of each matrix of a tensor, as `tensor_job.cut_tensor` does."""
         keeps = job.keeps or (job.options.keep,) * len(job.rules)
         variants = [Variant(*cut) for cut in zip(job.rules, keeps, strict=True)]
         for sides in matrix_sides(pair):

@@ -16,16 +16,16 @@ from torch import Tensor
 
 from svdcut.adapter.in_memory import Piece, parameters_in_memory
 from svdcut.adapter.renames import in_memory
-from svdcut.checkpoint import Checkpoint
 from svdcut.device import resolve_device
 from svdcut.errors import EvaluationError
-from svdcut.matrix_entry import TORCH_DTYPES
-from svdcut.pairing import Action
-from svdcut.plan import Plan, PlannedTensor
+from svdcut.files.checkpoint import Checkpoint
+from svdcut.files.tensorfile import TensorEntry, read_bytes
+from svdcut.pair.pairing import Action
+from svdcut.pair.plan import Plan, PlannedTensor
+from svdcut.streaming.stored_matrix import TORCH_DTYPES
 from svdcut.sweeps.facts import Variant
 from svdcut.sweeps.stored import Decomposed
-from svdcut.tensor_output import measure_rounding
-from svdcut.tensorfile import TensorEntry, read_bytes
+from svdcut.truncation.tensor_output import measure_rounding
 
 
 class SwappedModel:

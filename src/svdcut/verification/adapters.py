@@ -15,18 +15,18 @@ import torch
 
 from svdcut.adapter.factors import read_factors
 from svdcut.adapter.reading import open_finetuned
-from svdcut.checkpoint import Checkpoint
+from svdcut.choose.options import Options
+from svdcut.choose.ranks import Rule
 from svdcut.errors import SvdcutError
-from svdcut.lowrank import LowRankEntry
-from svdcut.manifest import Manifest, TensorFact
-from svdcut.modelfiles import MANIFEST_NAME
-from svdcut.options import Options
-from svdcut.plan import Form, Output, Plan
-from svdcut.progress import Observer
-from svdcut.provenance import InputHashes
-from svdcut.ranks import Rule
-from svdcut.tensor_output import product_difference
-from svdcut.truncation import run_truncation
+from svdcut.files.checkpoint import Checkpoint
+from svdcut.files.filenames import MANIFEST_NAME
+from svdcut.files.lora_factors import LowRankEntry
+from svdcut.pair.plan import Form, Output, Plan
+from svdcut.record.manifest import Manifest, TensorFact
+from svdcut.record.progress import Observer
+from svdcut.record.provenance import InputHashes
+from svdcut.truncation.run import run_truncation
+from svdcut.truncation.tensor_output import product_difference
 from svdcut.verification.findings import Failure
 
 _TOLERANCE = 1e-5

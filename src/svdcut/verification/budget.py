@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from svdcut.ranks import Rule
+from svdcut.choose.ranks import Rule
 from svdcut.verification.findings import Failure
 from svdcut.verification.tolerances import energy_rounding
 

@@ -9,10 +9,10 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
-from svdcut.manifest import Manifest, TensorFact, Truncation
-from svdcut.modelfiles import MANIFEST_NAME
-from svdcut.options import Options
-from svdcut.ranks import Keep, Rule, RuleKind, rule_for
+from svdcut.choose.options import Options
+from svdcut.choose.ranks import Keep, Rule, RuleKind, rule_for
+from svdcut.files.filenames import MANIFEST_NAME
+from svdcut.record.manifest import Manifest, TensorFact, Truncation
 from svdcut.svd.certificate import VALUE_TOLERANCE
 from svdcut.svd.route import Route
 from svdcut.verification.findings import Failure

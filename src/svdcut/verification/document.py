@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from svdcut.errors import CheckpointError
-from svdcut.manifest import SCHEMA, SCHEMA_PATH, Manifest
-from svdcut.modelfiles import MANIFEST_NAME, check_own
+from svdcut.files.filenames import MANIFEST_NAME, check_own
+from svdcut.record.manifest import SCHEMA, SCHEMA_PATH, Manifest
 from svdcut.verification.findings import Failure
 
 _MAX_BYTES = 1 << 28

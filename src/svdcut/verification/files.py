@@ -16,12 +16,9 @@ from pathlib import Path, PurePosixPath
 
 from svdcut.adapter.collection import collect_tensors
 from svdcut.adapter.peft_config import read_peft_config
-from svdcut.checkpoint import open_checkpoint
 from svdcut.errors import CheckpointError, InputError
-from svdcut.header import read_header
-from svdcut.jsonfile import check_regular
-from svdcut.manifest import FileFact, Manifest, WeightFileFact
-from svdcut.modelfiles import (
+from svdcut.files.checkpoint import open_checkpoint
+from svdcut.files.filenames import (
     ADAPTER_CONFIG_NAME,
     ADAPTER_NAME,
     INDEX_NAME,
@@ -29,8 +26,11 @@ from svdcut.modelfiles import (
     WEIGHTS_NAME,
     is_own,
 )
-from svdcut.pool import Pool
-from svdcut.tensorfile import TensorEntry, hash_file, iterate_bytes
+from svdcut.files.header import read_header
+from svdcut.files.jsonfile import check_regular
+from svdcut.files.tensorfile import TensorEntry, hash_file, iterate_bytes
+from svdcut.record.manifest import FileFact, Manifest, WeightFileFact
+from svdcut.streaming.pool import Pool
 from svdcut.verification.findings import Failure
 
 _LENGTH_BYTES = 8

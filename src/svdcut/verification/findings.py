@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any
 
 from svdcut.brief import brief
-from svdcut.modelfiles import CARD_NAME
+from svdcut.files.filenames import CARD_NAME
 
 
 @dataclass(frozen=True, slots=True)

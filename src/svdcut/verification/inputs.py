@@ -11,15 +11,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from svdcut._version import __version__
-from svdcut.checkpoint import Checkpoint
-from svdcut.manifest import FileFact, Manifest, TensorFact, WeightFileFact
-from svdcut.modelfiles import CARD_NAME, MANIFEST_NAME
-from svdcut.options import Options
-from svdcut.pairing import Action
-from svdcut.plan import Plan, PlannedTensor
-from svdcut.pool import Pool
-from svdcut.publication import write_sidecars
-from svdcut.tensorfile import hash_file
+from svdcut.choose.options import Options
+from svdcut.files.checkpoint import Checkpoint
+from svdcut.files.filenames import CARD_NAME, MANIFEST_NAME
+from svdcut.files.tensorfile import hash_file
+from svdcut.pair.pairing import Action
+from svdcut.pair.plan import Plan, PlannedTensor
+from svdcut.record.manifest import FileFact, Manifest, TensorFact, WeightFileFact
+from svdcut.record.publication import write_sidecars
+from svdcut.streaming.pool import Pool
 from svdcut.verification.files import Tell
 from svdcut.verification.findings import Failure
 

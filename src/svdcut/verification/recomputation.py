@@ -12,21 +12,20 @@ from dataclasses import dataclass
 
 import torch
 
+from svdcut.choose.options import Options
+from svdcut.choose.ranks import Rule, RuleKind
 from svdcut.errors import CheckpointError, SvdcutError
-from svdcut.manifest import TensorFact, Truncation
-from svdcut.matrix_entry import TORCH_DTYPES, MatrixEntry
-from svdcut.options import Options
-from svdcut.pairing import Action
-from svdcut.plan import PlannedTensor
-from svdcut.pool import or_on_cpu
-from svdcut.ranks import Rule, RuleKind
-from svdcut.rows import merged_rows
-from svdcut.sink import TensorSink
+from svdcut.files.tensorfile import TensorEntry
+from svdcut.pair.pairing import Action
+from svdcut.pair.plan import PlannedTensor
+from svdcut.record.manifest import TensorFact, Truncation
+from svdcut.streaming.pool import or_on_cpu
+from svdcut.streaming.stored_matrix import TORCH_DTYPES, MatrixEntry
+from svdcut.streaming.update import MatrixSides, matrix_sides, read_update
 from svdcut.svd.decomposition import SolverError
-from svdcut.tensor_job import Job, process_tensor
-from svdcut.tensor_output import CheckpointTensor
-from svdcut.tensorfile import TensorEntry
-from svdcut.update import MatrixSides, matrix_sides, read_update
+from svdcut.truncation.reconstruction import merged_rows
+from svdcut.truncation.tensor_job import Job, process_tensor
+from svdcut.truncation.tensor_output import CheckpointTensor
 from svdcut.verification.claims import close
 from svdcut.verification.findings import Failure
 from svdcut.verification.spectrum import (
@@ -44,6 +43,7 @@ from svdcut.verification.stored import (
     measure_exact,
     measure_stored,
 )
+from svdcut.write.tensor_writer import TensorSink
 
 _SAME_ROUNDING = 1e-3
 """Relative difference of the rounding errors of two runs that store the same bytes: what

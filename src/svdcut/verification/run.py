@@ -10,21 +10,21 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from svdcut.checkpoint import Checkpoint
+from svdcut.choose.options import Options
+from svdcut.choose.ranks import Rule, RuleKind, parse_rule, parse_rules, rule_for
 from svdcut.device import num_workers, resolve_device
 from svdcut.errors import SvdcutError, UsageError
+from svdcut.files.checkpoint import Checkpoint
+from svdcut.files.filenames import MANIFEST_NAME
+from svdcut.files.tensorfile import TensorEntry
 from svdcut.machine import num_cores
-from svdcut.manifest import Manifest, TensorFact
-from svdcut.memory import SPARE_BYTES, dense_bytes
-from svdcut.modelfiles import MANIFEST_NAME
-from svdcut.options import Options
-from svdcut.pairing import Action
-from svdcut.plan import Plan, PlannedTensor, make_plan
-from svdcut.pool import Pool
-from svdcut.progress import Observer, Progress
-from svdcut.ranks import Rule, RuleKind, parse_rule, parse_rules, rule_for
-from svdcut.tensor_job import Job
-from svdcut.tensorfile import TensorEntry
+from svdcut.pair.pairing import Action
+from svdcut.pair.plan import Plan, PlannedTensor, make_plan
+from svdcut.record.manifest import Manifest, TensorFact
+from svdcut.record.progress import Observer, Progress
+from svdcut.streaming.memory import SPARE_BYTES, dense_bytes
+from svdcut.streaming.pool import Pool
+from svdcut.truncation.tensor_job import Job
 from svdcut.verification.adapters import check_adapter
 from svdcut.verification.budget import Share, check_budget
 from svdcut.verification.claims import check_claims, per_matrix

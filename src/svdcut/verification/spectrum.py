@@ -9,15 +9,15 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from svdcut.cut import stable_seed
-from svdcut.manifest import Truncation
-from svdcut.noise import update_edge
-from svdcut.pairing import Pair
-from svdcut.ranks import Keep, Rule, RuleKind, choose_indices, first_left_out
+from svdcut.choose.cut import stable_seed
+from svdcut.choose.noise import update_edge
+from svdcut.choose.ranks import Keep, Rule, RuleKind, choose_indices, first_left_out
+from svdcut.pair.pairing import Pair
+from svdcut.record.manifest import Truncation
+from svdcut.streaming.update import Update
 from svdcut.svd.decomposition import Decomposition
 from svdcut.svd.engine import decompose
 from svdcut.svd.route import Route
-from svdcut.update import Update
 from svdcut.verification.claims import close, per_matrix
 from svdcut.verification.tolerances import (
     OWN_VALUE_TOLERANCE,

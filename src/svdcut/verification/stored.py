@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from svdcut.manifest import Truncation
-from svdcut.ranks import Keep
+from svdcut.choose.ranks import Keep
+from svdcut.record.manifest import Truncation
+from svdcut.streaming.update import MatrixSides, Update
 from svdcut.svd.decomposition import PRODUCT_BYTES, Decomposition, row_blocks
 from svdcut.svd.product import Product, rows_of
-from svdcut.update import MatrixSides, Update
 from svdcut.verification.spectrum import Contradiction, Spectrum, tail_tolerance
 from svdcut.verification.tolerances import (
     DOUBLE,

@@ -30,7 +30,7 @@ import math
 import sys
 from collections.abc import Sequence
 
-from svdcut.ranks import Keep, Rule, RuleKind, select_rank
+from svdcut.choose.ranks import Keep, Rule, RuleKind, select_rank
 from svdcut.svd.certificate import ERROR_FLOOR, VALUE_FLOOR, VALUE_TOLERANCE
 
 OWN_VALUE_TOLERANCE = VALUE_TOLERANCE / 10

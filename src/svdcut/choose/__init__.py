@@ -1,0 +1,1 @@
+"""What to keep of an update: options, rank rules, the noise edge, the cut."""

@@ -1,0 +1,220 @@
+"""Which triplets of one matrix stay, and how well that is known.
+
+It joins rank rules to the engine; it reads and writes no files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from svdcut.choose.noise import Storage, update_edge
+from svdcut.choose.ranks import Keep, Rule, RuleKind, choose_indices, first_left_out, select_rank
+from svdcut.errors import QualityError
+from svdcut.svd.certificate import VALUE_TOLERANCE, Bounds
+from svdcut.svd.decomposition import Decomposition
+from svdcut.svd.engine import decompose
+from svdcut.svd.measured import MeasuredValues
+from svdcut.svd.product import Product, full_rank
+from svdcut.svd.route import Route
+
+
+@dataclass(frozen=True, slots=True)
+class CutRequest:
+    """What to keep of a matrix."""
+
+    rule: Rule
+    keep: Keep
+    seed: int
+    """Of a random choice."""
+
+    rank: int | None = None
+    """Known beforehand: the share of a budget that fell to this matrix."""
+
+    def known_rank(self, full_rank: int) -> int | None:
+        """Return the rank, if it does not depend on the spectrum."""
+        if self.rank is not None:
+            return self.rank
+        if self.rule.kind is RuleKind.FIXED:
+            return min(int(self.rule.value), full_rank)
+        return full_rank if self.rule.kind is RuleKind.FULL else None
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """What stays of a matrix; norms and values in the matrix's own units."""
+
+    indices: Sequence[int]
+    """Ascending."""
+
+    bounds: Bounds
+    residual: float
+    edge: float | None
+    kept_norm: float
+    tail_norm: float
+    sigma_first: float
+    sigma_last_kept: float | None
+    sigma_next: float | None
+
+    @property
+    def rank(self) -> int:
+        """How many triplets stay."""
+        return len(self.indices)
+
+
+def stable_seed(*words: object) -> int:
+    """Return a seed that depends on the words alone, in every process and version."""
+    digest = hashlib.sha256("\0".join(map(str, words)).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def cut_matrix(
+    matrix: Tensor | Product,
+    requests: Sequence[CutRequest],
+    *,
+    storage: Storage | None,
+    route: Route,
+    tolerance: float,
+    seed: int,
+    escalate: Callable[[int], object] = lambda _: None,
+) -> tuple[Decomposition, list[Cut]]:
+    """Decompose a matrix once, and cut it as often as asked.
+
+    Parameters
+    ----------
+    matrix : Tensor of shape (m, n), float32 or float64, or Product
+        Finite; a tensor is scaled in place.
+    requests : sequence of CutRequest
+        What to keep.
+    storage : Storage or None
+        Of the fine-tuned side, for the noise rule. With None nothing was rounded: the edge
+        is that of what float64 tells from zero.
+    route : Route
+        Where the engine starts; for a product there is one.
+    tolerance : float
+        Relative excess error that every cut must be certified for.
+    seed : int
+        Of the engine's random blocks.
+    escalate : callable
+        As for `svdcut.svd.engine.decompose`.
+
+    Returns
+    -------
+    tuple of Decomposition and list of Cut
+        One cut for each request.
+
+    Raises
+    ------
+    QualityError
+        If not even the exact route is certified to `tolerance`.
+    """
+    noise = any(request.rule.kind is RuleKind.NOISE for request in requests)
+
+    def cut(decomposition: Decomposition) -> list[Cut]:
+        edge, measured = None, decomposition.measured()
+        if noise and decomposition.energy:
+            edge = update_edge(storage, matrix.shape, measured.singular_values())
+        return [choose_cut(measured, request, edge) for request in requests]
+
+    cuts: list[Cut] = []
+
+    def accept(decomposition: Decomposition) -> bool:
+        cuts[:] = cut(decomposition)
+        return all(is_certified(found.bounds, tolerance) for found in cuts)
+
+    top = _num_needed(requests, full_rank(matrix))
+    found = decompose(
+        matrix,
+        top,
+        accept=accept,
+        route=route,
+        tolerance=tolerance,
+        seed=seed,
+        escalate=escalate,
+    )
+    if not found.energy:
+        # Of a matrix of zeros there was nothing to accept.
+        cuts[:] = cut(found)
+    worst = max((c.bounds for c in cuts), key=lambda bounds: bounds.excess)
+    if worst.excess > tolerance:
+        raise QualityError(
+            f"no route reached an excess error of {tolerance:g}; the exact one is certified "
+            f"to {worst.excess:.1e}",
+            hint="Ask for a --tolerance that float64 can reach.",
+        )
+    return found, cuts
+
+
+def is_certified(bounds: Bounds, tolerance: float) -> bool:
+    """Whether a cut is as good as asked, and the values reported with it too."""
+    return bounds.excess <= tolerance and bounds.value <= VALUE_TOLERANCE
+
+
+def _num_needed(requests: Sequence[CutRequest], full_rank: int) -> int | None:
+    """Return how many leading triplets serve all requests; None for all of them."""
+    most = 0
+    for request in requests:
+        rank = request.known_rank(full_rank)
+        if rank is None or rank >= full_rank or (request.keep is not Keep.TOP and rank > 0):
+            return None
+        most = max(most, rank)
+    return most
+
+
+def choose_cut(measured: MeasuredValues, request: CutRequest, edge: float | None) -> Cut:
+    """Choose the triplets that a request keeps of a matrix, and bound the error.
+
+    Parameters
+    ----------
+    measured : MeasuredValues
+        Of the matrix: as many as the request needs.
+    request : CutRequest
+        What to keep.
+    edge : float or None
+        Noise edge, for the noise rule.
+    """
+    full_rank = measured.full_rank
+    if measured.energy == 0:
+        return Cut(range(0), Bounds(0.0, 0.0), 0.0, None, 0.0, 0.0, 0.0, None, 0.0)
+    s = measured.singular_values()
+    rank = request.known_rank(full_rank)
+    if rank is None:
+        rank = select_rank(request.rule, s, full_rank, edge=edge or 0.0)
+    indices = choose_indices(request.keep, rank, full_rank, seed=request.seed)
+    kept, tail = kept_energies(measured, indices)
+    residual = max((measured.residuals[i] for i in indices), default=0.0)
+    return Cut(
+        indices=indices,
+        bounds=_bounds(measured, request.keep, indices),
+        residual=residual / measured.squares[0],
+        edge=edge if request.rule.kind is RuleKind.NOISE else None,
+        kept_norm=math.sqrt(kept) * measured.scale,
+        tail_norm=math.sqrt(tail) * measured.scale,
+        sigma_first=s[0],
+        sigma_last_kept=s[indices[-1]] if indices else None,
+        sigma_next=s[first_left_out(indices)] if rank < full_rank else None,
+    )
+
+
+def kept_energies(measured: MeasuredValues, indices: Sequence[int]) -> tuple[float, float]:
+    """Return the energy of the triplets that stay and of all others, in scaled units."""
+    kept = math.fsum(measured.squares[i] for i in indices)
+    chosen = set(indices)
+    cut = math.fsum(value for i, value in enumerate(measured.squares) if i not in chosen)
+    return kept, cut + measured.rest
+
+
+def _bounds(measured: MeasuredValues, keep: Keep, indices: Sequence[int]) -> Bounds:
+    if keep is Keep.TOP or not indices:
+        return measured.bounds(len(indices))
+    if keep is Keep.BOTTOM:
+        # The last triplets are the complement of the leading ones.
+        return measured.bounds(measured.full_rank - len(indices))
+    # A chosen set minimises nothing: what can be wrong is the energy that it holds.
+    moved = math.fsum(measured.residuals[i] for i in indices)
+    whole = measured.bounds(measured.full_rank)
+    return Bounds(excess=moved / (2 * measured.energy), value=whole.value)

@@ -1,0 +1,1 @@
+"""What belongs to what: names matched, shapes checked, the whole result planned."""

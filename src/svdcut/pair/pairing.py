@@ -1,0 +1,401 @@
+"""Match the tensors of two checkpoints, and say what happens to each.
+
+A pure function of headers and options: it reads no weights and imports no torch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from fnmatch import fnmatchcase
+from functools import partial
+
+from svdcut.choose.options import Rest
+from svdcut.errors import MismatchError, QuantizedError, UsageError, listed
+from svdcut.files.checkpoint import Checkpoint
+from svdcut.files.lora_factors import LowRankEntry, UpdateEntry
+from svdcut.files.tensorfile import TensorEntry
+from svdcut.names import (
+    collapse_numbers,
+    is_bias,
+    is_expert_stack,
+    is_task_head,
+    is_vocabulary,
+    tied_part,
+)
+from svdcut.pair.matching import Matching, match_names, rename_tensors
+
+
+class Action(str, Enum):
+    """What happens to a tensor."""
+
+    TRUNCATE = "truncate"
+    COPY_FINETUNED = "copy_finetuned"
+    COPY_BASE = "copy_base"
+    UNCHANGED = "unchanged"
+    DROP = "drop"
+    """An adapter leaves it as it is in base, because that was asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One tensor of the result and where it comes from."""
+
+    name: str
+    action: Action
+    finetuned: TensorEntry
+    base: TensorEntry | None
+    seed_name: str
+    """What seeds its decomposition: copies of one tied matrix share it, and their result."""
+
+    update: UpdateEntry | None = None
+    """Of an adapter: what is added to `finetuned`, which is base's own tensor mostly."""
+
+    @property
+    def stacked(self) -> bool:
+        """Whether it is a stack of expert matrices, each with a rank of its own."""
+        shape = self.finetuned.shape
+        experts = self.update.experts if isinstance(self.update, LowRankEntry) else 1
+        return is_expert_stack(self.name, shape) or (len(shape) == 3 and experts > 1)
+
+    @property
+    def factors(self) -> LowRankEntry | None:
+        """What makes all of the update; None of one that is dense."""
+        if not isinstance(self.update, LowRankEntry) or self.update.magnitude is not None:
+            return None
+        # It is dense where the adapter stores the tensor whole too.
+        return self.update if self.finetuned == self.base else None
+
+    @property
+    def full_ranks(self) -> list[int]:
+        """The most that the update's rank can be, of each matrix."""
+        most = [min(shape) for shape in self.matrices]
+        return most if self.factors is None else [min(r, self.factors.rank) for r in most]
+
+    @property
+    def shared_rows(self) -> int:
+        """How many leading rows both sides have; all where base has none of it."""
+        if self.base is None:
+            return self.finetuned.shape[0]
+        return min(self.finetuned.shape[0], self.base.shape[0])
+
+    @property
+    def new_rows(self) -> int:
+        """How many rows base lacks, which follow the others."""
+        return 0 if self.stacked else self.finetuned.shape[0] - self.shared_rows
+
+    @property
+    def matrices(self) -> list[tuple[int, int]]:
+        """Shapes of the matrices to truncate, one unless it is a stack."""
+        shape = self.finetuned.shape
+        if self.stacked:
+            return [(shape[1], shape[2])] * shape[0]
+        return [(self.shared_rows, _columns(shape))]
+
+
+@dataclass(frozen=True, slots=True)
+class Pairing:
+    """All tensors of the result, in the order of the fine-tuned files."""
+
+    pairs: tuple[Pair, ...]
+    base_only: tuple[str, ...]
+    matching: Matching
+    """How the names were matched."""
+
+    unmatched: tuple[str, ...]
+    """Matrices that would be truncated, had base a tensor to compare them with."""
+
+    @property
+    def base_prefix(self) -> str | None:
+        """What was taken from base's names, where most weights needed it."""
+        return (self.matching.renames[0].base or None) if self.matching.renames else None
+
+    @property
+    def finetuned_prefix(self) -> str | None:
+        """What was taken from the fine-tuned names, where most weights needed it."""
+        return (self.matching.renames[0].finetuned or None) if self.matching.renames else None
+
+
+def _columns(shape: tuple[int, ...]) -> int:
+    columns = 1
+    for size in shape[1:]:
+        columns *= size
+    return columns
+
+
+def pair_tensors(
+    base: Checkpoint,
+    finetuned: Checkpoint,
+    *,
+    only: Sequence[str] = (),
+    skip: Sequence[str] = (),
+    drop: Sequence[str] = (),
+    rest: Rest = Rest.FINETUNED,
+    renames: Mapping[str, str] | None = None,
+) -> Pairing:
+    """Match two checkpoints by name and decide on every tensor.
+
+    Parameters
+    ----------
+    base, finetuned : Checkpoint
+        The two sides.
+    only, skip : sequence of str
+        Globs on the names of the fine-tuned side: which tensors to truncate.
+    drop : sequence of str
+        Globs likewise: which to leave as they are in base, whatever they are.
+    rest : Rest
+        Where the others come from.
+    renames : mapping of str to str
+        Prefixes of base's names, old to new.
+
+    Returns
+    -------
+    Pairing
+        What happens to each tensor.
+
+    Raises
+    ------
+    QuantizedError
+        If a side is quantised.
+    MismatchError
+        If the sides share no tensor, or shapes do not fit; all of them are listed.
+    UsageError
+        If a glob or a rename matches nothing.
+    """
+    for side in (base, finetuned):
+        _refuse_quantized(side)
+    _check_globs(only, skip, finetuned)
+    check_patterns("--drop", drop, list(finetuned.tensors))
+    # The names of an adapter were matched when it was opened.
+    renamed = rename_tensors(
+        base.tensors, {} if finetuned.is_adapter else renames or {}, base.source
+    )
+    fits = partial(_fits, sizes=(finetuned.vocab_size, base.vocab_size))
+    matching = match_names(renamed, dict(finetuned.tensors), fits)
+    pairs: list[Pair] = []
+    mismatches: list[Pair] = []
+    unmatched: list[str] = []
+    for name, entry in finetuned.tensors.items():
+        other = matching.partners.get(name) or _tied_partner(entry, base)
+        fitting = other is None or fits(entry, other)
+        if not fitting and is_task_head(name):
+            other = None  # the head of another task: there is no update to speak of
+        wanted = _is_wanted(name, only, skip)
+        update = finetuned.updates.get(name)
+        action = _decide(entry, other, rest, wanted=wanted and fitting)
+        if finetuned.is_adapter and update is None and entry == other:
+            action = Action.UNCHANGED  # an adapter leaves it alone
+        if _matches(name, drop):
+            action = Action.DROP
+        pair = Pair(name, action, entry, other, _seed_name(name, finetuned), update)
+        pairs.append(pair)
+        if other is None and wanted and action is not Action.DROP and _truncatable(entry, entry):
+            unmatched.append(name)
+        dropped = action is Action.DROP
+        if other is not None and wanted and not (fitting or dropped) and _matters(entry, other):
+            mismatches.append(pair)
+    used = {pair.base.name for pair in pairs if pair.base is not None}
+    _refuse_mismatches(base, finetuned, mismatches, shared=bool(matching.partners))
+    return Pairing(
+        pairs=tuple(pairs),
+        base_only=tuple(name for name in base.tensors if name not in used),
+        matching=matching,
+        unmatched=tuple(unmatched),
+    )
+
+
+def select_matrices(
+    checkpoint: Checkpoint, *, only: Sequence[str] = (), skip: Sequence[str] = ()
+) -> tuple[Pair, ...]:
+    """Return the tensors of one checkpoint that are matrices, without a base.
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+        The one side.
+    only, skip : sequence of str
+        Globs on its names.
+
+    Raises
+    ------
+    QuantizedError
+        If it is quantised.
+    UsageError
+        If a glob matches nothing.
+    """
+    _refuse_quantized(checkpoint)
+    _check_globs(only, skip, checkpoint)
+    return tuple(
+        Pair(name, Action.COPY_FINETUNED, entry, None, _seed_name(name, checkpoint))
+        for name, entry in checkpoint.tensors.items()
+        if _truncatable(entry, entry) and _is_wanted(name, only, skip)
+    )
+
+
+def _check_globs(only: Sequence[str], skip: Sequence[str], finetuned: Checkpoint) -> None:
+    for option, patterns in (("--only", only), ("--skip", skip)):
+        check_patterns(option, patterns, list(finetuned.tensors))
+
+
+def check_patterns(option: str, patterns: Sequence[str], names: Sequence[str]) -> None:
+    """Refuse a glob that matches no name: it is a slip of the pen."""
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            examples = ", ".join(repr(name) for name in names[:3])
+            raise UsageError(
+                f"{option} {pattern!r} matches no tensor",
+                hint=f"Names look like {examples}. Quote the pattern: '*embed*'.",
+            )
+
+
+def _is_wanted(name: str, only: Sequence[str], skip: Sequence[str]) -> bool:
+    return (not only or _matches(name, only)) and not _matches(name, skip)
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _tied_partner(entry: TensorEntry, base: Checkpoint) -> TensorEntry | None:
+    """Return the copy that base stores of a tied matrix whose other copies it leaves out."""
+    part = tied_part(entry.name)
+    if not base.ties_embeddings or part is None:
+        return None
+    # A second embedding is no copy of the first, but a head or what all parts share is.
+    found = [
+        (other.shape != entry.shape, place, name)
+        for name, other in base.tensors.items()
+        if (place := tied_part(name)) not in (None, part) and other.shape[1:] == entry.shape[1:]
+    ]
+    return base.tensors[min(found)[2]] if found else None
+
+
+def _seed_name(name: str, finetuned: Checkpoint) -> str:
+    tied = finetuned.ties_embeddings and tied_part(name) is not None
+    return "tied embeddings" if tied else name
+
+
+def _fits(ours: TensorEntry, theirs: TensorEntry, *, sizes: tuple[int | None, int | None]) -> bool:
+    """Whether the shapes agree, or differ in the vocabulary alone, of which `sizes` are known."""
+    if ours.shape == theirs.shape:
+        return True
+    if len(ours.shape) != len(theirs.shape) or not ours.shape or ours.shape[1:] != theirs.shape[1:]:
+        return False
+    return is_vocabulary(ours.name) or sizes == (ours.shape[0], theirs.shape[0])
+
+
+def _matters(ours: TensorEntry, theirs: TensorEntry) -> bool:
+    """Whether a mismatch says that base is another model's: one of integers or one row does not."""
+    floats = ours.dtype.is_plain_float and theirs.dtype.is_plain_float
+    one_row = len(ours.shape) >= 2 and ours.shape[:1] == theirs.shape[:1] == (1,)
+    return floats and not one_row
+
+
+def _decide(
+    finetuned: TensorEntry, base: TensorEntry | None, rest: Rest, *, wanted: bool
+) -> Action:
+    if base is not None and wanted and _truncatable(finetuned, base):
+        return Action.TRUNCATE
+    if base is not None and rest is Rest.BASE and base.shape == finetuned.shape:
+        return Action.COPY_BASE
+    return Action.COPY_FINETUNED
+
+
+def _truncatable(finetuned: TensorEntry, base: TensorEntry) -> bool:
+    if not (finetuned.dtype.is_plain_float and base.dtype.is_plain_float):
+        return False
+    shape = finetuned.shape
+    if len(shape) < 2 or len(base.shape) != len(shape) or is_bias(finetuned.name):
+        return False
+    if is_expert_stack(finetuned.name, shape):
+        return shape == base.shape and shape[0] >= 1 and min(shape[1:]) >= 2
+    return min(shape[0], base.shape[0], _columns(shape)) >= 2
+
+
+def _refuse_mismatches(
+    base: Checkpoint, finetuned: Checkpoint, mismatches: Sequence[Pair], *, shared: bool
+) -> None:
+    if not shared:
+        raise MismatchError(
+            f"{base.source} and {finetuned.source} share no tensor: base has names like "
+            f"{next(iter(base.tensors), 'none')!r}, the fine-tuned side like "
+            f"{next(iter(finetuned.tensors), 'none')!r}",
+            hint="If only a prefix differs, name it: --map OLD=NEW renames base's.",
+        )
+    if mismatches:
+        noun = "tensor differs" if len(mismatches) == 1 else "tensors differ"
+        raise MismatchError(
+            f"{len(mismatches)} {noun} in shape between {base.source} and "
+            f"{finetuned.source}:{listed(_describe_mismatches(mismatches))}",
+            hint="Is this the base that the model was fine-tuned from? --skip GLOB copies "
+            "a tensor from the fine-tuned side, whatever its shape.",
+        )
+
+
+def _describe_mismatches(mismatches: Iterable[Pair]) -> list[str]:
+    """Return a line for each kind of mismatch; layers that differ alike are one kind."""
+    kinds: dict[tuple[str, str], list[str]] = {}
+    for pair in mismatches:
+        assert pair.base is not None
+        shapes = f"base {list(pair.base.shape)}, fine-tuned {list(pair.finetuned.shape)}"
+        kinds.setdefault((collapse_numbers(pair.name), shapes), []).append(pair.name)
+    return [
+        f"{names[0]!r}: {shapes}"
+        if len(names) == 1
+        else f"{name!r} ({len(names)} tensors): {shapes}"
+        for (name, shapes), names in kinds.items()
+    ]
+
+
+_QUANTIZED_NAMES = {
+    r"\.qweight$": ("GPTQ or AWQ", "gptq"),
+    r"\.(absmax|quant_map|quant_state\.bitsandbytes__\w+)$": ("bitsandbytes 4-bit", "bitsandbytes"),
+    r"\.SCB$": ("bitsandbytes 8-bit", "bitsandbytes"),
+    r"\.weight_packed$": ("compressed-tensors", "compressed-tensors"),
+    r"\.weight_scale_inv$": ("fp8 with scales", "fp8"),
+    r"\.weight_scale$": ("fp8 or int8 with scales", ""),
+    r"_proj_(blocks|scales)$": ("MXFP4", "mxfp4"),
+}
+"""What to call it, and the name of the method in a config."""
+
+_DEQUANTIZE = "from_pretrained(..., quantization_config={}(dequantize=True))"
+_HOW_TO_DEQUANTIZE = {
+    "fp8": _DEQUANTIZE.format("FineGrainedFP8Config"),
+    "mxfp4": _DEQUANTIZE.format("Mxfp4Config"),
+    "compressed-tensors": _DEQUANTIZE.format("CompressedTensorsConfig"),
+    "bitsandbytes": "from_pretrained(...).dequantize()",
+}
+"""In transformers, by the name of the method. None is known for GPTQ, AWQ and others."""
+
+
+def _refuse_quantized(checkpoint: Checkpoint) -> None:
+    kind, method, where = _find_quantization(checkpoint)
+    if kind is None:
+        return
+    hint = "Use the checkpoint before it was quantised, in bfloat16, float16 or float32."
+    if how := _HOW_TO_DEQUANTIZE.get(method):
+        # Without the option, transformers quantises again what it saves.
+        hint += (
+            f"\n  Or dequantise it with transformers: {how}, then "
+            "save_pretrained('plain', save_original_format=False)."
+        )
+    raise QuantizedError(
+        f"{checkpoint.source} is quantised ({kind}, says {where}): its stored numbers are "
+        "codes, and their difference means nothing",
+        hint=hint,
+    )
+
+
+def _find_quantization(checkpoint: Checkpoint) -> tuple[str | None, str, str]:
+    """Return what to call it, its method and what says so."""
+    if method := checkpoint.quantization:
+        return method, method, "its config.json"
+    for pattern, (kind, method) in _QUANTIZED_NAMES.items():
+        for name in filter(re.compile(pattern).search, checkpoint.tensors):
+            return kind, method, f"tensor {name!r}"
+    for name, entry in checkpoint.tensors.items():
+        if entry.dtype.is_quantized:
+            return entry.dtype.value, "", f"tensor {name!r}"
+    return None, "", ""

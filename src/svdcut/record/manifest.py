@@ -1,0 +1,282 @@
+"""The manifest: what was done to every tensor, with the numbers to check it by.
+
+The file is ``svdcut.json``; its JSON Schema is `SCHEMA_PATH`. It computes no claim.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from svdcut.brief import brief
+from svdcut.pair.matching import Rename
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+SCHEMA = "svdcut/manifest/1"
+SCHEMA_PATH = Path(__file__).with_name("manifest.schema.json")
+
+_NO_DIGEST = "0" * 64
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class FileFact:
+    """Size and hash of a file."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class WeightFileFact:
+    """Size of a weight file, and hash of its header; its tensors have their own."""
+
+    size: int
+    header_sha256: str
+    """Of the 8 bytes of the length and the header that follows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One input."""
+
+    __repr__ = brief
+
+    source: str
+    revision: str | None
+    prefix: str | None
+    files: Mapping[str, FileFact]
+
+
+@dataclass(frozen=True, slots=True)
+class SvdFact:
+    """How a decomposition was made and what is known of it."""
+
+    method: str
+    """exact, gram, krylov, factored; none where the update is zero."""
+
+    proof: str
+    """spectrum or random_start: why the triplets are known to be the leading ones."""
+
+    residual: float
+    """Largest ``|A^T A v - s^2 v| / s_1^2`` of a kept triplet."""
+
+    excess_bound: float
+    """Relative bound on the error above the best possible one at that rank."""
+
+    value_bound: float
+    """Relative bound on the error of the singular values given."""
+
+    certified: bool
+    """Whether both bounds are met."""
+
+    rejected: tuple[str, ...]
+    """Routes that were tried before and missed them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Truncation:
+    """What was done to one tensor; lists run over the experts of a stack."""
+
+    __repr__ = brief
+
+    rank: int | tuple[int, ...]
+    full_rank: int
+    rows: int
+    """Rows that were truncated: fewer than the tensor's where the vocabulary grew."""
+
+    rule: str
+    keep: str
+    energy_retained: float
+    update_norm: float
+    tail_norm: float
+    sigma_first: float | tuple[float, ...]
+    sigma_last_kept: float | tuple[float | None, ...] | None
+    sigma_next: float | tuple[float | None, ...] | None
+    noise_edge: float | tuple[float | None, ...] | None
+    svd: SvdFact
+    rounding_error: float
+    zero_fraction: float
+
+
+@dataclass(frozen=True, slots=True)
+class TensorFact:
+    """One tensor of the result."""
+
+    __repr__ = brief
+
+    action: str
+    shape: tuple[int, ...]
+    dtype: str
+    """As it is stored; of an adapter's factors, theirs."""
+
+    file: str | None
+    """None where an adapter holds nothing of it, as base has it so."""
+
+    sha256: str | None
+    """Of its bytes; of an adapter's factors, left then right, matrix by matrix."""
+
+    truncation: Truncation | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object; what is said of a truncation is not nested."""
+        document = asdict(self)
+        return document | (document.pop("truncation") or {})
+
+    @staticmethod
+    def from_json(document: Mapping[str, Any]) -> TensorFact:
+        """Return the fact that `to_json` made this of.
+
+        Raises
+        ------
+        ValueError
+            If it is none.
+        """
+        return _parse(TensorFact, _nest(document))
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Sums over all tensors."""
+
+    tensors: int
+    truncated: int
+    copied: int
+    rank: int
+    full_rank: int
+    energy_retained: float | None
+    tail_norm: float
+    rounding_error: float
+    parameters_kept: int
+    """Of the truncated updates as factors: the sum of rank * (rows + columns)."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class MatchingFact:
+    """How the tensors of both sides were matched by their names."""
+
+    __repr__ = brief
+
+    renames: tuple[Rename, ...] = ()
+    wrappers: tuple[str, ...] = ()
+    """Parts that were left out of the middle of names."""
+
+    unmatched: tuple[str, ...] = ()
+    """Matrices that were copied whole, because base has nothing to compare them with."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFact:
+    """One tensor in the file of an adapter."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterFact:
+    """What an adapter holds beside its ranks."""
+
+    __repr__ = brief
+
+    tensors: Mapping[str, StoredFact]
+    """In its file, by the names there."""
+
+    config: Mapping[str, Any]
+    """Of config.json: what the fine-tuned side says of its task and base does not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """Everything about one result."""
+
+    __repr__ = brief
+
+    svdcut_version: str
+    torch_version: str
+    created: str
+    device: str
+    command: tuple[str, ...]
+    base: Source
+    finetuned: Source
+    options: Mapping[str, Any]
+    totals: Totals
+    tensors: Mapping[str, TensorFact]
+    base_only: tuple[str, ...]
+    """Tensors of base that have no place in the result."""
+
+    matching: MatchingFact = MatchingFact()
+
+    adapter: AdapterFact | None = None
+    """Of an adapter alone; a checkpoint's file holds the tensors by their own names."""
+
+    files: Mapping[str, WeightFileFact | FileFact] = field(default_factory=dict)
+    """Every file of the result but the manifest."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object."""
+        document: dict[str, Any] = json.loads(self.dumps())
+        return document
+
+    def dumps(self) -> str:
+        """Return the JSON text; every number is finite.
+
+        The last value, ``digest``, is the SHA-256 of the text with 64 zeros in its place.
+        """
+        document: dict[str, Any] = {"schema": SCHEMA, **asdict(self)}
+        document["tensors"] = {name: fact.to_json() for name, fact in self.tensors.items()}
+        document["digest"] = _NO_DIGEST
+        text = json.dumps(document, indent=1, allow_nan=False) + "\n"
+        start, end = text.rsplit(_NO_DIGEST, 1)
+        return start + hashlib.sha256(text.encode()).hexdigest() + end
+
+    @staticmethod
+    def loads(text: str) -> Manifest:
+        """Return the manifest that `dumps` made this of.
+
+        Raises
+        ------
+        ValueError
+            If it is none. What was added or changed shows in the text of `dumps`.
+        """
+        document = json.loads(text)
+        if not isinstance(document, dict) or not isinstance(document.get("tensors"), dict):
+            raise ValueError("not an object with tensors")  # noqa: TRY004
+        tensors = {name: _nest(fact) for name, fact in document["tensors"].items()}
+        return _parse(Manifest, {**document, "tensors": tensors})
+
+
+_TRUNCATION_KEYS = frozenset(item.name for item in fields(Truncation))
+
+
+def _nest(fact: object) -> object:
+    """Return a tensor's facts with those of its truncation in an object of their own."""
+    if not isinstance(fact, dict) or not fact.keys() >= _TRUNCATION_KEYS:
+        return fact
+    own = {key: value for key, value in fact.items() if key not in _TRUNCATION_KEYS}
+    return own | {"truncation": {key: fact[key] for key in _TRUNCATION_KEYS}}
+
+
+def _parse(kind: type[T], document: object) -> T:
+    parsed: T = _adapter(kind).validate_python(document)  # type: ignore[arg-type]
+    return parsed
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:  # noqa: ANN401 - of the cache
+    """Return the parser of a dataclass; it takes longer to make than to use."""
+    # Imported here: it is slow to import, and most commands read no manifest.
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)

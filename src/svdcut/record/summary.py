@@ -1,0 +1,79 @@
+"""What a manifest comes to: its tensors in groups that fit on a screen, and what rounding undoes.
+
+Layers that differ in their number alone are one group. It formats no table.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from svdcut.names import collapse_numbers
+from svdcut.record.manifest import Manifest, Truncation
+
+_ROUNDING_SHARE = 0.1
+"""Rounding above this share of what was cut deserves a warning."""
+
+_HARMLESS_ROUNDING = 1e-6
+"""Of the update's norm: about what float32 leaves, and no more can be had."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Truncated tensors of one kind."""
+
+    name: str
+    """Their common name, with ``*`` for the number of the layer."""
+
+    shape: tuple[int, ...]
+    ranks: tuple[int, ...]
+    full_rank: int
+    energy_retained: float
+    tail_norm: float
+    rounding_error: float
+    count: int
+
+    def rank_text(self) -> str:
+        """Return the rank, or its range."""
+        low, high = min(self.ranks), max(self.ranks)
+        return str(low) if low == high else f"{low}-{high}"
+
+
+def summarize(manifest: Manifest) -> list[Group]:
+    """Return the groups of a manifest, in the order of the tensors."""
+    gathered: dict[tuple[str, tuple[int, ...]], list[Truncation]] = {}
+    for name, fact in manifest.tensors.items():
+        if fact.truncation is not None:
+            key = (collapse_numbers(name), fact.shape)
+            gathered.setdefault(key, []).append(fact.truncation)
+    return [_group(name, shape, members) for (name, shape), members in gathered.items()]
+
+
+def _group(name: str, shape: tuple[int, ...], members: list[Truncation]) -> Group:
+    norm = _norm(member.update_norm for member in members)
+    tail = _norm(member.tail_norm for member in members)
+    ranks = [
+        rank
+        for member in members
+        for rank in ((member.rank,) if isinstance(member.rank, int) else member.rank)
+    ]
+    return Group(
+        name=name,
+        shape=shape,
+        ranks=tuple(ranks),
+        full_rank=members[0].full_rank,
+        energy_retained=1 - (tail / norm) ** 2 if norm else 1.0,
+        tail_norm=tail,
+        rounding_error=_norm(member.rounding_error for member in members),
+        count=len(members),
+    )
+
+
+def _norm(values: Iterable[float]) -> float:
+    return math.hypot(*values)
+
+
+def puts_much_back(rounding: float, tail: float, norm: float) -> bool:
+    """Whether storage brings back much of what was cut; from norms, the last of the update."""
+    return rounding > max(_ROUNDING_SHARE * tail, _HARMLESS_ROUNDING * norm)

@@ -1,0 +1,1 @@
+"""Truncate a whole checkpoint, tensor by tensor."""

@@ -1,0 +1,118 @@
+"""The first pass of a budget: all spectra, and the ranks that they buy.
+
+It writes nothing but records.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+
+from svdcut.choose.ranks import Rule, RuleKind, allocate_budget
+from svdcut.pair.pairing import Action, Pair
+from svdcut.pair.plan import Plan
+from svdcut.record.progress import Observer, Progress
+from svdcut.streaming.pool import Pool, or_on_cpu
+from svdcut.streaming.update import MatrixSides, matrix_sides, read_update
+from svdcut.svd.values import singular_values
+from svdcut.truncation.tensor_job import BudgetRanks, Job
+from svdcut.write.writer import CheckpointWriter
+
+_SPECTRA = "spectra"
+"""Kind of a record of a tensor's singular values."""
+
+
+def allocate_budgets(
+    job: Job,
+    plan: Plan,
+    pool: Pool,
+    sizes: Sequence[int],
+    writer: CheckpointWriter,
+    observe: Observer,
+) -> BudgetRanks:
+    """Take the spectra of all tensors under a budget, and spend the budgets.
+
+    Parameters
+    ----------
+    job, plan
+        Of the run.
+    pool : Pool
+        Does the work.
+    sizes : sequence of int
+        Memory that each tensor of the plan takes at work, in bytes.
+    writer : CheckpointWriter
+        Remembers the spectra, in case the run ends here.
+    observe : callable
+        Told of each tensor that is done.
+
+    Returns
+    -------
+    mapping
+        The rank of each matrix under a budget; empty where no rule is one.
+    """
+    rules = [
+        {rule for rule in job.rules_for(tensor.pair) if rule.kind is RuleKind.BUDGET}
+        if tensor.pair.action is Action.TRUNCATE
+        else set()
+        for tensor in plan.tensors
+    ]
+    needed = [number for number, group in enumerate(rules) if group]
+    total = sum(plan.tensors[number].target.size_bytes for number in needed)
+
+    def task(index: int) -> list[list[float]]:
+        planned = plan.tensors[needed[index]]
+        name = planned.pair.name
+        kept = writer.find(_SPECTRA, name)
+        resumed = kept is not None
+        if resumed:
+            spectra = cast("list[list[float]]", kept)
+        else:
+            spectra, _ = or_on_cpu(job.device, lambda device: _spectra(planned.pair, device))
+            writer.record(_SPECTRA, name, spectra)
+        observe(Progress("spectra", name, planned.target.size_bytes, total, resumed=resumed))
+        return spectra
+
+    spectra = pool.map(task, [sizes[number] for number in needed])
+    ranks: dict[tuple[Rule, str, int], int] = {}
+    for rule in set().union(*rules):
+        pairs = [
+            (plan.tensors[number].pair, values)
+            for number, values in zip(needed, spectra, strict=True)
+            if rule in rules[number]
+        ]
+        ranks |= {(rule, *key): rank for key, rank in _spend(pairs, rule.value).items()}
+    return ranks
+
+
+def _spend(
+    pairs: Sequence[tuple[Pair, list[list[float]]]], share: float
+) -> dict[tuple[str, int], int]:
+    """Allocate a budget; copies of a tied matrix count once, and get one rank."""
+    first: dict[str, tuple[Pair, list[list[float]]]] = {}
+    owners: list[tuple[Pair, list[list[float]]]] = []
+    copies: list[tuple[Pair, Pair]] = []
+    for pair, values in pairs:
+        owner, spectra = first.setdefault(pair.seed_name, (pair, values))
+        if owner is not pair and spectra == values:
+            copies.append((pair, owner))
+        else:
+            owners.append((pair, values))
+    ranks = allocate_budget(
+        {(pair.name, i): s for pair, values in owners for i, s in enumerate(values)},
+        {(pair.name, i): m for pair, _ in owners for i, m in enumerate(pair.matrices)},
+        share,
+    )
+    return ranks | {(copy.name, 0): ranks[owner.name, 0] for copy, owner in copies}
+
+
+def _spectra(pair: Pair, device: torch.device) -> list[list[float]]:
+    return [_spectrum(sides, device) for sides in matrix_sides(pair)]
+
+
+def _spectrum(sides: MatrixSides, device: torch.device) -> list[float]:
+    update = read_update(sides, device, measure_rounding=False)
+    # Small values need not be exact here: they only rank the triplets.
+    return singular_values(update.matrix, tolerance=math.inf).singular_values
