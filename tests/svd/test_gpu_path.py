@@ -147,7 +147,7 @@ def test_routes(gpu, route):
     assert torch.allclose(squares.sqrt(), s, rtol=1e-5)
 
 
-def test_a_head_that_is_taken_out(gpu):
+def test_deflation(gpu):
     found = decompose(
         merged(1300, 1100, 8, torch.bfloat16).float().to("cuda"), top=30, accept=lambda _: True
     )
@@ -155,11 +155,11 @@ def test_a_head_that_is_taken_out(gpu):
     assert found.triplets.right.dtype == torch.float64
 
 
-def test_all_triplets_beside_a_head(gpu):
+def test_all_triplets_beside_dominant_ones(gpu):
     found = decompose(
         merged(600, 400, 8, torch.float32).to("cuda"),
         None,
-        accept=lambda found: "head" in found.rejected[0],
+        accept=lambda found: "dominant" in found.rejected[0],
     )
     assert found.method is Method.GRAM
     assert isinstance(found.triplets.right, DeviceTensor)

@@ -351,7 +351,7 @@ def test_a_merged_lora_update_takes_no_exact_route(dtype, shape, k):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_noise_beside_the_head_of_a_narrow_matrix_takes_no_exact_route(dtype):
+def test_noise_beside_dominant_triplets_of_a_narrow_matrix_takes_no_exact_route(dtype):
     truth = refer(merged(700, 1400, 8, dtype).float())
     found = run(truth.a, 40, Route.KRYLOV)
     assert found.method is not Method.EXACT
@@ -360,7 +360,7 @@ def test_noise_beside_the_head_of_a_narrow_matrix_takes_no_exact_route(dtype):
 
 @pytest.mark.parametrize("name", ["decades", "geometric", "square"])
 @pytest.mark.parametrize("k", [20, 50, 70])
-def test_a_head_is_taken_out_as_often_as_it_takes(name, k):
+def test_deflation_repeats_as_often_as_needed(name, k):
     decades = torch.cat([10.0**-d * torch.linspace(3, 1, 12).double() for d in range(0, 80, 2)])
     spectra = {
         "decades": decades[:480].clamp_min(1e-30),
@@ -372,7 +372,7 @@ def test_a_head_is_taken_out_as_often_as_it_takes(name, k):
     check(found, k, truth)
 
 
-def test_a_head_that_leaves_nothing():
+def test_dominant_triplets_that_leave_nothing():
     a = torch.zeros(500, 450)
     a[range(0, 60, 10), range(0, 90, 15)] = torch.tensor([9.0, -7.0, 5.0, 1e-4, 3e-5, 1e-5])
     truth = refer(a)
@@ -380,7 +380,7 @@ def test_a_head_that_leaves_nothing():
         check(run(a, k, Route.KRYLOV), k, truth)
 
 
-def test_a_head_on_a_rest_without_an_end():
+def test_dominant_triplets_above_an_endless_rest():
     """The rest is so flat that the iteration gives up on it: the Gram matrix of it serves."""
     s = torch.cat((1e4 * power_law(6, 0.2), 1 + 1e-6 * torch.rand(394).double()))
     truth = refer(with_spectrum(500, 400, s.sort(descending=True).values, dtype=torch.float64))
@@ -389,7 +389,7 @@ def test_a_head_on_a_rest_without_an_end():
     check(run(a, 40, Route.KRYLOV), 40, truth)
 
 
-def test_more_memory_is_asked_for_before_a_head_is_taken_out():
+def test_memory_is_reserved_before_deflation():
     asked = []
     run(with_spectrum(500, 400, power_law(400)), 12, Route.KRYLOV, escalate=asked.append)
     assert not asked
@@ -425,9 +425,7 @@ def run_for_all(a, ranks, **options) -> Decomposition:
 
 @pytest.mark.parametrize("shape", [(700, 400), (400, 900)])
 @pytest.mark.parametrize("strength", [4e-3, 4e-5, 4e-6])
-def test_all_triplets_of_a_merged_lora_update_but_for_its_head_are_of_what_it_leaves(
-    shape, strength
-):
+def test_other_triplets_of_a_merged_lora_update_come_from_the_deflated_matrix(shape, strength):
     """The rounding of its Gram matrix hides what float32 storage rounded."""
     truth = refer(merged(*shape, 8, torch.float32, strength=strength).float())
     ranks = (3, 8, 9, 40, 200, 390, 400)
@@ -438,7 +436,7 @@ def test_all_triplets_of_a_merged_lora_update_but_for_its_head_are_of_what_it_le
         check(found, k, truth)
 
 
-def test_small_values_beside_a_head_take_no_exact_route():
+def test_small_values_beside_dominant_triplets_take_no_exact_route():
     """Those of a square: bfloat16 storage rounds more, but not enough for the last ones."""
     truth = refer(merged(400, 400, 8, torch.bfloat16).float())
     found = run_for_all(truth.a, (400,))

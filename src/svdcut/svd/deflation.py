@@ -1,8 +1,8 @@
-"""Leading triplets of a matrix whose first values dwarf the others that are wanted.
+"""Deflation: leading triplets where a few dominant ones hide the others in rounding.
 
-A LoRA update that was merged into the weights is of that kind: a few large values over the
-rounding of storage. Products with such a matrix round by its first value, and what is
-wanted beside it drowns. So its head is taken out, and the rest is iterated on by itself.
+A LoRA update merged into the weights has a few large singular values above the rounding of
+storage. Rounding of products is proportional to the first value, and hides the small ones.
+So the dominant triplets are projected out, and the rest is decomposed by itself.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from svdcut.svd.decomposition import (
     sum_of_squares,
 )
 from svdcut.svd.dense import gram, gram_triplets
-from svdcut.svd.krylov import NARROW, Head, krylov_triplets, measure_triplets
+from svdcut.svd.krylov import NARROW, Dominant, krylov_triplets, measure_triplets
 
 _LOOKED_AT = 16
-"""A head of more than this part of the values is not seen."""
+"""`hides_rest` sees dominant triplets if they are at most this part of all."""
 
 _FEW = 64
-"""Of few columns noise is not iterated on for more values than this part of them (measured,
-CPU)."""
+"""In narrow matrices, iterating on noise pays only for less than this part of the values
+(measured, CPU)."""
 
 _ROUNDING = 4.0
-"""Of what is left of a matrix, in units of epsilon, by the norm of the whole."""
+"""Rounding of the deflated matrix, in units of epsilon times the norm of the whole."""
 
 
 def leading_triplets(
@@ -45,8 +45,8 @@ def leading_triplets(
     tolerance: float,
     generator: Generator,
     escalate: Callable[[int], object] = lambda _: None,
-) -> Leading | Head | None:
-    """Return at least the `k` + 1 leading triplets of `a`.
+) -> Leading | Dominant | None:
+    """Return at least the `k` + 1 leading triplets of `a`, by iteration with deflation.
 
     Parameters
     ----------
@@ -57,47 +57,46 @@ def leading_triplets(
 
     Returns
     -------
-    Leading, Head or None
-        In float64 where there was a head to take out. The head alone where it leaves noise of a
-        narrow matrix: the basis that this takes costs more than the Gram route. None as of
-        `krylov_triplets`.
+    Leading, Dominant or None
+        In float64 after a deflation. The dominant triplets alone if a narrow matrix has only
+        noise beside them: the Gram route is faster then. None as for `krylov_triplets`.
 
     Notes
     -----
-    With `V` the right vectors of the head, the rest ``a - a V V.T`` is what `a` is at right
-    angles to them: the largest value beyond its triplets is that of `a` beyond both. All of
-    them together are rotated and measured on `a` itself, in float64, so that how well the
-    head was separated is seen in their residuals.
+    With `V` the dominant right vectors, iterates on the deflated matrix ``a - a V V.T``. All
+    triplets together are then rotated and measured on `a` in float64, so that an incomplete
+    separation shows in their residuals. The largest value beyond the triplets of the deflated
+    matrix is the largest of `a` beyond all of them.
     """
     n = a.shape[1]
     rest, exponent = a, 0
-    head = torch.zeros(n, 0, dtype=torch.float64, device=a.device)
+    dominant = torch.zeros(n, 0, dtype=torch.float64, device=a.device)
     while True:
         found = krylov_triplets(
             rest,
-            k - head.shape[1],
+            k - dominant.shape[1],
             energy=energy if rest is a else sum_of_squares(rest),
             tolerance=tolerance,
             generator=generator,
         )
-        if not isinstance(found, Head):
+        if not isinstance(found, Dominant):
             break
-        head = torch.cat((head, found.right), dim=1)
-        if found.is_over_noise and n <= NARROW and k - head.shape[1] > n // _FEW:
+        dominant = torch.cat((dominant, found.right), dim=1)
+        if found.is_over_noise and n <= NARROW and k - dominant.shape[1] > n // _FEW:
             return found
         if rest is a:
             escalate(a.nbytes)
             rest = torch.empty_like(a)
-        head = _sharpened(a, head)
-        exponent = _take_out(a, head, rest)
+        dominant = _sharpened(a, dominant)
+        exponent = _deflate(a, dominant, rest)
     if found is None or rest is a:
         return found
-    every = torch.cat((head, found.triplets.right.double()), dim=1)
+    every = torch.cat((dominant, found.triplets.right.double()), dim=1)
     return _measured(a, every, energy=energy, next_square=found.next_square * 4.0**exponent)
 
 
-def find_head(a: Tensor, k: int, *, energy: float, generator: Generator) -> Triplets | None:
-    """Return leading triplets beside which float32 does not see the one after the `k`-th.
+def find_dominant(a: Tensor, k: int, *, energy: float, generator: Generator) -> Triplets | None:
+    """Return the dominant triplets: those that hide the one after the `k`-th from float32.
 
     Parameters
     ----------
@@ -106,30 +105,30 @@ def find_head(a: Tensor, k: int, *, energy: float, generator: Generator) -> Trip
 
     Notes
     -----
-    Costs the first 3 k columns or so of an iteration in float32. The triplets are in float64.
+    Costs an iteration in float32 with a basis of about 3 k columns. Returns float64.
     """
     found = krylov_triplets(
         a.float(), k, energy=energy, tolerance=0.0, generator=generator, num_looks=1
     )
-    if not isinstance(found, Head):
+    if not isinstance(found, Dominant):
         return None
     return _measured(a, _sharpened(a, found.right), energy=energy, next_square=0.0).triplets
 
 
 def hides_rest(product: Tensor, *, generator: Generator) -> bool:
-    """Whether the rounding of a Gram matrix hides all but the leading part of its values.
+    """Whether rounding of a Gram matrix hides all but a few dominant values.
 
     Parameters
     ----------
     product : Tensor of shape (n, n), float64
-        Of a matrix, its short side along the columns.
+        From `gram`.
     generator : Generator
         On the CPU.
 
     Notes
     -----
-    Looks at what a step of the power method with n / 16 vectors leaves: n^3 / 4 operations, a
-    hundredth of what `gram_triplets` takes.
+    Measures the energy outside n / 16 vectors after one step of the power method: n^3 / 4
+    operations, a hundredth of `gram_triplets`.
     """
     n = len(product)
     block = torch.randn(n, n // _LOOKED_AT, generator=generator, dtype=torch.float64)
@@ -140,15 +139,15 @@ def hides_rest(product: Tensor, *, generator: Generator) -> bool:
 
 
 def deflated_triplets(
-    a: Tensor, head: Triplets, count: int | None = None, *, energy: float
+    a: Tensor, dominant: Triplets, count: int | None = None, *, energy: float
 ) -> Leading | None:
-    """Return leading triplets of `a`: those of its head as given, the others by a Gram matrix.
+    """Return leading triplets of `a`: the dominant ones as given, the others by the Gram route.
 
     Parameters
     ----------
     a : Tensor of shape (m, n), m >= n, float32 or float64
-    head : Triplets
-        From `find_head`.
+    dominant : Triplets
+        From `find_dominant`.
     count : int, optional
         As for `gram_triplets`.
     energy : float
@@ -157,7 +156,7 @@ def deflated_triplets(
     Returns
     -------
     Leading or None
-        As of `gram_triplets`; None if the others are not smaller than the head.
+        As from `gram_triplets`; None if another value is larger than a dominant one.
 
     Raises
     ------
@@ -166,37 +165,38 @@ def deflated_triplets(
 
     Notes
     -----
-    With `Q` an orthonormal basis of what is at right angles to the head, the others are those of
-    ``Q.T G Q``, `G` the Gram matrix of what the head leaves of `a`. That rounds by the energy
-    left, and not by all of it. What couples the two parts is in the measured residuals of the
-    head, and counts for the others by the ratio of their values. Costs what `gram_triplets`
-    does, a Gram matrix, and O(n^2 h) for h triplets of the head.
+    With `Q` an orthonormal basis of the complement of the dominant right vectors, and `G` the
+    Gram matrix of the deflated `a`, the others are the triplets of ``Q.T G Q``. Its rounding is
+    proportional to the energy left, not to all of it. The coupling of the two parts shows in
+    the measured residuals of the dominant triplets, and is added to those of the others by the
+    ratio of their values. Costs a Gram matrix, `gram_triplets`, and O(n^2 h) for h dominant
+    triplets.
     """
-    h = len(head.squares)
-    normals = _reflector(head.right)
-    product = gram(a, without=head.right)
+    h = len(dominant.squares)
+    normals = _reflector(dominant.right)
+    product = gram(a, without=dominant.right)
     for _ in range(2):
         product = torch.addmm(product, normals, normals.T @ product, alpha=-2)[h:].T
     found = gram_triplets(product, None if count is None else max(count - h, 1))
     rest = found.triplets
     del product
-    if rest.squares[0] > head.squares[-1]:
+    if rest.squares[0] > dominant.squares[-1]:
         return None
     rounding = _ROUNDING * torch.finfo(torch.float64).eps * energy**0.5
-    coupling = float((head.residuals / head.squares.sqrt()).norm())
+    coupling = float((dominant.residuals / dominant.squares.sqrt()).norm())
     lost = rest.residuals + (rounding + coupling) * rest.squares.sqrt()
-    residuals = torch.cat((head.residuals + head.couplings, lost))
-    right = torch.cat((head.right, _beside(normals, rest.right)), dim=1)
-    squares = torch.cat((head.squares, rest.squares))
+    residuals = torch.cat((dominant.residuals + dominant.couplings, lost))
+    right = torch.cat((dominant.right, _in_complement(normals, rest.right)), dim=1)
+    squares = torch.cat((dominant.squares, rest.squares))
     return replace(found, triplets=Triplets(right, None, squares, residuals, residuals))
 
 
 def _reflector(right: Tensor) -> Tensor:
-    """Return `Y`, (n, h), with which ``1 - 2 Y Y.T`` turns vectors, (n, h), into the first axes.
+    """Return `Y`, (n, h): the reflection ``1 - 2 Y Y.T`` maps vectors, (n, h), to the first axes.
 
     Notes
     -----
-    The block reflector of [1]_: both sets of vectors are at right angles to within rounding.
+    The block reflector of [1]_, orthogonal to rounding.
 
     References
     ----------
@@ -211,22 +211,22 @@ def _reflector(right: Tensor) -> Tensor:
     return basis
 
 
-def _beside(normals: Tensor, vectors: Tensor) -> Tensor:
-    """Return vectors, (n - h, j), at right angles to the first h axes, as they were before."""
+def _in_complement(normals: Tensor, vectors: Tensor) -> Tensor:
+    """Return vectors, (n - h, j), of the reflected complement in the original axes."""
     h = normals.shape[1]
     padded = torch.nn.functional.pad(vectors, (0, 0, h, 0))
     return padded.addmm_(normals, normals[h:].T @ vectors, alpha=-2)
 
 
 def _sharpened(a: Tensor, right: Tensor) -> Tensor:
-    """Return vectors, (n, h), with less of the rest in them: by two steps of the power method."""
+    """Return vectors, (n, h), after two more steps of the power method in float64."""
     for _ in range(2):
         right = torch.linalg.qr(multiply_rows(multiply(a, right).T, a).T).Q
     return right
 
 
-def _take_out(a: Tensor, right: Tensor, rest: Tensor) -> int:
-    """Make `rest` what is left of `a`, scaled by a power of two, and return the power."""
+def _deflate(a: Tensor, right: Tensor, rest: Tensor) -> int:
+    """Write ``a - a V V.T``, scaled by a power of two, to `rest`; return the power."""
     left = multiply(a, right)
     for start, stop in row_blocks(a.shape, a.device):
         block = a[start:stop].to(torch.float64, copy=True)
@@ -235,7 +235,7 @@ def _take_out(a: Tensor, right: Tensor, rest: Tensor) -> int:
 
 
 def _measured(a: Tensor, right: Tensor, *, energy: float, next_square: float) -> Leading:
-    """Return the triplets of `a` in the span of some vectors, (n, j), measured in float64."""
+    """Return the triplets of `a` in the span of `right`, (n, j), measured in float64."""
     basis = torch.linalg.qr(right).Q
     images, triangle = torch.linalg.qr(multiply(a, basis))
     left, s, rotation = torch.linalg.svd(triangle)

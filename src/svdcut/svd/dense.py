@@ -14,19 +14,20 @@ _TALL = 2
 """From this aspect ratio on, a QR first makes the SVD that of a square matrix."""
 
 _FEW = 3
-"""Up to this part of the triplets it is faster to compute them alone (measured, CPU)."""
+"""Computing only the leading eigenvectors is faster up to this part of all (measured, CPU)."""
 
 _SKEW = 1e-12
-"""Products of different eigenvectors, at most, and what their norms lack of one."""
+"""Largest entry of ``V.T V - 1`` of eigenvectors that are accepted."""
 
 _SLACK = 1e-14
-"""Rounding of a Cholesky factor, by the trace: some units."""
+"""Rounding of a Cholesky factorisation, relative to the trace."""
 
 _CANCELLATION = 1e-6
-"""Below this share of the energy a difference of energies is known too badly."""
+"""Below this share of the energy, a difference of energies is too inaccurate."""
 
 _PANEL = 256
-"""Columns of a Gram matrix at a time: a third faster than all at once (measured, CPU)."""
+"""Columns of a Gram matrix computed at a time: a third faster than all at once (measured,
+CPU)."""
 
 
 def exact_triplets(a: Tensor) -> Triplets:
@@ -80,13 +81,13 @@ def gram_triplets(product: Tensor, count: int | None = None) -> Leading:
     product : Tensor of shape (n, n), float64
         From `gram`.
     count : int, optional
-        How many are wanted; without it all n.
+        How many are wanted; all n by default.
 
     Returns
     -------
     Leading
-        At least `count`, right vectors in float64, `left` on demand; the energy that is not
-        among them is exact to 1e-8 of itself.
+        At least `count`, right vectors in float64, `left` on demand. The energy beyond them is
+        exact to 1e-8 of itself.
 
     Raises
     ------
@@ -95,8 +96,8 @@ def gram_triplets(product: Tensor, count: int | None = None) -> Leading:
 
     Notes
     -----
-    About 9 n^3 for all; 5/3 n^3 and O(n^2 count) for a few, on a CPU. Squares the condition
-    number: values under 1e-8 of the first are lost, as `residuals` then say.
+    9 n^3 for all; 5/3 n^3 and O(n^2 count) for a few, on a CPU. Squares the condition number:
+    values below 1e-8 of the first are lost, which `residuals` shows.
     """
     n, energy = len(product), float(product.trace())
     if count is not None and count * _FEW <= n and product.device.type == "cpu":
@@ -114,16 +115,16 @@ def gram_triplets(product: Tensor, count: int | None = None) -> Leading:
 def _of_eigenpairs(product: Tensor, values: Tensor, vectors: Tensor) -> Triplets:
     squares, right = values.flip(0).clamp_min(0), vectors.flip(1).contiguous()
     residuals = (product @ right - right * squares).norm(dim=0)
-    # Rounding in the Gram matrix itself, which the residual cannot see.
+    # Rounding of the Gram matrix itself does not show in the residual.
     residuals += torch.finfo(torch.float64).eps * float(product.trace())
     return Triplets(right, None, squares, residuals, residuals)
 
 
 def _are_the_largest(product: Tensor, found: Triplets, beyond: float) -> bool:
-    """Whether eigenvectors are orthonormal, and no other eigenvalue is above a number.
+    """Whether eigenvectors are orthonormal, and every other eigenvalue is at most `beyond`.
 
-    What is left of the matrix without them has no larger eigenvalue exactly if its difference
-    from a multiple of the identity has a Cholesky factor: n^3 / 3.
+    With `R` the deflated matrix, ``beyond * 1 - R`` has a Cholesky factor exactly if no
+    eigenvalue of `R` is larger: n^3 / 3.
     """
     right = found.right
     skew = right.T @ right

@@ -1,8 +1,7 @@
 """Truncated SVD of one matrix: the routes to it behind one function.
 
-`decompose` climbs from the fastest route that may serve to the exact one until
-the caller accepts the certificate. A product of thin factors has one route of its own
-below the exact one. It knows nothing of tensors' names or files.
+`decompose` goes from the fastest suitable route to the exact one until the caller accepts
+the certificate. A product of thin factors has a route of its own before the exact one.
 """
 
 from __future__ import annotations
@@ -25,27 +24,27 @@ from svdcut.svd.decomposition import (
     normalise,
     sum_of_squares,
 )
-from svdcut.svd.deflation import deflated_triplets, find_head, hides_rest, leading_triplets
+from svdcut.svd.deflation import deflated_triplets, find_dominant, hides_rest, leading_triplets
 from svdcut.svd.dense import exact_triplets, gram, gram_triplets
 from svdcut.svd.factored import factored_triplets
 from svdcut.svd.measured import Method, Proof
 from svdcut.svd.product import Product
 from svdcut.svd.route import Route, choose_route, gram_bytes
 
-_HEAD_SHARE = 8
-"""A head is looked for among this part of the values."""
+_DOMINANT_SHARE = 8
+"""Dominant triplets are looked for among the first of so many parts of the values."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Attempt:
-    """One rung of the ladder."""
+    """One route, not yet run."""
 
     name: str
     run: Callable[[], Decomposition | str]
     """Returns a decomposition, or why there is none."""
 
     num_bytes: int = UNCOUNTED
-    """Memory that it takes where it is not the first."""
+    """Memory to ask for before it runs as a second or later route."""
 
     is_last: bool = False
 
@@ -60,7 +59,7 @@ def decompose(
     seed: int = 0,
     escalate: Callable[[int], object] = lambda _: None,
 ) -> Decomposition:
-    """Decompose a matrix so well that `accept` is content.
+    """Return the first decomposition that `accept` accepts, from the fastest route on.
 
     Parameters
     ----------
@@ -70,16 +69,16 @@ def decompose(
         How many leading triplets are needed; None for all. A product always gets all that
         it can have, min(m, n, r).
     accept : callable
-        Judges a result by its bounds. Where it says no, the next route is taken.
+        Judges a result by its bounds. If it returns False, the next route follows.
     route : Route
-        Where to start; the routes above it remain as a way out. For a product there is one.
+        Where to start; slower routes may follow. Ignored for a product.
     tolerance : float
         Relative excess error that an iteration aims for.
     seed : int
         Of the random blocks of the Krylov route.
     escalate : callable
-        Called before more memory is taken than the first route needs, with the bytes of
-        that, which are in place of any that were asked for before.
+        Called with a number of bytes before a route takes more memory than the first one;
+        the number replaces earlier ones.
 
     Returns
     -------
@@ -96,11 +95,11 @@ def decompose(
     Cost and memory are those of the routes: see `leading_triplets`, `gram_triplets`,
     `deflated_triplets`, `exact_triplets`, `factored_triplets`.
 
-    A Gram matrix loses what is small beside its first values. Where that is seen to hide the
-    rest, or the bound is missed, their head is taken out.
+    Rounding of a Gram matrix hides values that are small beside the first. Where that shows,
+    or the bound is missed, the dominant triplets are deflated.
 
-    A product is formed only if its own route misses what `accept` asks. What is decomposed
-    then is the product as float64 rounds it, by as much as that route's bound allows for.
+    A product is formed only if its own route misses the bound. The result is then that of the
+    product as rounded to float64.
     """
     escalate = _only_for_more(escalate)
     start = _start(a)
@@ -134,10 +133,7 @@ def decompose(
 
 
 def _only_for_more(escalate: Callable[[int], object]) -> Callable[[int], None]:
-    """Return what calls `escalate` where more is asked for than ever before.
-
-    A route may ask for its parts after the ladder asked for all that it takes.
-    """
+    """Return a function that calls `escalate` only with more bytes than ever before."""
     most = 0
 
     def ask(num_bytes: int) -> None:
@@ -150,13 +146,13 @@ def _only_for_more(escalate: Callable[[int], object]) -> Callable[[int], None]:
 
 
 def _start(a: Tensor | Product) -> Decomposition:
-    """Return what is known before any triplet is."""
+    """Return the scaled matrix and its energy, as a decomposition without triplets."""
     transposed = a.shape[0] < a.shape[1]
     tall = a.T if transposed else a
     matrix: Tensor | Product
     if isinstance(tall, Product):
         matrix, exponent = tall.normalised()
-        # At most, until it is decomposed; 0 only without any term.
+        # An upper bound until it is decomposed; 0 only if all terms are.
         energy = sum_of_squares(matrix.left) * sum_of_squares(matrix.right)
     else:
         matrix, exponent = normalise(tall)
@@ -175,7 +171,7 @@ def _start(a: Tensor | Product) -> Decomposition:
 
 
 class _Routes:
-    """The routes to triplets of a matrix, from the fastest that may serve to the exact one."""
+    """The routes for a matrix, from the fastest to the exact one."""
 
     def __init__(
         self,
@@ -194,11 +190,11 @@ class _Routes:
         self._escalate = escalate
         self._count = None if top is None else top + 1
         self._converges = True
-        self._head: tuple[Triplets | None] | None = None
-        """What was found, once it was looked for."""
+        self._dominant: tuple[Triplets | None] | None = None
+        """The dominant triplets, or None of them; empty before they are looked for."""
 
     def ladder(self, route: Route) -> Iterator[_Attempt]:
-        """Yield the routes to take in turn, and at each look at what became of those before."""
+        """Yield the routes in turn, the choice depending on how the earlier ones ended."""
         full_rank, top = self._start.full_rank, self._top
         if route is Route.AUTO:
             route = choose_route(full_rank, top)
@@ -212,7 +208,7 @@ class _Routes:
         if route is not Route.EXACT:
             num_bytes = gram_bytes(full_rank)
             yield _Attempt("gram/float64", self._gram, num_bytes)
-            if self._may_have_head():
+            if self._may_have_dominant():
                 yield _Attempt("gram/float64/deflated", self._deflated, num_bytes)
         yield _Attempt("exact/float64", self._exact, is_last=True)
 
@@ -227,25 +223,27 @@ class _Routes:
         )
         if not isinstance(found, Leading):
             self._converges = False
-            return "no convergence" if found is None else "noise beside a head"
+            return "no convergence" if found is None else "noise beside dominant triplets"
         return self._of(found, Method.KRYLOV, Proof.RANDOM_START)
 
     def _gram(self) -> Decomposition | str:
         product = gram(self._matrix)
         if (
-            self._may_have_head()
+            self._may_have_dominant()
             and hides_rest(product, generator=self._generator())
-            and self._find_head() is not None
+            and self._find_dominant() is not None
         ):
-            return "hidden by a head"
+            return "hidden by dominant triplets"
         return self._of(gram_triplets(product, self._count), Method.GRAM)
 
     def _deflated(self) -> Decomposition | str:
-        head = self._find_head()
-        if head is None:
-            return "no head"
-        found = deflated_triplets(self._matrix, head, self._count, energy=self._start.energy)
-        return "no gap below the head" if found is None else self._of(found, Method.GRAM)
+        dominant = self._find_dominant()
+        if dominant is None:
+            return "no dominant triplets"
+        found = deflated_triplets(self._matrix, dominant, self._count, energy=self._start.energy)
+        if found is None:
+            return "no gap below the dominant triplets"
+        return self._of(found, Method.GRAM)
 
     def _of(self, found: Leading, method: Method, proof: Proof = Proof.SPECTRUM) -> Decomposition:
         return replace(
@@ -260,23 +258,23 @@ class _Routes:
     def _exact(self) -> Decomposition:
         return replace(self._start, triplets=exact_triplets(self._matrix), method=Method.EXACT)
 
-    def _may_have_head(self) -> bool:
-        """Whether looking for a head pays."""
+    def _may_have_dominant(self) -> bool:
+        """Whether looking for dominant triplets pays."""
         full_rank = self._start.full_rank
-        return choose_route(full_rank, full_rank // _HEAD_SHARE) is Route.KRYLOV
+        return choose_route(full_rank, full_rank // _DOMINANT_SHARE) is Route.KRYLOV
 
-    def _find_head(self) -> Triplets | None:
-        if self._head is None:
+    def _find_dominant(self) -> Triplets | None:
+        if self._dominant is None:
             full_rank = self._start.full_rank
             self._escalate(gram_bytes(full_rank) + self._matrix.nbytes)
-            found = find_head(
+            found = find_dominant(
                 self._matrix,
-                full_rank // _HEAD_SHARE,
+                full_rank // _DOMINANT_SHARE,
                 energy=self._start.energy,
                 generator=self._generator(),
             )
-            self._head = (found,)
-        return self._head[0]
+            self._dominant = (found,)
+        return self._dominant[0]
 
     def _generator(self) -> Generator:
         return Generator().manual_seed(self._seed)

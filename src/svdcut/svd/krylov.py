@@ -1,9 +1,8 @@
 """Leading triplets by block Lanczos iteration on ``a.T @ a``.
 
-Small random blocks, full re-orthogonalisation, stopped by Ritz residuals [1]_,
-[2]_. The iteration is trusted for nothing: the triplets are measured at the end
-with a product of the matrix itself. Whether they are good enough is decided
-by the caller.
+A random start block, full re-orthogonalisation, stopped by Ritz residuals [1]_, [2]_.
+The triplets are measured at the end by products with the matrix itself; the caller decides
+whether they are good enough.
 
 References
 ----------
@@ -27,53 +26,53 @@ from svdcut.svd.certificate import VALUE_TOLERANCE, bound_cut
 from svdcut.svd.decomposition import Leading, Triplets, multiply_rows, row_blocks
 
 _WIDTH = 24
-"""Random vectors to start with. Fewer make slower products, more need more of them
+"""Vectors of the start block. Fewer make products slower, more need more products
 (measured, CPU)."""
 
 _PANEL_BYTES = 1 << 20
-"""Of the rows that are multiplied both ways while they are in the cache: as small as that,
-the second product is half as fast again as in panels of 4 MB (measured, CPU with AVX-512)."""
+"""Rows multiplied both ways while in the cache. The second product is half as fast again as
+with panels of 4 MB (measured, CPU with AVX-512)."""
 
 _CANCELLATION = {torch.float32: 1e-2, torch.float64: 1e-10}
 """Below this share of the energy, a difference of energies is mostly rounding."""
 
 _SAFETY = 0.7
-"""The estimate that stops the iteration must be this share of the tolerance."""
+"""The iteration stops when its estimate is below this share of the tolerance."""
 
 _DROWNED = 5e-5
-"""Where the unit of rounding of the first value is a larger share of another, the iteration
-does not find that one: it stalls at a thousandth of it (measured)."""
+"""If rounding of the first value is a larger share of a value, the iteration does not find
+that value: it stalls at a thousandth of it (measured)."""
 
 _STEEP = 4.0
-"""Values this much larger than the first that is not wanted are a head."""
+"""Values larger than the first unwanted one by this factor may be dominant."""
 
 _FLAT = 2.5
-"""Values within this factor of each other are taken for those of noise, of which an early look
-sees the last too small (measured)."""
+"""Values within this factor of each other look like noise (measured; an early look
+underestimates the last)."""
 
 NARROW = 1024
-"""Up to so many columns the Gram route is faster where noise begins (measured, CPU)."""
+"""Up to so many columns the Gram route is faster for noise (measured, CPU)."""
 
 _NOISE_MARGIN = 1.2
-"""Squares of values of noise that an early look shows are below its edge times that."""
+"""Squares below the edge of noise times this factor are taken for noise."""
 
 _KNOWN = 1e-2
-"""Residual of a value of a head, relative to its square, at most."""
+"""Largest residual of a dominant value, relative to its square."""
 
 _ALIKE = 5e-3
-"""Squares that differ by less than this share may be of one cluster: copies of a value, told
-apart by rounding or by a small perturbation. The values of noise lie further apart."""
+"""Squares within this share of each other may be copies of one value, perturbed a little.
+Values of noise lie further apart."""
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
-    """Leading values so large that, beside them, rounding hides the others that are wanted."""
+class Dominant:
+    """Leading values so large that rounding hides the other wanted ones."""
 
     right: Tensor
-    """(n, h) float64: their right vectors, nearly."""
+    """(n, h) float64: their approximate right vectors."""
 
     is_over_noise: bool
-    """Whether the others that are wanted are about alike, as those of noise are."""
+    """Whether the other wanted values are about equal, as in noise."""
 
 
 def krylov_triplets(
@@ -84,7 +83,7 @@ def krylov_triplets(
     tolerance: float,
     generator: Generator,
     num_looks: int | None = None,
-) -> Leading | Head | None:
+) -> Leading | Dominant | None:
     """Return at least the `k` + 1 leading triplets of `a`.
 
     Parameters
@@ -98,14 +97,13 @@ def krylov_triplets(
     generator : Generator
         On the CPU; the random blocks are drawn from it on every device alike.
     num_looks : int, optional
-        Give up when so many looks have not found convergence.
+        Give up after so many checks without convergence.
 
     Returns
     -------
-    Leading, Head or None
-        A head if the iteration can find no more than that; None if it was given up, or if
-        the basis grew to half of `n` columns without convergence, where a dense route is
-        the better choice.
+    Leading, Dominant or None
+        The dominant triplets if the iteration can find no others; None if it gave up, or did
+        not converge with a basis of half of `n` columns. A dense route is faster then.
 
     Notes
     -----
@@ -124,16 +122,16 @@ def krylov_triplets(
         lanczos.step()
         if lanczos.num_pending and lanczos.size < next_check:
             continue
-        # Looking costs O(p^3), and stepping on in vain O(n^2).
+        # A check costs O(p^3), a needless step O(n^2).
         next_check = lanczos.size + max(width, lanczos.size // 8, lanczos.size**2 // (2 * n))
         if lanczos.size < num_wanted:
             lanczos.inject(num_wanted - lanczos.size)
             continue
         ritz = lanczos.ritz(num_wanted)
-        if count := ritz.head(k, torch.finfo(a.dtype).eps):
+        if count := ritz.num_dominant(k, torch.finfo(a.dtype).eps):
             spread = ritz.squares[count] / ritz.squares[min(k, num_wanted - 1)]
             over_noise = bool(spread <= _FLAT * _FLAT)
-            return Head(lanczos.vectors(ritz)[:count].T, is_over_noise=over_noise)
+            return Dominant(lanczos.vectors(ritz)[:count].T, is_over_noise=over_noise)
         if ritz.converged(k, energy, tolerance * _SAFETY):
             return None if ritz.may_hide_copies(width) else lanczos.measure(ritz)
         looks += 1
@@ -155,7 +153,7 @@ class _Ritz:
     """(num_wanted, p) float64, in coordinates of the basis."""
 
     residuals: list[float]
-    """Estimates for the wanted ones, and for the first that is not."""
+    """Estimates for the wanted ones and the next one."""
 
     num_wanted: int
 
@@ -174,8 +172,8 @@ class _Ritz:
         )
         return bounds.excess <= tolerance and bounds.value <= VALUE_TOLERANCE * _SAFETY
 
-    def head(self, k: int, epsilon: float) -> int:
-        """Return how many values, `k` at most, to take out so that others do not drown in them."""
+    def num_dominant(self, k: int, epsilon: float) -> int:
+        """Return how many values to deflate, at most `k`, so that rounding hides no other."""
         s: list[float] = self.squares[: self.num_wanted].sqrt().tolist()
         following = s[min(k, len(s) - 1)]
 
@@ -184,7 +182,7 @@ class _Ritz:
 
         if not drowns(s[0]):
             return 0
-        # What is within rounding of the first value is seen, but not known.
+        # Values within rounding of the first are too inaccurate to deflate.
         floor = max(following, epsilon * s[0])
         steep = zip(s, self.residuals, strict=False)
         known = (x > _STEEP * floor and e <= _KNOWN * x * x for x, e in steep)
@@ -192,18 +190,15 @@ class _Ritz:
         return 0 if drowns(s[count]) else count
 
     def beyond(self, rest: float) -> float:
-        """Return about the largest square that is not wanted, or all of them together.
-
-        The Ritz value is below the nearest square, by its residual at most.
-        """
+        """Return an upper estimate of the largest square beyond the wanted ones."""
         if len(self.squares) == self.num_wanted:
             return rest
         return min(rest, float(self.squares[self.num_wanted]) + self.residuals[self.num_wanted])
 
     def is_noise(self, k: int, energy: float, shape: Sequence[int]) -> bool:
-        """Whether the values from the `k`-th on may be those of noise.
+        """Whether the values from the `k`-th on may be white noise.
 
-        Those of white noise end at ``(1 + sqrt(n / m))^2`` times their mean, all squared
+        The largest square of white noise is ``(1 + sqrt(n / m))^2`` times the mean square
         (Marchenko, Pastur 1967).
         """
         m, n = shape
@@ -212,11 +207,11 @@ class _Ritz:
         return float(self.squares[min(k, self.num_wanted - 1)]) <= _NOISE_MARGIN * edge
 
     def may_hide_copies(self, width: int) -> bool:
-        """Whether values may exist that a start of `width` random vectors cannot show.
+        """Whether a multiple value may have more copies than the iteration found.
 
-        A Krylov space holds, of each eigenvalue, as many vectors as it was started with, or
-        all. So it hides copies only of a value of which it shows so many. Vectors that are
-        injected later do not count: they have gone through fewer steps.
+        A Krylov space has at most `width` vectors for each eigenvalue. So copies can be missing
+        only where it found `width` of them. Vectors injected later do not count: they have
+        gone through fewer steps.
         """
         squares = self.squares[: self.num_wanted].tolist()
         return any(
@@ -228,16 +223,13 @@ class _Ritz:
 
 
 class _Lanczos:
-    """A growing orthonormal basis, and its images under the matrix.
-
-    Vectors are stored as rows, so that each lies together.
-    """
+    """A growing orthonormal basis and its images under the matrix, stored as rows."""
 
     def __init__(self, a: Tensor, *, energy: float, generator: Generator) -> None:
         self._a = a
         self._energy = energy
         self._generator = generator
-        # A direction whose norm drowns in rounding carries no information.
+        # A direction of smaller norm is rounding.
         self._rounding = 4 * torch.finfo(a.dtype).eps * energy**0.5
         self._basis = _Rows(a.shape[1], a)
         self._images = _Rows(a.shape[0], a)
@@ -246,16 +238,16 @@ class _Lanczos:
 
     @property
     def size(self) -> int:
-        """How many vectors of the basis were multiplied."""
+        """Number of basis vectors that have an image."""
         return len(self._images.rows)
 
     @property
     def num_pending(self) -> int:
-        """How many of its vectors the next step multiplies."""
+        """Number of basis vectors that have none yet."""
         return len(self._basis.rows) - self.size
 
     def inject(self, count: int) -> None:
-        """Append random vectors to those that the next step multiplies."""
+        """Append random vectors to the basis."""
         count = min(count, self._a.shape[1] - len(self._basis.rows))
         if count <= 0:
             return
@@ -281,17 +273,17 @@ class _Lanczos:
         self._outside = self._extend(returned, negligible=negligible)
 
     def _extend(self, block: Tensor, *, negligible: float) -> Tensor:
-        """Append the directions of `block` that the basis lacks.
+        """Append the part of `block` that is orthogonal to the basis.
 
         Returns
         -------
         Tensor
-            (added, b): the coefficients of `block` in what was added.
+            (added, b): coefficients of `block` in the appended vectors.
 
         Notes
         -----
-        Block Gram-Schmidt, twice is enough [1]_; the block itself by the
-        eigenvectors of its float64 Gram matrix, which drops what is negligible.
+        Block Gram-Schmidt, twice [1]_; within the block, by the eigenvectors of its float64
+        Gram matrix, without the negligible ones.
 
         References
         ----------
@@ -316,7 +308,7 @@ class _Lanczos:
         )
 
     def _images_gram(self) -> Tensor:
-        """Return the float64 Gram matrix of the images, extended to those that are new."""
+        """Return the float64 Gram matrix of all images, computed for the new ones only."""
         old, images = len(self._gram), self._images.rows
         if old == len(images):
             return self._gram
@@ -344,7 +336,7 @@ class _Lanczos:
             images of norm `s`, at right angles to each other.
         """
         if self._a.dtype == torch.float64:
-            # The Gram matrix would square away what this precision is asked for.
+            # A float64 Gram matrix would lose the accuracy that float64 is used for.
             images = self._images.rows if vectors is None else vectors @ self._images.rows
             _, s, rotation = torch.linalg.svd(torch.linalg.qr(images.T, mode="r").R)
             return s, rotation
@@ -355,14 +347,14 @@ class _Lanczos:
         return squares.flip(0).clamp_min(0).sqrt(), rotation.T.flip(0)
 
     def vectors(self, ritz: _Ritz) -> Tensor:
-        """Return the Ritz vectors, (num_wanted, n) float64, as orthonormal as the basis is."""
+        """Return the Ritz vectors, (num_wanted, n) float64, orthonormal to the basis' dtype."""
         return ritz.vectors @ self._basis.rows[: self.size].double()
 
     def measure(self, ritz: _Ritz) -> Leading:
         """Return the Ritz triplets with residuals measured on the matrix."""
         dtype = self._a.dtype
         right = self.vectors(ritz)
-        # The basis is orthonormal to the precision of its dtype only.
+        # The basis is orthonormal only to the precision of its dtype.
         factor = torch.linalg.cholesky(right @ right.T)
         vectors = torch.linalg.solve_triangular(factor, ritz.vectors, upper=False)
         s, rotation = self._diagonalise(vectors)
@@ -390,18 +382,18 @@ def measure_triplets(
     right : Tensor of shape (j, n)
         Orthonormal rows.
     left : Tensor of shape (j, m), of the dtype of `right`
-        Their images, at right angles to each other.
+        Their images, orthogonal to each other.
     s : Tensor of shape (j,), float64
-        Norms of these, descending.
+        Norms of the images, descending.
     energy : float
         Sum of squares of `a`.
     beyond : callable
-        Gives the largest squared value that is not among them, of their rest.
+        Returns the largest squared value beyond them, given the energy beyond them.
     """
     residuals, couplings = _defects(right.double(), multiply_rows(left, a).double(), s)
     rounding = torch.finfo(right.dtype).eps * s
     residuals += rounding * s[0]
-    # That of ``a @ v``, at no particular angle, and those of `v` and `left`.
+    # Rounding of ``a @ v``, in no particular direction, and of `v` and `left`.
     couplings += rounding * ((energy / len(a)) ** 0.5 + 2 * s)
     squares = s.square()
     rest = _rest(a, left.T, right, energy - float(squares.sum()), energy)
@@ -410,10 +402,10 @@ def measure_triplets(
 
 
 def _rest(a: Tensor, left: Tensor, right: Tensor, rest: float, energy: float) -> float:
-    """Return the energy of ``a - left @ right``, which is `rest` but for cancellation."""
+    """Return the energy of ``a - left @ right``: `rest`, unless cancellation spoils that."""
     if rest > _CANCELLATION[left.dtype] * energy:
         return rest
-    # The difference would have no correct digits left: measure it.
+    # `rest` has no correct digits: measure it.
     return math.fsum(
         float((block.double() - part.double() @ right.double()).square_().sum())
         for start, stop in row_blocks(a.shape, a.device)
@@ -422,10 +414,10 @@ def _rest(a: Tensor, left: Tensor, right: Tensor, rest: float, energy: float) ->
 
 
 def _defects(right: Tensor, image: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the norms of ``image - s**2 * right``, and of what of it `right` spans.
+    """Return the norms of ``image - s**2 * right``, and of its part in the span of `right`.
 
-    A defect along a larger triplet is one of that triplet too, which it moves more:
-    here it counts by the ratio of their values.
+    The part along a larger triplet counts by the ratio of the values: it is also a residual
+    of that triplet, and moves it more.
     """
     outside = image - right * s.square().unsqueeze(1)
     inside = outside @ right.T
@@ -433,7 +425,7 @@ def _defects(right: Tensor, image: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
     inside *= (s / s.clamp_min(1e-300).unsqueeze(1)).clamp_max(1).T
     couplings = inside.norm(dim=1)
     residuals = (outside.norm(dim=1).square() + couplings.square()).sqrt()
-    # Twice: an error of ``left = a @ right`` is in its norm as well.
+    # Twice: an error of ``left = a @ right`` changes its norm too.
     return residuals, 2 * couplings
 
 
@@ -461,9 +453,9 @@ class _Rows:
 
 
 def _orthonormal(block: Tensor, negligible: float) -> tuple[Tensor, Tensor]:
-    """Return `q` and `r` with ``block == r.T @ q``, less directions of norm <= `negligible`."""
+    """Return `q` and `r`, ``block == r.T @ q`` but for directions of norm <= `negligible`."""
     wide = block.double()
-    # On the CPU: for so few rows, a GPU spends its time on launches.
+    # On the CPU: for so few rows, launches would dominate on a GPU.
     values, vectors = torch.linalg.eigh((wide @ wide.T).cpu())
     norms = values.clamp_min(0).sqrt()
     # The Gram matrix in float64 sees nothing below sqrt(eps) of its largest value.
