@@ -159,7 +159,7 @@ def prepare_sweep(
         _check_columns(columns, eval_command)
     quiet = options.get("quiet", False)
     ours = open_checkpoint(base, quiet=quiet)
-    theirs = open_finetuned(finetuned, ours, renames=resolved.renames, quiet=quiet)
+    theirs = open_finetuned(finetuned, ours, renames=resolved.map, quiet=quiet)
     folder = Path(out).expanduser()
     check_apart(folder, [side.directory or side.files[0].path for side in (ours, theirs)])
     if folder.exists() and not folder.is_dir():

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict, TypeVar
+from typing import TYPE_CHECKING, TypedDict
 
 from svdcut.adapter.reading import open_finetuned
-from svdcut.api.keywords import prefixes, public, texts
-from svdcut.choose.options import Experts, Options, Rest, StoredDtype
-from svdcut.choose.ranks import Keep, Rule, parse_override, parse_rules
+from svdcut.api.keywords import public
+from svdcut.choose.options import Options
+from svdcut.choose.ranks import Rule, parse_rules
 from svdcut.errors import UsageError
 from svdcut.files.checkpoint import open_checkpoint
 from svdcut.pair.plan import Form, Output, Plan, make_plan
 from svdcut.record.manifest import Manifest
 from svdcut.record.provenance import InputHashes
-from svdcut.svd.route import Route
 from svdcut.truncation.adapter_plan import refuse_empty, refuse_stacks, refuse_unholdable
 from svdcut.truncation.preflight import Preflight, check_run
 from svdcut.write.destination import check_output
@@ -26,8 +24,6 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from svdcut.record.progress import Observer
-
-E = TypeVar("E", bound=Enum)
 
 
 class ShapeOptions(TypedDict, total=False):
@@ -275,7 +271,7 @@ def prepare(
     resolved = resolve_options(options)
     force, quiet = options.get("force", False), options.get("quiet", False)
     ours = open_checkpoint(base, quiet=quiet)
-    theirs = open_finetuned(finetuned, ours, renames=resolved.renames, quiet=quiet)
+    theirs = open_finetuned(finetuned, ours, renames=resolved.map, quiet=quiet)
     # Now rather than after the work, when the other files are copied.
     left = tuple(theirs.left_behind())
     for side in (ours, theirs):
@@ -327,28 +323,7 @@ def resolve_options(options: RunOptions) -> Options:
     UsageError
         If a value is none of the allowed ones.
     """
-    scale, tolerance = options.get("scale", 1.0), options.get("tolerance", 1e-6)
-    if not abs(scale) < float("inf"):
-        raise UsageError(f"--scale {scale}: expected a finite number")
-    if not 0 < tolerance < 1:
-        raise UsageError(f"--tolerance {tolerance}: expected a number between 0 and 1")
-    return Options(
-        rank_for=tuple(parse_override(text) for text in texts(options, "rank_for")),
-        keep=_member(Keep, "--keep", options.get("keep", "top")),
-        seed=options.get("seed", 0),
-        only=texts(options, "only"),
-        skip=texts(options, "skip"),
-        drop=texts(options, "drop"),
-        experts=_member(Experts, "--experts", options.get("experts", "fused")),
-        rest=_member(Rest, "--rest", options.get("rest", "ft")),
-        scale=scale,
-        renames=prefixes(options),
-        device=options.get("device", "auto"),
-        svd=_member(Route, "--svd", options.get("svd", "auto")),
-        tolerance=tolerance,
-        dtype=_member(StoredDtype, "--dtype", options.get("dtype", "auto")),
-        max_shard_size=options.get("max_shard_size"),
-    )
+    return Options.from_json(options)
 
 
 def _expand_user(out: str | Path) -> Path:
@@ -368,11 +343,3 @@ def _single(text: str) -> Rule:
     if len(rules) != 1:
         raise UsageError(f"rank rules {text!r}: one output, several rules")
     return rules[0]
-
-
-def _member(kind: type[E], option: str, value: str) -> E:
-    try:
-        return kind(value)
-    except ValueError:
-        allowed = ", ".join(str(member.value) for member in kind)
-        raise UsageError(f"{option} {value!r}: expected one of {allowed}") from None

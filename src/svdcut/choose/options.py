@@ -1,18 +1,36 @@
-"""Every option that shapes a result, resolved.
+"""The options of `truncate` and `extract`, and those that other commands share with them.
 
-Plain data; importable without torch.
+Importable without torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import KW_ONLY
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from svdcut.choose.ranks import Keep, RankOverride, Rule
+from svdcut.choose.ranks import Keep, RankOverride, Rule, parse_override, parse_rules
 from svdcut.files.tensorfile import Dtype
+from svdcut.option import (
+    Choice,
+    Number,
+    Option,
+    Panel,
+    Prefixes,
+    PythonOnly,
+    Switch,
+    Text,
+    Texts,
+    Whole,
+    declared,
+    options,
+    plain,
+)
 from svdcut.svd.route import Route
+
+if TYPE_CHECKING:
+    from svdcut.record.progress import Observer, Progress
 
 
 class Rest(str, Enum):
@@ -52,48 +70,192 @@ STORED_DTYPES = {
     StoredDtype.FLOAT16: Dtype.F16,
 }
 
+RULE_EXAMPLES = ("64", "energy=0.9", "ratio=0.05", "noise", "budget=0.1", "full", "0")
 
-@dataclass(frozen=True, slots=True)
-class Options:
-    """Every option that shapes the result."""
 
-    rank_for: tuple[RankOverride, ...] = ()
-    keep: Keep = Keep.TOP
-    seed: int = 0
-    only: tuple[str, ...] = ()
-    skip: tuple[str, ...] = ()
-    drop: tuple[str, ...] = ()
-    """Of an adapter: tensors that it may leave as they are in base."""
+def ignore(progress: Progress) -> None:
+    """Observe nothing."""
 
-    experts: Experts = Experts.FUSED
-    """Of an adapter."""
 
-    rest: Rest = Rest.FINETUNED
-    scale: float = 1.0
-    renames: Mapping[str, str] = field(default_factory=dict)
-    device: str = "auto"
-    svd: Route = Route.AUTO
-    tolerance: float = 1e-6
-    dtype: StoredDtype = StoredDtype.AUTO
-    max_shard_size: str | None = None
+class Rules(Option[str | int | Iterable[str | int | Rule], tuple[Rule, ...]]):
+    """Rank rules; a text holds them separated by commas."""
+
+    def read(self, value: Any) -> tuple[Rule, ...]:  # noqa: ANN401
+        """Parse the rules."""
+        several = [value] if isinstance(value, (str, int)) else value
+        return parse_rules(",".join(map(str, several)))
+
+
+class Overrides(Option[str | Iterable[str | RankOverride], tuple[RankOverride, ...]]):
+    """Rank rules for tensors by their names."""
+
+    repeats = True
+
+    def read(self, value: Any) -> tuple[RankOverride, ...]:  # noqa: ANN401
+        """Parse each ``GLOB=RULE``."""
+        several = [value] if isinstance(value, str) else value
+        return tuple(parse_override(str(text)) for text in several)
+
+
+@options
+class CallOptions:
+    """Options of every command that shape no result."""
+
+    _: KW_ONLY
+    quiet: Switch = Switch(
+        "Print nothing but warnings and errors.", default=False, panel=Panel.SCREEN, short="-q"
+    )
+    observe: PythonOnly[Observer] = PythonOnly(
+        "Called with a `svdcut.Progress` whenever a tensor, a file or a batch is done.",
+        default=ignore,
+    )
+
+
+@options
+class DeviceOptions:
+    """The option of every command that computes."""
+
+    _: KW_ONLY
+    device: Text[str] = Text(
+        "Where to compute: auto, cpu, cuda or cuda:N; auto takes CUDA where there is one.",
+        default="auto",
+        metavar="DEVICE",
+        panel=Panel.COMPUTATION,
+        suggestions=("auto", "cpu", "cuda", "cuda:0"),
+    )
+
+
+@options
+class PairOptions(DeviceOptions):
+    """Options of every command that matches the tensors of two sides."""
+
+    _: KW_ONLY
+    only: Texts = Texts(
+        "Truncate only tensors whose name matches.",
+        default=(),
+        metavar="GLOB",
+        panel=Panel.TENSORS,
+    )
+    skip: Texts = Texts(
+        "Do not truncate tensors whose name matches, as '*embed*'.",
+        default=(),
+        metavar="GLOB",
+        panel=Panel.TENSORS,
+    )
+    map: Prefixes = Prefixes(
+        "Rename a prefix of base's tensor names.",
+        default=(),
+        metavar="OLD=NEW",
+        panel=Panel.TENSORS,
+    )
+
+
+@options
+class ShapeOptions(PairOptions):
+    """Options that shape a cut, of `truncate`, `extract` and `sweep`."""
+
+    _: KW_ONLY
+    rank_for: Overrides = Overrides(
+        "Use another rule for tensors whose name matches; the last match wins.",
+        default=(),
+        metavar="GLOB=RULE",
+        panel=Panel.RANK,
+    )
+    scale: Number = Number(
+        "Multiply the kept update by this.", default=1.0, metavar="F", panel=Panel.RANK
+    )
+    seed: Whole[int] = Whole("Seed of --keep random.", default=0, metavar="N", panel=Panel.RANK)
+    rest: Choice[Rest] = Choice(
+        Rest, "Which side every other tensor comes from.", default="ft", panel=Panel.TENSORS
+    )
+    svd: Choice[Route] = Choice(
+        Route,
+        "Algorithm to start with; a more careful one follows where its error bound is not met.",
+        default="auto",
+        panel=Panel.COMPUTATION,
+    )
+    dtype: Choice[StoredDtype] = Choice(
+        StoredDtype,
+        "Store truncated tensors in float32, bfloat16 or float16; auto is the fine-tuned "
+        "tensor's own dtype.",
+        default="auto",
+        metavar="DTYPE",
+        panel=Panel.OUTPUT,
+    )
+
+
+@options
+class CutOptions(ShapeOptions):
+    """Options of `truncate` and `extract`."""
+
+    _: KW_ONLY
+    keep: Choice[Keep] = Choice(
+        Keep,
+        "Which triplets stay; bottom and random are the controls of an experiment.",
+        default="top",
+        panel=Panel.RANK,
+    )
+    tolerance: Number = Number(
+        "Certify the error of every cut to be within this share of the best possible error at "
+        "its rank.",
+        default=1e-6,
+        accepts=lambda share: 0 < share < 1,
+        expected="a number between 0 and 1",
+        metavar="F",
+        panel=Panel.COMPUTATION,
+    )
+
+
+@options
+class CheckpointOptions:
+    """Options of a result that is a checkpoint."""
+
+    _: KW_ONLY
+    max_shard_size: Text[str | None] = Text(
+        "Split the weights into files of at most this size, as 5GB.",
+        default=None,
+        metavar="SIZE",
+        panel=Panel.OUTPUT,
+        shown_default="the fine-tuned checkpoint's own files",
+    )
+
+
+@options
+class AdapterOptions:
+    """Options of a result that is an adapter."""
+
+    _: KW_ONLY
+    drop: Texts = Texts(
+        "Leave tensors whose name matches as they are in BASE: those that an adapter cannot "
+        "hold, or that its loader does not take.",
+        default=(),
+        metavar="GLOB",
+        panel=Panel.TENSORS,
+    )
+    experts: Choice[Experts] = Choice(
+        Experts,
+        "Experts that FT stores one by one: fused to the stacks that transformers makes of "
+        "them, or separate, as SGLang needs them, padded with zeros to one rank.",
+        default="fused",
+        panel=Panel.OUTPUT,
+    )
+
+
+@options
+class Options(CheckpointOptions, AdapterOptions, CutOptions):
+    """Every option that shapes a result: what the code below the API reads."""
 
     def to_json(self, rule: Rule) -> dict[str, Any]:
-        """Return the options by the names of the command line."""
-        return {
-            "rank": str(rule),
-            "rank_for": [f"{override.pattern}={override.rule}" for override in self.rank_for],
-            "keep": self.keep.value,
-            "seed": self.seed,
-            "only": list(self.only),
-            "skip": list(self.skip),
-            "drop": list(self.drop),
-            "experts": self.experts.value,
-            "rest": self.rest.value,
-            "scale": self.scale,
-            "map": dict(self.renames),
-            "device": self.device,
-            "svd": self.svd.value,
-            "tolerance": self.tolerance,
-            "dtype": self.dtype.value,
-            "max_shard_size": self.max_shard_size,
-        }
+        """Return the ``options`` of a manifest."""
+        return {"rank": str(rule), **plain(self)}
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> Options:
+        """Return the options of a manifest; its rank is `parse_rule` of ``found["rank"]``.
+
+        Raises
+        ------
+        UsageError
+            If a value is none of those allowed.
+        """
+        return cls(**{name: found[name] for name in declared(cls) if name in found})

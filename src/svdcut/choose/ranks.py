@@ -116,6 +116,9 @@ class RankOverride:
     pattern: str
     rule: Rule
 
+    def __str__(self) -> str:
+        return f"{self.pattern}={self.rule}"
+
 
 def parse_override(text: str) -> RankOverride:
     """Parse ``GLOB=RULE``; the glob ends at the first ``=``.

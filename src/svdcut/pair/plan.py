@@ -101,7 +101,7 @@ def make_plan(base: Checkpoint, finetuned: Checkpoint, options: Options) -> Plan
         skip=options.skip,
         drop=options.drop,
         rest=options.rest,
-        renames=options.renames,
+        renames=options.map,
     )
     names = list(finetuned.tensors)
     check_patterns("--rank-for", [override.pattern for override in options.rank_for], names)
