@@ -15,10 +15,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from svdcut.adapter.factors import dora_update, read_factors, read_magnitude, read_shift
+from svdcut.adapter.factors import dora_update, read_factors, read_magnitude
 from svdcut.adapter.reading import open_finetuned
 from svdcut.files.checkpoint import Checkpoint, open_checkpoint
-from svdcut.files.lora_factors import LowRankEntry, ShiftEntry, UpdateEntry
+from svdcut.files.lora_factors import LowRankEntry
 from svdcut.files.tensorfile import TensorEntry
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -157,12 +157,10 @@ def results(checkpoint: Checkpoint) -> dict[str, Tensor]:
     }
 
 
-def changed(value: Tensor, update: UpdateEntry | None) -> Tensor:
+def changed(value: Tensor, update: LowRankEntry | None) -> Tensor:
     """Return a tensor with its update."""
     if update is None:
         return value
-    if isinstance(update, ShiftEntry):
-        return value + read_shift(update, CPU)
     if value.dim() == 3 and update.experts > 1:
         pairs = (read_factors(update, number, CPU) for number in range(len(value)))
         return value + torch.stack([left @ right for left, right in pairs])

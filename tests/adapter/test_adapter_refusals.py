@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,12 +15,11 @@ from hypothesis import strategies as st
 from peft import PeftType
 from safetensors.torch import load_file, save_file
 
-from svdcut.adapter.factors import read_factors, read_shift
+from svdcut.adapter.factors import read_factors
 from svdcut.adapter.peft_config import read_peft_config
 from svdcut.adapter.reading import open_finetuned
 from svdcut.errors import CheckpointError, MismatchError, NonFiniteError, QuantizedError
 from svdcut.files.checkpoint import open_checkpoint
-from svdcut.files.lora_factors import ShiftEntry
 from trained_adapters import CONFIG, WEIGHTS, Folders, edit_config
 
 A, B = (f"base_model.model.layers.0.up.lora_{part}.weight" for part in "AB")
@@ -223,7 +223,7 @@ def test_numbers_that_are_none(made, value):
     with pytest.raises(NonFiniteError, match=r"adapter_model.safetensors: '.*lora_A.weight'"):
         read_factors(update, 0, torch.device("cpu"))
     with pytest.raises(NonFiniteError):
-        read_shift(ShiftEntry(update.a, 1.0), torch.device("cpu"))
+        read_factors(replace(update, a=None, b=update.a), 0, torch.device("cpu"))
 
 
 def test_many_problems_are_listed_by_kind(made):

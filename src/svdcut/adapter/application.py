@@ -17,7 +17,7 @@ from svdcut.adapter.peft_config import PeftConfig
 from svdcut.errors import CheckpointError, MismatchError, listed
 from svdcut.files.checkpoint import Checkpoint
 from svdcut.files.jsonfile import quoted
-from svdcut.files.lora_factors import LowRankEntry, ShiftEntry, UpdateEntry
+from svdcut.files.lora_factors import LowRankEntry
 from svdcut.files.tensorfile import TensorEntry
 from svdcut.names import HEAD, collapse_numbers, is_task_head, tied_part
 from svdcut.pair.matching import Matching, match_names, rename_tensors
@@ -27,7 +27,7 @@ from svdcut.pair.matching import Matching, match_names, rename_tensors
 class Application:
     """What becomes of base's tensors, by their names in its file."""
 
-    updates: Mapping[str, UpdateEntry]
+    updates: Mapping[str, LowRankEntry]
     replaced: Mapping[str, TensorEntry]
     """What the adapter stores whole of them."""
 
@@ -71,7 +71,7 @@ class _Applier:
 
     config: PeftConfig
     conventions: Conventions
-    updates: dict[str, UpdateEntry] = field(default_factory=dict)
+    updates: dict[str, LowRankEntry] = field(default_factory=dict)
     replaced: dict[str, TensorEntry] = field(default_factory=dict)
     problems: dict[tuple[str, str], list[str]] = field(default_factory=dict)
     """Keys of the adapter, by what is wrong with them and how they look."""
@@ -99,7 +99,7 @@ class _Applier:
             self._misfit(pair.bias, pair.bias.shape, parameter)
             return
         scale = self.config.scale_of(f"{pair.module}.weight")
-        self._update(pair.bias.name, parameter.pieces[0], ShiftEntry(pair.bias, scale))
+        self._update(pair.bias.name, parameter.pieces[0], LowRankEntry(None, pair.bias, 1, scale))
 
     def _multiply(self, name: str, pair: Factors, parameter: Parameter) -> None:
         rank = self.config.rank_of(name)
@@ -154,7 +154,7 @@ class _Applier:
             return True
         return False
 
-    def _update(self, key: str, piece: Piece, update: UpdateEntry) -> None:
+    def _update(self, key: str, piece: Piece, update: LowRankEntry) -> None:
         if self.updates.setdefault(piece.tensor.name, update) is not update:
             self.complain(key, f"{quoted(piece.tensor.name)} is changed twice")
 

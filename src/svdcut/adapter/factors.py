@@ -1,4 +1,4 @@
-"""The numbers of an adapter: factors, shifts and magnitudes, read as the tensor is stored.
+"""The numbers of an adapter: factors and magnitudes, read as the tensor is stored.
 
 All in float64. Where they lie and what they are for is settled before (`lora_factors`).
 """
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from svdcut.errors import NonFiniteError
 from svdcut.files.jsonfile import quoted
-from svdcut.files.lora_factors import LowRankEntry, ShiftEntry
+from svdcut.files.lora_factors import LowRankEntry
 from svdcut.files.tensorfile import Dtype, TensorEntry, read_bytes, size_bytes
 
 _DTYPES = {
@@ -38,8 +38,8 @@ def read_factors(entry: LowRankEntry, number: int, device: torch.device) -> tupl
     left : Tensor
         (m, k), with the scale in it.
     right : Tensor
-        (k, n). ``left @ right`` is the update of the matrix as it is stored, (m, n); of a
-        convolution, as (out, rest).
+        (k, n). ``left @ right`` is the update of the matrix as it is stored, (m, n); a
+        convolution is (out, rest), and a bias (out, 1).
 
     Raises
     ------
@@ -51,6 +51,9 @@ def read_factors(entry: LowRankEntry, number: int, device: torch.device) -> tupl
     Of DoRA it is the inner update only: see `dora_update`. Of a stack, all of `b` is read
     for each expert, and its rows of `a`.
     """
+    if entry.a is None:
+        vector = _read(entry.b, device) * entry.scale
+        return vector.reshape(-1, 1), vector.new_ones(1, 1)
     expert = entry.first_expert + number
     first = expert * entry.rank
     a = _read(entry.a, device, rows=slice(first, first + entry.rank)).flatten(1)
@@ -60,11 +63,6 @@ def read_factors(entry: LowRankEntry, number: int, device: torch.device) -> tupl
     if entry.rows is not None:
         left = left[slice(*entry.rows)]
     return left.contiguous(), right.contiguous()
-
-
-def read_shift(entry: ShiftEntry, device: torch.device) -> Tensor:
-    """Return the update of a bias, (n,); raises as `read_factors`."""
-    return _read(entry.vector, device) * entry.scale
 
 
 def read_magnitude(entry: LowRankEntry, device: torch.device) -> Tensor | None:

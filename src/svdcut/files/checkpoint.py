@@ -33,7 +33,7 @@ from svdcut.files.filenames import (
 )
 from svdcut.files.header import read_header
 from svdcut.files.jsonfile import quoted, read_json
-from svdcut.files.lora_factors import UpdateEntry
+from svdcut.files.lora_factors import LowRankEntry
 from svdcut.files.shards import check_index, read_index
 from svdcut.files.tensorfile import TensorEntry, TensorFile
 from svdcut.files.wrong_input import no_weights, not_safetensors, not_there
@@ -76,7 +76,7 @@ class Checkpoint:
     config: Mapping[str, Any]
     """config.json, or empty."""
 
-    updates: Mapping[str, UpdateEntry] = field(default_factory=dict)
+    updates: Mapping[str, LowRankEntry] = field(default_factory=dict)
     """Of an adapter: what is to be added to tensors, which are base's own mostly."""
 
     under: Path | None = None

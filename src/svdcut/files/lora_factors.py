@@ -1,6 +1,6 @@
-"""The update of a tensor as an adapter stores it: two thin factors.
+"""What an adapter adds to one tensor of its base: two thin factors.
 
-Where they lie and how they make the update; it reads none of them.
+Headers only: it says where the factors lie and how they make the update.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from svdcut.files.tensorfile import TensorEntry
 class LowRankEntry:
     """The update of one tensor: `scale` times a product of two stored factors.
 
-    With `a` (r, in) and `b` (out, r), the update is ``scale * b @ a``, or the transpose
-    of it where the tensor is stored as (in, out). Of a stack of E experts, `a` is
-    (E * r, in) with the experts one after the other, and `b` is (out, r * E) with
-    the experts innermost: that of expert `e` is ``b[:, e::E] @ a[e * r : (e + 1) * r]``.
+    With `a` (r, in) and `b` (out, r), the update is ``scale * b @ a``, or its transpose
+    where the tensor is stored as (in, out). For a stack of E experts, `a` is (E * r, in),
+    one expert after the other, and `b` is (out, r * E), with the expert as the fastest
+    index: the update of expert `e` is ``b[:, e::E] @ a[e * r : (e + 1) * r]``.
     """
 
-    a: TensorEntry
-    """lora_A, or the embedding's."""
+    a: TensorEntry | None
+    """lora_A, or the embedding's; None for a bias, whose update is ``scale * b``."""
 
     b: TensorEntry
-    """lora_B, or the embedding's."""
+    """lora_B, or the embedding's; for a bias, a vector."""
 
     rank: int
     """r, of each expert."""
@@ -37,21 +37,10 @@ class LowRankEntry:
     """How many are in the factors."""
 
     first_expert: int = 0
-    """Which of them is the tensor's first matrix: other than 0 where base stores each by itself."""
+    """Which expert the tensor begins with; not 0 where base stores experts one by one."""
 
     rows: tuple[int, int] | None = None
     """Which rows of the update are the tensor's, where the adapter joined it with another."""
 
     magnitude: TensorEntry | None = None
-    """Of DoRA: the norm that each row (or column) of the result is scaled to."""
-
-
-@dataclass(frozen=True, slots=True)
-class ShiftEntry:
-    """The update of a bias: `scale` times a stored vector."""
-
-    vector: TensorEntry
-    scale: float
-
-
-UpdateEntry = LowRankEntry | ShiftEntry
+    """DoRA's norms, which the rows (or columns) of the result are scaled to."""

@@ -15,7 +15,7 @@ from functools import partial
 from svdcut.choose.options import Rest
 from svdcut.errors import MismatchError, QuantizedError, UsageError, listed
 from svdcut.files.checkpoint import Checkpoint
-from svdcut.files.lora_factors import LowRankEntry, UpdateEntry
+from svdcut.files.lora_factors import LowRankEntry
 from svdcut.files.tensorfile import TensorEntry
 from svdcut.names import (
     collapse_numbers,
@@ -50,20 +50,20 @@ class Pair:
     seed_name: str
     """What seeds its decomposition: copies of one tied matrix share it, and their result."""
 
-    update: UpdateEntry | None = None
-    """Of an adapter: what is added to `finetuned`, which is base's own tensor mostly."""
+    update: LowRankEntry | None = None
+    """What an adapter adds to `finetuned`, which is then mostly base's own tensor."""
 
     @property
     def stacked(self) -> bool:
         """Whether it is a stack of expert matrices, each with a rank of its own."""
         shape = self.finetuned.shape
-        experts = self.update.experts if isinstance(self.update, LowRankEntry) else 1
+        experts = 1 if self.update is None else self.update.experts
         return is_expert_stack(self.name, shape) or (len(shape) == 3 and experts > 1)
 
     @property
     def factors(self) -> LowRankEntry | None:
-        """What makes all of the update; None of one that is dense."""
-        if not isinstance(self.update, LowRankEntry) or self.update.magnitude is not None:
+        """The factors that make all of the update; None where it is dense."""
+        if self.update is None or self.update.magnitude is not None:
             return None
         # It is dense where the adapter stores the tensor whole too.
         return self.update if self.finetuned == self.base else None

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from svdcut.choose.options import Options
 from svdcut.choose.ranks import Keep, Rule, RuleKind, rule_for
-from svdcut.files.lora_factors import LowRankEntry
 from svdcut.files.tensorfile import Dtype
 from svdcut.pair.pairing import Action, Pair
 from svdcut.pair.plan import Plan
@@ -177,7 +176,7 @@ def expected_top(pair: Pair, rules: Sequence[Rule], options: Options) -> int | N
 def _merge_bytes(pair: Pair) -> int:
     """Return the bytes that what an adapter adds to a tensor takes, where it is not decomposed."""
     update = pair.update
-    if not isinstance(update, LowRankEntry) or pair.action is not Action.COPY_FINETUNED:
+    if update is None or pair.action is not Action.COPY_FINETUNED:
         return 0
     m, n = pair.matrices[0]
     m += pair.new_rows

@@ -15,7 +15,7 @@ from torch import Tensor
 from svdcut.adapter.factors import dora_update, read_factors, read_magnitude
 from svdcut.choose.noise import Storage
 from svdcut.errors import NonFiniteError
-from svdcut.files.lora_factors import LowRankEntry, ShiftEntry
+from svdcut.files.lora_factors import LowRankEntry
 from svdcut.files.tensorfile import Dtype, TensorEntry
 from svdcut.pair.pairing import Pair
 from svdcut.streaming.rounding import RoundingMeter
@@ -47,13 +47,11 @@ class MatrixSides:
 
 def matrix_sides(pair: Pair) -> Iterator[MatrixSides]:
     """Yield both sides of each matrix of a tensor."""
-    base, update = pair.base, pair.update
-    assert not isinstance(update, ShiftEntry)
     for number, shape in enumerate(pair.matrices):
         first = number * math.prod(shape)
-        ours = None if base is None else MatrixEntry(base, first, shape)
+        ours = None if pair.base is None else MatrixEntry(pair.base, first, shape)
         theirs = MatrixEntry(pair.finetuned, first, shape)
-        yield MatrixSides(ours, theirs, update, number, pair.new_rows)
+        yield MatrixSides(ours, theirs, pair.update, number, pair.new_rows)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,15 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from svdcut.adapter.factors import read_shift
-from svdcut.files.lora_factors import ShiftEntry
-from svdcut.files.tensorfile import TensorEntry, read_bytes
 from svdcut.streaming.stored_matrix import (
-    TORCH_DTYPES,
     MatrixEntry,
-    Side,
-    is_finite,
-    nonfinite_error,
 )
 from svdcut.streaming.update import MatrixSides, read_added
 from svdcut.svd.product import rows_of
@@ -103,11 +96,3 @@ def merged_rows(
             more = rows_of(added, rows.start + shared, rows.stop + shared)
             intended = values.double().add_(more)
         yield Rows(intended.to(stored), intended)
-
-
-def shifted(entry: TensorEntry, shift: ShiftEntry) -> Tensor:
-    """Return a stored bias with what an adapter adds to it, in its own dtype."""
-    stored = torch.frombuffer(read_bytes(entry), dtype=TORCH_DTYPES[entry.dtype])
-    if not is_finite(stored):
-        raise nonfinite_error(entry, Side.BASE)
-    return (stored.double() + read_shift(shift, torch.device("cpu"))).to(stored.dtype)

@@ -16,7 +16,6 @@ from svdcut.choose.cut import CutRequest, cut_matrix, stable_seed
 from svdcut.choose.options import Options
 from svdcut.choose.ranks import Keep, Rule, RuleKind, rule_for
 from svdcut.errors import QualityError, SvdcutError
-from svdcut.files.lora_factors import ShiftEntry
 from svdcut.files.tensorfile import Dtype, TensorEntry, iterate_bytes
 from svdcut.pair.pairing import Action, Pair
 from svdcut.pair.plan import PlannedTensor
@@ -25,7 +24,7 @@ from svdcut.streaming.pool import Reserve, or_on_cpu
 from svdcut.streaming.stored_matrix import TORCH_DTYPES, Side, is_finite, nonfinite_error, to_bytes
 from svdcut.streaming.update import MatrixSides, matrix_sides, read_update
 from svdcut.svd.decomposition import SolverError
-from svdcut.truncation.reconstruction import merged_rows, shifted
+from svdcut.truncation.reconstruction import merged_rows
 from svdcut.truncation.report import MatrixResult, describe_truncation
 from svdcut.truncation.tensor_output import (
     CutMatrix,
@@ -165,10 +164,6 @@ def _copied_bytes(planned: PlannedTensor, device: torch.device) -> Iterator[byte
         for data in iterate_bytes(source):
             _refuse_nonfinite_bytes(source, data, side)
             yield data
-    elif isinstance(pair.update, ShiftEntry):
-        values = shifted(pair.finetuned, pair.update)
-        refuse_overflow(planned, None, values)
-        yield to_bytes(values)
     else:
         for sides in matrix_sides(pair):
             for rows in merged_rows(sides, device, TORCH_DTYPES[planned.target.dtype]):
