@@ -172,7 +172,7 @@ def _examples(epilog: str) -> list[Part]:
 
 
 def _manual(name: str, page: Page) -> str:
-    version = import_module("svdcut._version").__version__
+    version = import_module("svdcut").__version__
     title = f'{name.upper().replace(" ", "-")} 1 "" "svdcut {version}" "User Commands"'
     lines = [rf".\" {NOTE}", f".TH {title}", ".nr HY 0", ".nh", ".ad l"]
     for section, parts in page.items():

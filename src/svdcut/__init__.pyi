@@ -1,4 +1,3 @@
-from ._version import __version__
 from .api import (
     EvaluateOptions,
     ExtractOptions,
@@ -40,6 +39,8 @@ from .spectra.comparison import Comparison, Overlap
 from .spectra.facts import Intruders, Spectra, Spectrum, Subject, TensorSpectra
 from .sweeps.facts import Cost, Row, Sweep, Variant
 from .verification.findings import Checked, Failure, Verification
+
+__version__: str
 
 __all__ = [
     "Checked",

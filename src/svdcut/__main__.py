@@ -11,8 +11,7 @@ from svdcut.cli.signals import Stopped, end_at_once, install
 def main() -> None:
     """Run the command line, and end the process."""
     install(end_at_once)
-    from svdcut.allocator import tune_allocator
-    from svdcut.machine import allow_many_files
+    from svdcut.machine import allow_many_files, tune_allocator
 
     tune_allocator()
     allow_many_files()

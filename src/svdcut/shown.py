@@ -1,11 +1,22 @@
-"""Texts of strangers as people see them: on a terminal, in a card, in a table.
+"""How values appear to people: strangers' texts, counts, sizes, shares, results in a notebook.
 
 It knows no names and no formats.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Collection
+from dataclasses import fields
+from typing import Any
+
 _FORMULA = ("=", "+", "-", "@")
+
+_MOST_ITEMS = 4
+"""Items of a collection that `brief` shows one by one."""
+
+_LONGEST_TEXT = 60
+"""Characters of a text that `brief` shows."""
 
 
 def printable(text: str) -> str:
@@ -22,6 +33,24 @@ def _escaped(character: str) -> str:
 def counted(number: int, noun: str) -> str:
     """Return a number of things: ``1 tensor``, ``2 tensors``."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def byte_size(num_bytes: float) -> str:
+    """Return a size of files or memory: ``1.2 MB``, ``3.4 GB``."""
+    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:.1f} MB"
+
+
+def percent(share: float) -> str:
+    """Return a share in percent, to two digits; a part is shown neither as nothing nor as all."""
+    number = 100 * share
+    if number in {0, 100} or not math.isfinite(number):
+        return f"{number:.0f}%"
+    if not 1e-2 <= abs(number) < 1e5:
+        return f"{number:.0e}%"
+    if 99.5 <= number < 100:
+        return ">99%"
+    decimals = 1 - math.floor(math.log10(abs(number)))
+    return f"{number:.{max(decimals, 0)}f}%"
 
 
 def safe_cell(value: object) -> object:
@@ -45,3 +74,19 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def brief(self: Any) -> str:  # noqa: ANN401 - any dataclass
+    """Return a dataclass in a few lines: the ``__repr__`` of results that may be large."""
+    shown = (f"{field.name}={_brief(getattr(self, field.name))}" for field in fields(self))
+    return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def _brief(value: object) -> str:
+    if isinstance(value, str):
+        return repr(value if len(value) <= _LONGEST_TEXT else value[:_LONGEST_TEXT] + "...")
+    if isinstance(value, Collection) and len(value) > _MOST_ITEMS:
+        return f"<{len(value)} items>"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return repr(value)

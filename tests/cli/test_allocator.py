@@ -10,7 +10,7 @@ import pytest
 
 FAULTS = """
 import resource
-from svdcut.allocator import tune_allocator
+from svdcut.machine import tune_allocator
 tune_allocator()
 import torch
 def fault():
@@ -24,7 +24,7 @@ print(fault())
 
 RETAIN = """
 import threading
-from svdcut.allocator import tune_allocator
+from svdcut.machine import tune_allocator
 tune_allocator()
 import torch
 def anonymous():
@@ -67,8 +67,8 @@ def test_matrices_are_given_back_from_among_blocks_that_stay():
 
 
 def test_another_c_library(monkeypatch):
-    from svdcut import allocator
+    from svdcut import machine
 
     monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")
     monkeypatch.setattr("ctypes.CDLL", lambda _: object())
-    allocator.tune_allocator()
+    machine.tune_allocator()

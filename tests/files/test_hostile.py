@@ -25,7 +25,7 @@ from svdcut.files.conversion import class_name, conversion_hint
 from svdcut.files.header import read_header
 from svdcut.files.hub import fetch_snapshot
 from svdcut.record.card import card_metadata
-from svdcut.shown import printable
+from svdcut.shown import byte_size, percent, printable
 
 # Memory
 
@@ -636,3 +636,29 @@ def check_answer(monkeypatch, tmp_path, name, change):
     assert "org/toy" in message
     assert len(message.splitlines()) <= 3
     assert {path for path in tmp_path.rglob("*") if "cache" not in path.parts} == before
+
+
+# How numbers are shown
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [
+        *((0, "0%"), (3e-8, "3e-06%"), (0.0345, "3.5%"), (0.065, "6.5%"), (0.5, "50%")),
+        *(
+            (0.994, "99%"),
+            (0.9951, ">99%"),
+            (0.9999, ">99%"),
+            (1, "100%"),
+            (2.607, "261%"),
+            (1e300, "1e+302%"),
+        ),
+    ],
+)
+def test_a_share_is_neither_nothing_nor_all(share, text):
+    assert percent(share) == text
+
+
+@pytest.mark.parametrize(("size", "text"), [(0, "0.0 MB"), (2.5e6, "2.5 MB"), (3e9, "3.0 GB")])
+def test_sizes(size, text):
+    assert byte_size(size) == text

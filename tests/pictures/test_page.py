@@ -20,8 +20,9 @@ from svdcut.errors import OutputError
 from svdcut.page import save_page
 from svdcut.page.page import render
 from svdcut.page.rows import MAX_ROWS
-from svdcut.page.text import MAX_NAME, number, percent, visible
+from svdcut.page.text import MAX_NAME, number, visible
 from svdcut.pictures import LIGHT, panels_as_svg
+from svdcut.shown import percent
 from svdcut.spectra.facts import Intruders, Spectra, Spectrum, Subject, TensorSpectra
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -376,14 +377,6 @@ def test_it_replaces_what_was_there_with_usual_permissions(tmp_path):
 )
 def test_numbers_have_three_or_four_digits(value, text):
     assert number(value) == text
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(0, "0"), (1, "100"), (0.99999, "> 99.9"), (0.0391, "3.91"), (2.607, "261"), (0.065, "6.50")],
-)
-def test_shares_have_three_digits(value, text):
-    assert percent(value) == f"{text}\u202f%"
 
 
 # What it does in a browser

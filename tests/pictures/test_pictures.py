@@ -13,7 +13,7 @@ from svdcut.choose.ranks import rank_for_energy
 from svdcut.errors import OutputError, UsageError
 from svdcut.pictures import DARK, LIGHT, panels_as_svg, save_figure
 from svdcut.pictures.kinds import find_kinds, group_kinds, kept_energy, log_curves, short_labels
-from svdcut.pictures.style import PANEL, decade_ticks, percent, readable
+from svdcut.pictures.style import PANEL, decade_ticks, readable
 from svdcut.pictures.tables import RELATIVE_NORM, scale_of, tabulate
 from svdcut.spectra.facts import Spectra, Spectrum, Subject, TensorSpectra
 from svdcut.spectra.statistics import effective_rank, head_rank, stable_rank
@@ -328,14 +328,6 @@ def test_ticks_have_numbers_that_people_read():
     assert decade_ticks(-3.2, 0.3)[1] == ["0.001", "0.01", "0.1", "1"]
     assert decade_ticks(-8.0, 0.0)[1] == ["10⁻⁸", "10⁻⁶", "10⁻⁴", "10⁻²", "10⁰"]
     assert decade_ticks(-0.1, 0.4)[1] == ["1", "2"]
-    assert percent(0.999) == "99.9 %"
-    assert percent(0.9999) == "99.9 %"
-    assert [percent(share) for share in (0.0, 0.0345, 0.5, 1.0)] == [
-        "0 %",
-        "3.5 %",
-        "50 %",
-        "100 %",
-    ]
 
 
 @pytest.mark.parametrize("draw", [save_figure, panels_as_svg])

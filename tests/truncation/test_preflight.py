@@ -187,7 +187,7 @@ def test_dry_run_tells_what_is_needed(pair, tmp_path, monkeypatch):
     assert shown.exit_code == 0
     last = shown.stdout.splitlines()[-1]
     assert last.startswith("Disk: 1.")
-    assert "of 20.00 GB available. Time: roughly 1 s." in last
+    assert "of 20.0 GB available. Time: roughly 1 s." in last
     needs = json.loads(cli(*call, "--json").stdout)["needs"]
     assert needs["memory_available_bytes"] == 20 * 10**9
     assert needs["disks"][0]["needed_bytes"] < needs["disks"][0]["free_bytes"]

@@ -12,7 +12,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from svdcut._version import __version__
+from svdcut import __version__
 from svdcut.cli.shared import PlainFlags, new_app
 
 COMMANDS = {

@@ -38,7 +38,7 @@ from svdcut.files.tensorfile import Dtype, size_bytes
 from svdcut.names import collapse_numbers, is_in_numbered_layer, is_task_head
 from svdcut.record.manifest import Manifest, WeightFileFact
 from svdcut.record.summary import Group, puts_much_back, summarize
-from svdcut.shown import counted, printable
+from svdcut.shown import byte_size, counted, printable
 from svdcut.svd.measured import Method
 
 if TYPE_CHECKING:
@@ -245,7 +245,7 @@ def print_result(request: Request, manifests: Sequence[Manifest]) -> None:
         for line in filter(None, (*_result_lines(manifest), _whole_line(manifest))):
             console.say(line)
         weights = (f for f in manifest.files.values() if isinstance(f, WeightFileFact))
-        size = megabytes(sum(fact.size for fact in weights))
+        size = byte_size(sum(fact.size for fact in weights))
         console.say(
             f"[bold]{escape(str(output.path))}[/bold]: {size} in {manifest.totals.seconds:.1f} s "
             f"on {escape(manifest.device)}"
@@ -367,11 +367,11 @@ def _whole_line(manifest: Manifest) -> str | None:
         return None
     largest = max(sizes, key=lambda name: sizes[name])
     noun = "tensor is" if len(sizes) == 1 else "tensors are"
-    line = f"{len(sizes)} {noun} stored whole, {megabytes(sum(sizes.values()))}"
+    line = f"{len(sizes)} {noun} stored whole, {byte_size(sum(sizes.values()))}"
     if sizes[largest] < _LARGE_BYTES:
         return f"{line}."
     return (
-        f"{line}, of which {escape(printable(largest))} {megabytes(sizes[largest])}: "
+        f"{line}, of which {escape(printable(largest))} {byte_size(sizes[largest])}: "
         "see docs/adapters.md."
     )
 
@@ -467,8 +467,3 @@ def warn_of_rounding(manifest: Manifest) -> None:
         f"at rank rule {manifest.options['rank']}, rounding to {', '.join(dtypes)} {what}.\n"
         f"  The stored update is not of low rank then.{remedy}"
     )
-
-
-def megabytes(size: int) -> str:
-    """Return a number of bytes for people."""
-    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

@@ -15,7 +15,6 @@ from svdcut.choose.ranks import rule_for
 from svdcut.cli.output import (
     SHOWN_ROWS,
     Screen,
-    megabytes,
     print_json,
     print_more,
     print_pairing,
@@ -24,6 +23,7 @@ from svdcut.cli.tables import WrappedName
 from svdcut.names import collapse_numbers
 from svdcut.pair.pairing import Action
 from svdcut.pair.plan import Form
+from svdcut.shown import byte_size
 
 if TYPE_CHECKING:
     from svdcut.api import Request
@@ -47,7 +47,7 @@ def print_plan(request: Request, *, as_json: bool) -> None:
     print_pairing(console, request)
     outs = ", ".join(str(output.path) for output in request.outputs)
     checkpoints = sum(output.form is Form.CHECKPOINT for output in request.outputs)
-    size = megabytes(plan.size_bytes) if checkpoints else "factors"
+    size = byte_size(plan.size_bytes) if checkpoints else "factors"
     console.say(
         f"{plan.num_truncated} of {len(plan.tensors)} tensors to truncate, "
         f"{size} to write to {escape(outs)}. Nothing was written. The run finds the tensors that "
@@ -78,14 +78,14 @@ def _row(tensor: PlannedTensor, facts: Sequence[Mapping[str, Any]]) -> tuple[str
 
 def _needs_text(preflight: Preflight) -> str:
     disks = ", ".join(
-        f"{megabytes(disk.needed_bytes)} of {megabytes(disk.free_bytes)} free"
+        f"{byte_size(disk.needed_bytes)} of {byte_size(disk.free_bytes)} free"
         for disk in preflight.disks
     )
     there = preflight.memory_available
-    memory = f"at most {megabytes(preflight.memory_needed)}"
-    memory += "" if there is None else f" of {megabytes(there)} available"
+    memory = f"at most {byte_size(preflight.memory_needed)}"
+    memory += "" if there is None else f" of {byte_size(there)} available"
     device = preflight.device_memory_available
-    gpu = "" if device is None else f"; on the GPU likewise, of {megabytes(device)} free"
+    gpu = "" if device is None else f"; on the GPU likewise, of {byte_size(device)} free"
     time = "" if preflight.seconds is None else f" Time: roughly {_duration(preflight.seconds)}."
     return f"Disk: {disks}. Memory: {memory}{gpu}.{time}"
 

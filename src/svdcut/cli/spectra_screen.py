@@ -19,7 +19,7 @@ from svdcut.cli.output import (
 )
 from svdcut.cli.tables import Column, no_room, print_table
 from svdcut.pair.pairing import Pairing
-from svdcut.shown import printable
+from svdcut.shown import percent, printable
 from svdcut.spectra.cuts import CutPoint, cut_points
 from svdcut.spectra.facts import RESOLUTION, Spectra, Spectrum, Subject
 from svdcut.spectra.summary import Summary, by_depth, by_module, by_tensor
@@ -177,16 +177,8 @@ def size_text(value: float | None) -> str:
 
 
 def share_text(value: float | None) -> str:
-    """Return a share in percent, of two digits."""
-    if value is None:
-        return "-"
-    if value in {0, 1}:
-        return f"{value:.0%}"
-    if value < 1e-4:
-        return f"{100 * value:.0e}%"
-    if 0.995 <= value < 1:
-        return ">99%"
-    return f"{100 * value:.{max(0, 1 - math.floor(math.log10(100 * value)))}f}%"
+    """Return a share in percent."""
+    return "-" if value is None else percent(value)
 
 
 def _last_text(line: Summary) -> str:

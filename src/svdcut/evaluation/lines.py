@@ -16,6 +16,7 @@ from typing import TextIO
 
 from svdcut.errors import DataError
 from svdcut.files.jsonfile import check_regular
+from svdcut.shown import byte_size
 
 _DECOMPRESSORS: dict[str, Callable[[io.BufferedReader], gzip.GzipFile | bz2.BZ2File]] = {
     ".gz": lambda raw: gzip.GzipFile(fileobj=raw),
@@ -100,8 +101,8 @@ def max_text(path: Path) -> int:
 def too_large(path: Path, most: int) -> DataError:
     """Return the error to raise where a file holds more than that."""
     return DataError(
-        f"{path}: holds more than {most / 1e9:.1f} GB of text, in {path.stat().st_size / 1e6:.1f} "
-        "MB of file",
+        f"{path}: holds more than {byte_size(most)} of text, in {byte_size(path.stat().st_size)} "
+        "of file",
         hint="Evaluate a part of it.",
     )
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Protocol
 
-from svdcut.brief import brief
+from svdcut.shown import brief
 
 if TYPE_CHECKING:
     import numpy as np

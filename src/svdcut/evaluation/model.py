@@ -20,6 +20,7 @@ from svdcut.errors import CheckpointError, EvaluationError, SvdcutError, UsageEr
 from svdcut.evaluation.scores import Kind, ScoringOptions
 from svdcut.files.checkpoint import Checkpoint, open_checkpoint
 from svdcut.files.jsonfile import quoted
+from svdcut.shown import byte_size
 
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -223,7 +224,7 @@ def _move(checkpoint: Checkpoint, model: Any, device: torch.device) -> Any:  # n
     except torch.OutOfMemoryError as error:
         size = sum(weight.numel() * weight.element_size() for weight in model.parameters())
         raise SvdcutError(
-            f"{checkpoint.source}: {size / 1e9:.1f} GB of weights do not fit into the free memory "
+            f"{checkpoint.source}: {byte_size(size)} of weights do not fit into the free memory "
             f"of {device}",
             hint="Free it, or compute elsewhere: --device cpu.",
         ) from error

@@ -32,6 +32,7 @@ from svdcut.files.jsonfile import (
     quoted,
     without_repeats,
 )
+from svdcut.shown import byte_size
 
 _MAX_DOCUMENT = 512 << 20
 _MAX_VALUES = 20_000_000
@@ -234,8 +235,8 @@ def _check_row_groups(path: Path, metadata: Any, wanted: Sequence[str]) -> None:
         )
         if size > most:
             raise DataError(
-                f"{path}: a row group of {size / 1e9:.1f} GB, where at most "
-                f"{most / 1e9:.1f} GB are read at a time",
+                f"{path}: a row group of {byte_size(size)}, where at most "
+                f"{byte_size(most)} are read at a time",
                 hint="Save it with smaller row groups, or as JSON Lines.",
             )
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from svdcut.errors import CheckpointError
+from svdcut.shown import byte_size
 
 _MAX_DIGITS = 4000
 _MAX_QUOTED = 160
@@ -91,7 +92,7 @@ def read_value(path: Path, bounds: Bounds, *, strict: bool = False) -> object:
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
     if len(raw) > bounds.num_bytes:
-        size = f"{bounds.num_bytes / 1e6:.0f} MB"
+        size = byte_size(bounds.num_bytes)
         raise CheckpointError(f"{path}: larger than {size}, which no real one is")
     try:
         text = raw.decode()

@@ -14,7 +14,8 @@ from statistics import median
 
 from svdcut.names import collapse_numbers
 from svdcut.page.sparkline import Curve, curve, median_curve
-from svdcut.page.text import known, number, percent, whole
+from svdcut.page.text import known, number, whole
+from svdcut.shown import percent
 from svdcut.spectra.facts import Spectra, Spectrum, TensorSpectra
 
 MAX_ROWS = 6000

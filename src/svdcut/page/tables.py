@@ -18,10 +18,10 @@ from svdcut.page.text import (
     markup,
     name_markup,
     number,
-    percent,
     visible,
     whole,
 )
+from svdcut.shown import percent
 from svdcut.spectra.facts import RESOLUTION, Spectra, Subject
 
 MAX_LEFT_OUT = 1000

@@ -90,17 +90,3 @@ def whole(value: float) -> str:
 def grouped(count: int) -> str:
     """Return a count with its thousands apart."""
     return f"{count:,}".replace(",", _NARROW_SPACE)
-
-
-def percent(value: float) -> str:
-    """Return a share, to three digits."""
-    share = 100 * value
-    if share in {0, 100}:
-        text = f"{share:.0f}"
-    elif 0 < share < 1e-3:
-        text = number(share)
-    elif 99.95 <= share < 100:
-        text = "> 99.9"  # to round it to 100 would say that nothing is left
-    else:
-        text = f"{share:.0f}" if share >= 100 else f"{share:#.3g}"
-    return f"{text}{_NARROW_SPACE}%"

@@ -26,8 +26,9 @@ from svdcut.pictures.page import (
     table_height,
 )
 from svdcut.pictures.panels import draw_rank_grid
-from svdcut.pictures.style import PAGE, Theme, decade_ticks, mixed, percent, readable
+from svdcut.pictures.style import PAGE, Theme, decade_ticks, mixed, readable
 from svdcut.pictures.tables import Measure, tabulate
+from svdcut.shown import percent
 from svdcut.spectra.comparison import Comparison, Overlap
 from svdcut.spectra.facts import Spectra, Spectrum
 

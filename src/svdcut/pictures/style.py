@@ -201,16 +201,6 @@ def readable(text: str, limit: int) -> str:
     return f"{line[:head]}…{line[len(line) - (limit - 1 - head) :]}"
 
 
-def percent(share: float) -> str:
-    """Return a share as a reader writes it: two digits, more where it is nearly all."""
-    number = 100 * share
-    if number >= 99.5 and share < 1:
-        return f"{math.floor(number * 10) / 10:.1f} %"
-    if number and not 1e-4 <= number < 1e5:
-        return f"{number:.1e} %"
-    return f"{number:.0f} %" if number >= 10 else f"{number:.2g} %"
-
-
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _MAX_TICKS = 6
 

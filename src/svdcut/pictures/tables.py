@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from svdcut.pictures.kinds import Kind, Numbers, Unit, median_or_none
-from svdcut.pictures.style import percent
+from svdcut.shown import percent
 from svdcut.spectra.facts import Spectra, Spectrum, Subject
 
 MAX_ROWS = 18

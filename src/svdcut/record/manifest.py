@@ -13,8 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from svdcut.brief import brief
 from svdcut.pair.matching import Rename
+from svdcut.shown import brief
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
-from svdcut._version import __version__
+from svdcut import __version__
 from svdcut.choose.options import Options
 from svdcut.errors import InputChangedError
 from svdcut.files.checkpoint import Checkpoint

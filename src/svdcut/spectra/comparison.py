@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from svdcut.brief import brief
+from svdcut.shown import brief
 from svdcut.spectra.facts import Spectra, join_documents
 
 SCHEMA = "svdcut/comparison/1"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from svdcut.brief import brief
+from svdcut.shown import brief
 
 SCHEMA = "svdcut/spectrum/1"
 RESOLUTION = 1e-7

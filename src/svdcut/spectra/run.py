@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import torch
 
-from svdcut._version import __version__
+from svdcut import __version__
 from svdcut.choose.cut import stable_seed
 from svdcut.device import device_name, resolve_device
 from svdcut.pair.pairing import Pair

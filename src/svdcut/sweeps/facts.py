@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from svdcut.brief import brief
 from svdcut.choose.ranks import Keep, Rule, RuleKind, parse_rule
 from svdcut.evaluation.metrics import Evaluation
 from svdcut.record.summary import puts_much_back
+from svdcut.shown import brief
 
 SCHEMA = "svdcut/sweep/1"
 

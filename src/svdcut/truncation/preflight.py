@@ -21,6 +21,7 @@ from svdcut.machine import (
 )
 from svdcut.pair.pairing import Action, Pair
 from svdcut.pair.plan import Form, Output, Plan
+from svdcut.shown import byte_size
 from svdcut.streaming.memory import expected_top, memory_needs
 from svdcut.svd.route import Route, choose_route
 from svdcut.write.destination import partial_path
@@ -73,8 +74,8 @@ class DiskNeed:
         """
         if self.needed_bytes > self.free_bytes:
             raise OutputError(
-                f"{self.folder}: {_gigabytes(self.needed_bytes)} to write, but only "
-                f"{_gigabytes(self.free_bytes)} free there",
+                f"{self.folder}: {byte_size(self.needed_bytes)} to write, but only "
+                f"{byte_size(self.free_bytes)} free there",
                 hint=hint,
             )
 
@@ -117,14 +118,14 @@ class Preflight:
         there = self.memory_available
         if there is not None and self.memory_needed > there:
             yield (
-                f"the run may take {_gigabytes(self.memory_needed)} of memory, and "
-                f"{_gigabytes(there)} can be had"
+                f"the run may take {byte_size(self.memory_needed)} of memory, and "
+                f"{byte_size(there)} can be had"
             )
         there = self.device_memory_available
         if there is not None and self.memory_needed > there:
             yield (
-                f"the largest tensors may take {_gigabytes(self.memory_needed)} on the GPU, "
-                f"which has {_gigabytes(there)} free: those that find no room are done on the CPU"
+                f"the largest tensors may take {byte_size(self.memory_needed)} on the GPU, "
+                f"which has {byte_size(there)} free: those that find no room are done on the CPU"
             )
 
 
@@ -307,7 +308,3 @@ def _is_krylov(short: int, top: int | None, route: Route) -> bool:
     """Whether a matrix is decomposed by leading triplets alone, at first."""
     chosen = choose_route(short, top) if route is Route.AUTO else route
     return chosen is Route.KRYLOV and top is not None and top < short
-
-
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

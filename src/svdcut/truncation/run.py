@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from svdcut._version import __version__
+from svdcut import __version__
 from svdcut.choose.options import Options
 from svdcut.device import device_name, num_workers, resolve_device
 from svdcut.errors import CheckpointError

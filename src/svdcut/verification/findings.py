@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any
 
-from svdcut.brief import brief
 from svdcut.files.filenames import CARD_NAME
+from svdcut.shown import brief
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from svdcut._version import __version__
+from svdcut import __version__
 from svdcut.choose.options import Options
 from svdcut.files.checkpoint import Checkpoint
 from svdcut.files.filenames import CARD_NAME, MANIFEST_NAME
