@@ -94,7 +94,7 @@ def numbers(here: Manifest, there: Manifest) -> Iterator[tuple[tuple[float, ...]
         if fact.truncation is not None:
             cuts = (fact.truncation, there.tensors[name].truncation)
             yield tuple(
-                (cut.rank, cut.sigma_first, cut.update_norm, cut.tail_norm)
+                (*cut.ranks, cut.matrices[0].sigma_first, cut.update_norm, cut.tail_norm)
                 for cut in cuts
                 if cut is not None
             )

@@ -69,10 +69,6 @@ def kind_of(name: str) -> str:
     return re.sub(r"(^|(?<=\.))\d+(?=\.)", "*", name)
 
 
-def list_of(rank: int | tuple[int, ...]) -> list[int]:
-    return [rank] if isinstance(rank, int) else list(rank)
-
-
 def token_ids() -> torch.Tensor:
     return torch.arange(3, 15).reshape(2, 6)
 

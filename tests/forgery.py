@@ -32,23 +32,26 @@ def change(out: Path, edit) -> None:
     write(out, document)
 
 
-def as_list(value) -> list:
-    return value if isinstance(value, list) else [value]
+def truncations(document: dict) -> list[dict]:
+    facts = document["tensors"].values()
+    return [fact["truncation"] for fact in facts if fact["truncation"]]
 
 
 def retotal(document: dict) -> None:
     """Make the totals follow from the tensors."""
-    cuts = [fact for fact in document["tensors"].values() if fact["action"] == "truncate"]
+    cuts = truncations(document)
     totals = document["totals"]
     totals["tensors"], totals["truncated"] = len(document["tensors"]), len(cuts)
     totals["copied"] = len(document["tensors"]) - len(cuts)
-    totals["rank"] = sum(sum(as_list(fact["rank"])) for fact in cuts)
-    totals["full_rank"] = sum(fact["full_rank"] * len(as_list(fact["rank"])) for fact in cuts)
+    totals["rank"] = sum(matrix["rank"] for cut in cuts for matrix in cut["matrices"])
+    totals["full_rank"] = sum(cut["full_rank"] * len(cut["matrices"]) for cut in cuts)
     parameters = 0
-    for fact in cuts:
-        stack = isinstance(fact["rank"], list)
-        shape = fact["shape"][1:] if stack else (fact["rows"], math.prod(fact["shape"][1:]))
-        parameters += sum(as_list(fact["rank"])) * sum(shape)
+    for fact in document["tensors"].values():
+        cut, shape = fact["truncation"], fact["shape"]
+        if cut is not None:
+            stack = len(shape) == 3 and len(cut["matrices"]) == shape[0]
+            sides = shape[1:] if stack else (cut["rows"], math.prod(shape[1:]))
+            parameters += sum(matrix["rank"] for matrix in cut["matrices"]) * sum(sides)
     totals["parameters_kept"] = parameters
     norm, tail, rounding = (
         math.hypot(*(fact[key] for fact in cuts))

@@ -75,7 +75,7 @@ def test_rules(trained, tmp_path, name, rule):
 def test_a_budget_buys_the_triplets_with_most_energy(trained, tmp_path):
     folders = trained("lora")
     manifest = svdcut.truncate(folders.base, folders.adapter, tmp_path / "out", rank="budget=0.5")
-    ranks = {n: f.truncation.rank for n, f in manifest.tensors.items() if f.truncation}
+    ranks = {n: f.truncation.ranks[0] for n, f in manifest.tensors.items() if f.truncation}
     assert 0 < sum(ranks.values()) < manifest.totals.full_rank
     check(tmp_path / "out", expected(folders, lambda n, u: range(ranks[n])))
     outcome = svdcut.verify(tmp_path / "out", base=folders.base, finetuned=folders.adapter)

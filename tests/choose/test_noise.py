@@ -137,8 +137,8 @@ def test_the_dtype_of_base_is_not_its_rounding(dtype, tmp_path):
         matrix = svdcut.spectrum(folder, finetuned).tensors["w.weight"].matrices[0]
         cut = svdcut.truncate(folder, finetuned, tmp_path / f"{label}-out", rank="noise")
         facts = cut.tensors["w.weight"].truncation
-        edges += [matrix.noise_edge, facts.noise_edge]
-        ranks |= {matrix.above_noise_edge, facts.rank}
+        edges += [matrix.noise_edge, facts.matrices[0].noise_edge]
+        ranks |= {matrix.above_noise_edge, facts.ranks[0]}
     assert edges == pytest.approx([edges[0]] * len(edges), rel=1e-9)
     assert len(ranks) == 1
     if dtype is torch.float32:

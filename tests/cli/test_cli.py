@@ -283,14 +283,17 @@ def test_dry_run_says_what_the_run_does(cli, pair, tmp_path):
     plan = json.loads(cli(*arguments, "--dry-run").stdout)
     assert list(tmp_path.iterdir()) == []
     manifest = json.loads(cli(*arguments).stdout)
-    assert plan["schema"] == "svdcut/plan/1"
+    assert plan["schema"] == "svdcut/plan/2"
     assert plan["out"] == str(tmp_path / "out")
     assert plan["options"] == manifest["options"]
     assert plan["base_only"] == manifest["base_only"]
     assert list(plan["tensors"]) == list(manifest["tensors"])
     for name, planned in plan["tensors"].items():
         done = manifest["tensors"][name]
+        cut = planned.pop("truncation")
         assert planned.items() <= done.items()
+        assert (cut is None) is (done["truncation"] is None)
+        assert cut is None or cut.items() <= done["truncation"].items()
     for side in ("base", "finetuned"):
         assert plan[side].items() <= manifest[side].items()
     for key in ("tensors", "truncated", "copied"):

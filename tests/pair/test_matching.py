@@ -279,7 +279,7 @@ def test_a_head_of_as_many_labels_is_truncated(tmp_path):
     base = toy_tensors() | {"classifier.weight": torch.randn(3, 24)}
     sides = write_pair(tmp_path, base, tuned(base))
     manifest = svdcut.truncate(*sides, tmp_path / "out", rank=2)
-    assert manifest.tensors["classifier.weight"].truncation.rank == 2
+    assert manifest.tensors["classifier.weight"].truncation.ranks == (2,)
 
 
 def test_vocabulary_by_the_size_that_both_configs_name(tmp_path):
@@ -371,7 +371,7 @@ def test_copies_of_a_tied_matrix_stay_equal(tmp_path, model, stored, options):
     result = read_folder(tmp_path / "out")
     facts = [manifest.tensors[name] for name in names if name in result]
     assert len(facts) == (len(names) if stored[1] else 1)
-    assert all(fact.truncation.rank for fact in facts)
+    assert all(all(fact.truncation.ranks) for fact in facts)
     assert len({fact.sha256 for fact in facts}) == 1
     assert len({result[name].raw for name in names if name in result}) == 1
     assert manifest.matching.unmatched == ()
@@ -393,7 +393,7 @@ def test_base_may_store_the_head_alone(tmp_path):
     base, finetuned = tied_sides(tmp_path, (head, embedding), (False, True))
     manifest = svdcut.truncate(base, finetuned, tmp_path / "out", rank=4)
     assert manifest.tensors[embedding].sha256 == manifest.tensors[head].sha256
-    assert manifest.tensors[embedding].truncation.rank == 4
+    assert manifest.tensors[embedding].truncation.ranks == (4,)
 
 
 def test_what_a_config_says_of_ties(tmp_path):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import sys
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -56,7 +57,7 @@ def both(tmp_path, monkeypatch):
 
 def said(manifest: Manifest) -> dict[str, object]:
     """Return what is said of the tensors."""
-    return {name: fact.to_json() for name, fact in manifest.tensors.items()}
+    return {name: asdict(fact) for name, fact in manifest.tensors.items()}
 
 
 @pytest.mark.parametrize("options", CUTS, ids=str)

@@ -75,7 +75,7 @@ def test_factors_share_the_singular_values(adapter, llama):
     assert torch.allclose(a @ a.T, torch.diag(s), atol=1e-6 * float(s[0]))
     assert torch.allclose(b.T @ b, torch.diag(s), atol=1e-6 * float(s[0]))
     fact = manifest.tensors[f"{name}.weight"].truncation
-    assert fact.sigma_first == pytest.approx(float(s[0]), rel=1e-6)
+    assert fact.matrices[0].sigma_first == pytest.approx(float(s[0]), rel=1e-6)
     assert 0 < fact.rounding_error < 1e-6 * fact.update_norm
 
 
@@ -103,7 +103,7 @@ def test_ranks_that_differ(llama, tmp_path):
         llama.base, llama.finetuned, out, rank="energy=0.8", rank_for=["*layers.1.mlp*=2"]
     )
     config, stored = config_of(out), load_file(out / WEIGHTS)
-    ranks = {n: f.truncation.rank for n, f in manifest.tensors.items() if f.truncation}
+    ranks = {n: f.truncation.ranks[0] for n, f in manifest.tensors.items() if f.truncation}
     assert len(set(ranks.values())) > 1
     assert config["r"] == config["lora_alpha"] == max(ranks.values())
     assert config["rank_pattern"] == config["alpha_pattern"] != {}

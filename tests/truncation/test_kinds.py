@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import kinds_table
 import svdcut
-from architectures import kind_of, list_of
+from architectures import kind_of
 from checkpoints import read_folder
 from kinds import CATALOGUE, CUT, KINDS, RANK, SAME
 from svdcut.cli.app import app
@@ -61,7 +61,7 @@ def test_kind(slug, tmp_path):
         else:
             assert result[name][:2] == finetuned[name][:2]
             assert result[name][2] != finetuned[name][2]
-            ranks = list_of(manifest.tensors[name].truncation.rank)
+            ranks = list(manifest.tensors[name].truncation.ranks)
             assert set(ranks) == {RANK}
             assert len(ranks) == (result[name][1][0] if "experts" in name else 1)
 

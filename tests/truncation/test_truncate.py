@@ -182,7 +182,7 @@ def check(expected: Expected, out: Path, rule: str) -> dict:
             assert got.dtype == DTYPE_NAMES.get(expected.dtype, ours.dtype)
             check_truncated(expected, name, (ours, theirs, got), fact, sums)
         else:
-            assert fact.keys() == {"action", "shape", "dtype", "file", "sha256"}
+            assert fact["truncation"] is None
             source = theirs if action == "copy_base" else ours
             if action == "unchanged":
                 assert torch.equal(got.value.double(), source.value.double())
@@ -242,7 +242,8 @@ def check_truncated(
     found = svds(name, ours, theirs)
     stack = is_stack(name, ours.value)
     rows = min(len(ours.value), len(theirs.value))
-    ranks = fact["rank"] if stack else [fact["rank"]]
+    cut = fact["truncation"]
+    ranks = [matrix["rank"] for matrix in cut["matrices"]]
     assert len(ranks) == len(found)
     assert ranks == [expected.rank(name, i, svd) for i, svd in enumerate(found)]
     kept = tail = rounding = 0.0
@@ -265,21 +266,20 @@ def check_truncated(
         ("sigma_last_kept", lasts),
         ("sigma_next", nexts),
     ):
-        reported = fact[key] if stack else [fact[key]]
-        assert_close(reported, values, rel=1e-5)
-    assert fact["full_rank"] == len(found[0].s)
-    assert fact["rows"] == (ours.value.shape[1] if stack else rows)
-    assert fact["keep"] == expected.keep
+        assert_close([matrix[key] for matrix in cut["matrices"]], values, rel=1e-5)
+    assert cut["full_rank"] == len(found[0].s)
+    assert cut["rows"] == (ours.value.shape[1] if stack else rows)
+    assert cut["keep"] == expected.keep
     norm = math.sqrt(kept + tail)
-    assert fact["update_norm"] == pytest.approx(norm, rel=1e-6)
-    assert fact["tail_norm"] == pytest.approx(math.sqrt(tail), rel=1e-5)
-    assert fact["energy_retained"] == pytest.approx(kept / norm**2 if norm else 1, rel=1e-6)
-    assert fact["rounding_error"] == pytest.approx(
+    assert cut["update_norm"] == pytest.approx(norm, rel=1e-6)
+    assert cut["tail_norm"] == pytest.approx(math.sqrt(tail), rel=1e-5)
+    assert cut["energy_retained"] == pytest.approx(kept / norm**2 if norm else 1, rel=1e-6)
+    assert cut["rounding_error"] == pytest.approx(
         math.sqrt(rounding), rel=2e-3, abs=1e-11 * norm * expected.loose
     )
     zeros = [float((svd.update == 0).double().mean()) for svd in found]
-    assert fact["zero_fraction"] == pytest.approx(sum(zeros) / len(zeros), abs=1e-12)
-    check_svd_fact(fact["svd"])
+    assert cut["zero_fraction"] == pytest.approx(sum(zeros) / len(zeros), abs=1e-12)
+    check_svd_fact(cut["svd"])
     new_rows = ours.value[rows:], got.value[rows:]
     assert torch.equal(new_rows[0].to(got.value.dtype), new_rows[1])
     if got.dtype == ours.dtype:
@@ -287,7 +287,7 @@ def check_truncated(
         assert got.raw[rows * step :] == ours.raw[rows * step :]
     sums.kept += kept
     sums.tail += tail
-    sums.rounding += fact["rounding_error"] ** 2
+    sums.rounding += cut["rounding_error"] ** 2
 
 
 def kept_indices(expected: Expected, svd: Svd, k: int, change: torch.Tensor) -> list[int]:
@@ -397,7 +397,7 @@ def check_totals(totals: dict, sums: Sums, tensors: dict) -> None:
 
 def check_frame(expected: Expected, manifest: dict, rule: str) -> None:
     """Check what a manifest says of the run as a whole."""
-    assert manifest["schema"] == "svdcut/manifest/1"
+    assert manifest["schema"] == "svdcut/manifest/2"
     assert manifest["svdcut_version"] == svdcut.__version__
     assert manifest["torch_version"] == torch.__version__
     age = datetime.now(timezone.utc) - datetime.fromisoformat(manifest["created"])
@@ -505,7 +505,7 @@ def test_one_pass_equals_separate_runs(pairs, results, tmp_path):
             found, expected = (m.tensors[name] for m in (alone, joint))
             assert found.action == expected.action
             if found.truncation is not None:
-                assert found.truncation.rank == expected.truncation.rank
+                assert found.truncation.ranks == expected.truncation.ranks
                 energy = expected.truncation.energy_retained
                 assert found.truncation.energy_retained == pytest.approx(energy)
 
@@ -565,7 +565,7 @@ def test_rules(pairs, tmp_path, kind, rule):
     }[name]()
     manifest = run(Expected(pair, rank, dtype="float32"), tmp_path, rule)
     facts = [fact for fact in manifest["tensors"].values() if fact["action"] == "truncate"]
-    assert {fact["rule"] for fact in facts} == {rule}
+    assert {fact["truncation"]["rule"] for fact in facts} == {rule}
 
 
 def rounding_norm(svd: Svd, stored: Stored) -> float:
@@ -591,7 +591,7 @@ def test_noise_rule(tmp_path, dtype, all_above):
     manifest = svdcut.truncate(pair.base, pair.finetuned, out, rank="noise", dtype="float32")
 
     def rank(name, number, svd):
-        edge = manifest.tensors[name].truncation.noise_edge
+        edge = manifest.tensors[name].truncation.matrices[0].noise_edge
         # The reported edge is the 99 % quantile of noise, a little above its mean, and
         # raised with the share of zeros. No gap in this flat tail lowers it.
         mean = rounding_norm(svd, stored[name])
@@ -602,8 +602,9 @@ def test_noise_rule(tmp_path, dtype, all_above):
 
     checked = check(Expected(pair, rank, dtype="float32"), out, "noise")
     for fact in checked["tensors"].values():
-        assert (fact["rank"] == fact["full_rank"]) is all_above
-        assert fact["rank"] > 0
+        (matrix,) = fact["truncation"]["matrices"]
+        assert (matrix["rank"] == fact["truncation"]["full_rank"]) is all_above
+        assert matrix["rank"] > 0
 
 
 @pytest.mark.parametrize("dtype", ["auto", "float32"])
@@ -660,7 +661,8 @@ def test_dtype(pairs, tmp_path, kind, dtype):
 def test_routes_agree(pairs, tmp_path, route):
     expected = Expected(pairs("toy"), fixed(4), dtype="float32", options={"svd": route}, loose=1e6)
     manifest = run(expected, tmp_path, "4", svd=route)
-    methods = {f["svd"]["method"] for f in manifest["tensors"].values() if "svd" in f}
+    cuts = [f["truncation"] for f in manifest["tensors"].values() if f["truncation"]]
+    methods = {cut["svd"]["method"] for cut in cuts}
     assert route in methods or route == "krylov"
 
 
@@ -679,7 +681,7 @@ def test_large_matrices_take_the_fast_route(tmp_path, transpose):
     # Between two values of the planted head: at a tie no vector is determined. The error is
     # promised to 1e-6; what the vectors are off by enters it squared.
     manifest = run(Expected(pair, fixed(6), dtype="float32", loose=1e7), tmp_path, "6")
-    assert manifest["tensors"]["w"]["svd"]["method"] == "krylov"
+    assert manifest["tensors"]["w"]["truncation"]["svd"]["method"] == "krylov"
 
 
 @pytest.mark.parametrize("route", ["gram", "krylov", "exact"])
@@ -777,7 +779,7 @@ def test_rank_for_the_last_match_wins(pairs, tmp_path):
 
     expected = Expected(pairs("single"), rank, options={"rank_for": overrides})
     manifest = run(expected, tmp_path, "2", rank_for=overrides)
-    rules = {n: f["rule"] for n, f in manifest["tensors"].items() if f["action"] == "truncate"}
+    rules = {n: f["truncation"]["rule"] for n, f in manifest["tensors"].items() if f["truncation"]}
     assert rules["model.layers.1.mlp.up_proj.weight"] == "energy=0.5"
     assert rules["model.layers.0.mlp.up_proj.weight"] == "3"
     assert rules["model.layers.0.self_attn.q_proj.weight"] == "2"
@@ -857,7 +859,7 @@ def test_experts(pairs, tmp_path, fused):
     manifest = run(expected, tmp_path, "energy=0.6")
     stacks = [f for f in manifest["tensors"].values() if len(f["shape"]) == 3]
     assert len(stacks) == (4 if fused else 0)
-    assert all(len(f["rank"]) == f["shape"][0] for f in stacks)
+    assert all(len(f["truncation"]["matrices"]) == f["shape"][0] for f in stacks)
 
 
 def test_experts_of_one_stack_may_be_unchanged(pairs, tmp_path):
@@ -867,8 +869,8 @@ def test_experts_of_one_stack_may_be_unchanged(pairs, tmp_path):
     pair = Pair(write_folder(tmp_path / "base", base), write_folder(tmp_path / "ft", tuned))
     manifest = svdcut.truncate(pair.base, pair.finetuned, tmp_path / "out", rank=4)
     fact = manifest.tensors["moe.experts.up"].truncation
-    assert fact.rank == (0, 4, 0)
-    assert fact.sigma_last_kept[0] is None
+    assert fact.ranks == (0, 4, 0)
+    assert fact.matrices[0].sigma_last_kept is None
     assert fact.zero_fraction == pytest.approx(2 / 3)
     schema = json.loads(SCHEMA_PATH.read_text())
     Draft202012Validator(schema).validate(json.loads(manifest.dumps()))
@@ -896,7 +898,7 @@ def test_convolutions_are_seen_as_matrices(tmp_path):
     manifest = run(Expected(pair, fixed(3), dtype="float32"), tmp_path, "3")
     actions = {name: fact["action"] for name, fact in manifest["tensors"].items()}
     assert actions["narrow.weight"] == actions["pointwise.weight"] == "copy_finetuned"
-    assert manifest["tensors"]["conv2.weight"]["full_rank"] == 12
+    assert manifest["tensors"]["conv2.weight"]["truncation"]["full_rank"] == 12
     assert manifest["totals"]["truncated"] == 4
 
 
@@ -906,7 +908,8 @@ def test_grown_vocabulary(pairs, tmp_path, dtype):
     manifest = run(Expected(pair, fixed(8), dtype=dtype), tmp_path, "8")
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         fact = manifest["tensors"][name]
-        assert (fact["shape"], fact["rows"], fact["full_rank"]) == ([153, 96], 144, 96)
+        assert fact["shape"] == [153, 96]
+        assert (fact["truncation"]["rows"], fact["truncation"]["full_rank"]) == (144, 96)
 
 
 def test_shrunk_vocabulary(tmp_path):
@@ -915,7 +918,7 @@ def test_shrunk_vocabulary(tmp_path):
     tuned["embed.weight"] = tuned["embed.weight"][:31].clone()
     pair = Pair(write_folder(tmp_path / "base", base), write_folder(tmp_path / "ft", tuned))
     manifest = run(Expected(pair, fixed(8), dtype="float32"), tmp_path, "8")
-    assert manifest["tensors"]["embed.weight"]["rows"] == 31
+    assert manifest["tensors"]["embed.weight"]["truncation"]["rows"] == 31
 
 
 def test_vector_of_the_vocabulary_may_grow_too(tmp_path):
@@ -949,7 +952,7 @@ def test_equal_values_in_other_bytes_make_a_rank_of_zero(tmp_path):
     manifest = svdcut.truncate(pair.base, pair.finetuned, tmp_path / "out", rank="full")
     for name in ("wider", "zero"):
         fact = manifest.tensors[name].truncation
-        assert (fact.rank, fact.svd.method, fact.zero_fraction) == (0, "none", 1)
+        assert (fact.ranks, fact.svd.method, fact.zero_fraction) == ((0,), "none", 1)
         assert fact.energy_retained == 1
         assert fact.tail_norm == fact.rounding_error == 0
     assert manifest.totals.energy_retained is None

@@ -197,7 +197,7 @@ def test_equal_tensors_and_equal_values_pass(pairs, tmp_path):
         out = truncate(pair, tmp_path / rule, rule)
         tensors = forgery.read(out)["tensors"]
         assert tensors[UP]["action"] == "unchanged"
-        assert tensors[DOWN]["rank"] == 0
+        assert tensors[DOWN]["truncation"]["matrices"][0]["rank"] == 0
         check_passes(out, pair)
 
 
@@ -207,7 +207,7 @@ def test_the_fast_route_passes(tmp_path, elsewhere):
     tuned = {n: finetune_tensor(n, value, 0) for n, value in base.items()}
     pair = Pair(write_folder(tmp_path / "base", base), write_folder(tmp_path / "ft", tuned))
     out = truncate(pair, tmp_path / "out", 8)
-    assert forgery.read(out)["tensors"]["a.weight"]["svd"]["method"] == "krylov"
+    assert forgery.read(out)["tensors"]["a.weight"]["truncation"]["svd"]["method"] == "krylov"
     check_passes(out, pair, bounded=True)
 
 
@@ -501,20 +501,24 @@ def test_an_index_that_names_another_file(results, tmp_path):
     check_fails(out, None, "checkpoint", place="model.safetensors.index.json")
 
 
+def order(matrix):
+    matrix["sigma_next"] = matrix["sigma_last_kept"] * 1.1
+
+
 CONTRADICTIONS = {
-    "rank": ("rank", lambda t: t.update(rank=9)),
-    "more than all of the rank": ("rank", lambda t: t.update(rank=40)),
+    "rank": ("rank", lambda t: t["matrices"][0].update(rank=9)),
+    "more than all of the rank": ("rank", lambda t: t["matrices"][0].update(rank=40)),
     "full_rank": ("full_rank", lambda t: t.update(full_rank=23)),
     "rows": ("rows", lambda t: t.update(rows=33)),
     "rule": ("rule", lambda t: t.update(rule="9")),
     "keep": ("keep", lambda t: t.update(keep="bottom")),
     "energy": ("energy_retained", lambda t: t.update(energy_retained=0.999)),
     "tail": ("energy_retained", lambda t: t.update(tail_norm=t["tail_norm"] * 1.001)),
-    "order": ("sigma_next", lambda t: t.update(sigma_next=t["sigma_last_kept"] * 1.1)),
-    "no last": ("sigma_last_kept", lambda t: t.update(sigma_last_kept=None)),
-    "no next": ("sigma_next", lambda t: t.update(sigma_next=None)),
-    "edge": ("noise_edge", lambda t: t.update(noise_edge=1.0)),
-    "list": ("rank", lambda t: t.update(rank=[8])),
+    "order": ("sigma_next", lambda t: order(t["matrices"][0])),
+    "no last": ("sigma_last_kept", lambda t: t["matrices"][0].update(sigma_last_kept=None)),
+    "no next": ("sigma_next", lambda t: t["matrices"][0].update(sigma_next=None)),
+    "edge": ("noise_edge", lambda t: t["matrices"][0].update(noise_edge=1.0)),
+    "matrices": ("matrices", lambda t: t["matrices"].append(t["matrices"][0])),
     "certified": ("svd.certified", lambda t: t["svd"].update(certified=False)),
     "bound": ("svd.excess_bound", lambda t: t["svd"].update(excess_bound=1e-3)),
     "proof": ("svd.proof", lambda t: t["svd"].update(proof="random_start")),
@@ -525,7 +529,7 @@ CONTRADICTIONS = {
 def test_claims_that_contradict_each_other(results, tmp_path, case):
     claim, edit = CONTRADICTIONS[case]
     out = results(tmp_path)
-    forgery.change(out, lambda d: edit(d["tensors"][UP]))
+    edit_cut(out, UP, edit)
     check_fails(out, None, claim, place=UP)
 
 
@@ -548,11 +552,15 @@ def test_totals_follow_from_the_tensors(results, tmp_path, monkeypatch, key):
 # Forgeries, found with the inputs: every hash fits
 
 
+def edit_cut(out, name, edit):
+    forgery.change(out, lambda document: edit(document["tensors"][name]["truncation"]))
+
+
 def edit_number(key, factor):
-    def edit(fact):
-        fact[key] *= factor
-        norm, tail = fact["update_norm"], fact["tail_norm"]
-        fact["energy_retained"] = 1 - (tail / norm) ** 2
+    def edit(cut):
+        facts = cut if key in cut else cut["matrices"][0]
+        facts[key] *= factor
+        cut["energy_retained"] = 1 - (cut["tail_norm"] / cut["update_norm"]) ** 2
 
     return edit
 
@@ -562,9 +570,10 @@ def as_rank(rank):
 
     def edit(document):
         document["options"]["rank"] = str(rank)
-        for fact in document["tensors"].values():
-            if fact["action"] == "truncate":
-                fact.update(rank=min(rank, fact["full_rank"]), rule=str(rank))
+        for cut in forgery.truncations(document):
+            cut["rule"] = str(rank)
+            for matrix in cut["matrices"]:
+                matrix["rank"] = min(rank, cut["full_rank"])
 
     return edit
 
@@ -586,7 +595,7 @@ def test_a_forged_number(request, results, pairs, tmp_path, claim, where):
     if where == "elsewhere":
         request.getfixturevalue("elsewhere")
     out = results(tmp_path)
-    forgery.change(out, lambda d: FORGED_NUMBERS[claim](d["tensors"][UP]))
+    edit_cut(out, UP, FORGED_NUMBERS[claim])
     assert svdcut.verify(out).ok
     check_fails(out, pairs("toy"), claim, place=UP)
 
@@ -594,7 +603,7 @@ def test_a_forged_number(request, results, pairs, tmp_path, claim, where):
 @pytest.mark.parametrize("factor", [0.99, 1.01, 0.0])
 def test_a_forged_rounding_error_where_bytes_are_reproduced(results, pairs, tmp_path, factor):
     out = results(tmp_path, dtype="bfloat16")
-    forgery.change(out, lambda d: edit_number("rounding_error", factor)(d["tensors"][UP]))
+    edit_cut(out, UP, edit_number("rounding_error", factor))
     assert svdcut.verify(out).ok
     check_fails(out, pairs("toy"), "rounding_error", place=UP)
 
@@ -605,14 +614,14 @@ def test_a_forged_rounding_error_where_bytes_are_reproduced(results, pairs, tmp_
 def test_a_forged_rounding_error_elsewhere(results, pairs, tmp_path, elsewhere, factor, claim):
     """Only what no rounding can be is found there: 1 % more or less is not."""
     out = results(tmp_path, dtype="bfloat16")
-    forgery.change(out, lambda d: edit_number("rounding_error", factor)(d["tensors"][UP]))
+    edit_cut(out, UP, edit_number("rounding_error", factor))
     check_fails(out, pairs("toy"), claim, place=UP)
 
 
 def test_a_forged_noise_edge(results, pairs, tmp_path):
     out = results(tmp_path, "single", "noise")
     name = "model.embed_tokens.weight"
-    forgery.change(out, lambda d: edit_number("noise_edge", 1 + 5e-5)(d["tensors"][name]))
+    edit_cut(out, name, edit_number("noise_edge", 1 + 5e-5))
     check_fails(out, pairs("single"), "noise_edge", place=name)
 
 
@@ -626,13 +635,14 @@ def test_a_forged_rank(request, results, pairs, tmp_path, rank, where):
 
     def edit(document):
         as_rank(rank)(document)
-        for fact in document["tensors"].values():
-            if fact["action"] == "truncate" and fact["rank"] == fact["full_rank"]:
-                fact.update(tail_norm=0.0, energy_retained=1.0, sigma_next=None)
-            if fact["action"] == "truncate" and fact["rank"] == 0:
-                fact.update(
-                    tail_norm=fact["update_norm"], energy_retained=0.0, sigma_last_kept=None
-                )
+        for cut in forgery.truncations(document):
+            (matrix,) = cut["matrices"]
+            if matrix["rank"] == cut["full_rank"]:
+                matrix["sigma_next"] = None
+                cut.update(tail_norm=0.0, energy_retained=1.0)
+            if matrix["rank"] == 0:
+                matrix["sigma_last_kept"] = None
+                cut.update(tail_norm=cut["update_norm"], energy_retained=0.0)
 
     forgery.change(out, edit)
     assert svdcut.verify(out).ok or rank == 24
@@ -666,7 +676,8 @@ def test_the_finetuned_tensors_instead(results, pairs, tmp_path, kind):
     """Where rounding in storage is larger than the tail, too."""
     out, tuned = results(tmp_path, kind), read_folder(pairs(kind).finetuned)
     facts = forgery.read(out)["tensors"]
-    names = [n for n, t in facts.items() if "rank" in t and t["rank"] != t["full_rank"]]
+    cuts = {name: fact["truncation"] for name, fact in facts.items() if fact["truncation"]}
+    names = [n for n, c in cuts.items() if any(m["rank"] != c["full_rank"] for m in c["matrices"])]
     for name in names:
         forgery.replace_tensor(out, name, tuned[name].raw)
     assert svdcut.verify(out).ok
@@ -788,10 +799,7 @@ def test_a_changed_action(results, pairs, tmp_path):
     out = results(tmp_path)
 
     def edit(document):
-        fact = document["tensors"][UP]
-        document["tensors"][UP] = {
-            key: fact[key] for key in ("shape", "dtype", "file", "sha256")
-        } | {"action": "copy_finetuned"}
+        document["tensors"][UP] |= {"action": "copy_finetuned", "truncation": None}
 
     forgery.change(out, edit)
     assert svdcut.verify(out).ok
@@ -866,16 +874,16 @@ def test_a_budget_spent_otherwise(pairs, tmp_path, move):
     """A result that is true to its ranks, where a budget would have given others."""
     pair = pairs("toy")
     out = truncate(pair, tmp_path / "out", "budget=0.3")
-    ranks = {n: f["rank"] for n, f in forgery.read(out)["tensors"].items() if "rank" in f}
+    cuts = {name: fact["truncation"] for name, fact in forgery.read(out)["tensors"].items()}
+    ranks = {name: cut["matrices"][0]["rank"] for name, cut in cuts.items() if cut}
     moved = {UP: ranks[UP] + move[0], "layers.1.up.weight": ranks["layers.1.up.weight"] + move[1]}
     fixed = tuple(f"{name}={rank}" for name, rank in (ranks | moved).items())
     other = truncate(pair, tmp_path / "other", "budget=0.3", rank_for=fixed)
 
     def edit(document):
         document["options"]["rank_for"] = []
-        for fact in document["tensors"].values():
-            if "rule" in fact:
-                fact["rule"] = "budget=0.3"
+        for cut in forgery.truncations(document):
+            cut["rule"] = "budget=0.3"
 
     forgery.change(other, edit)
     assert svdcut.verify(other).ok
@@ -1102,7 +1110,7 @@ def test_a_long_list_is_cut_unless_all_is_asked_for(cli, results, tmp_path):
 def test_json(cli, results, pairs, tmp_path, damage):
     out, pair = results(tmp_path), pairs("toy")
     if damage:
-        forgery.change(out, lambda d: edit_number("sigma_first", 1.1)(d["tensors"][UP]))
+        edit_cut(out, UP, edit_number("sigma_first", 1.1))
     done = cli(out, "--base", pair.base, "--ft", pair.finetuned, "--json")
     assert done.exit_code == (4 if damage else 0)
     document = json.loads(done.stdout)

@@ -226,9 +226,10 @@ def _describe(done: TensorDone) -> str:
         return f"{printable(done.name)}: finished by an earlier run"
     if fact.truncation is None:
         return f"{printable(done.name)}: {fact.action}"
-    svd = fact.truncation.svd
+    svd, ranks = fact.truncation.svd, fact.truncation.ranks
+    rank = ranks[0] if len(ranks) == 1 else ranks
     return (
-        f"{printable(done.name)}: rank {fact.truncation.rank} of {fact.truncation.full_rank}, "
+        f"{printable(done.name)}: rank {rank} of {fact.truncation.full_rank}, "
         f"{svd.method}, excess error at most {svd.excess_bound:.1e}"
         + "".join(f", after {route}" for route in svd.rejected)
     )

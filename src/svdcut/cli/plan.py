@@ -70,7 +70,8 @@ def _table(rows: Mapping[tuple[str, ...], int]) -> Table:
 
 def _row(tensor: PlannedTensor, facts: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     name, target = tensor.pair.name, tensor.target
-    rules = dict.fromkeys(str(found[name].get("rule", "")) for found in facts)
+    cuts = [found[name]["truncation"] for found in facts]
+    rules = dict.fromkeys(cut["rule"] if cut else "" for cut in cuts)
     shape = "x".join(map(str, target.shape)) or "scalar"
     action = tensor.pair.action.value
     return collapse_numbers(name), action, shape, target.dtype.value, ", ".join(rules)
@@ -106,17 +107,18 @@ def plan_document(request: Request, number: int) -> dict[str, Any]:
             "shape": list(tensor.target.shape),
             "dtype": tensor.target.dtype.value,
             "file": tensor.target.path.name,
+            "truncation": None,
         }
         if tensor.pair.action is Action.TRUNCATE:
             rule = rule_for(tensor.pair.name, output.rule, request.options.rank_for)
-            facts |= {
+            facts["truncation"] = {
                 "rule": str(rule),
                 "keep": request.options.keep.value,
                 "full_rank": tensor.pair.full_ranks[0],
             }
         tensors[tensor.pair.name] = facts
     return {
-        "schema": "svdcut/plan/1",
+        "schema": "svdcut/plan/2",
         "out": str(output.path),
         "base": {
             "source": plan.base.source,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,7 +19,7 @@ from svdcut.shown import brief
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
-SCHEMA = "svdcut/manifest/1"
+SCHEMA = "svdcut/manifest/2"
 SCHEMA_PATH = Path(__file__).with_name("manifest.schema.json")
 
 _NO_DIGEST = "0" * 64
@@ -83,28 +83,48 @@ class SvdFact:
 
 
 @dataclass(frozen=True, slots=True)
+class MatrixFact:
+    """What was kept of one matrix."""
+
+    rank: int
+    sigma_first: float
+    sigma_last_kept: float | None
+    """None at rank 0."""
+
+    sigma_next: float | None
+    """The largest singular value that was cut; None at full rank."""
+
+    noise_edge: float | None
+    """What the noise rule compared with; None under other rules."""
+
+
+@dataclass(frozen=True, slots=True)
 class Truncation:
-    """What was done to one tensor; lists run over the experts of a stack."""
+    """What was done to one tensor."""
 
     __repr__ = brief
 
-    rank: int | tuple[int, ...]
-    full_rank: int
+    rule: str
+    keep: str
     rows: int
     """Rows that were truncated: fewer than the tensor's where the vocabulary grew."""
 
-    rule: str
-    keep: str
+    full_rank: int
+    """Of each matrix."""
+
     energy_retained: float
     update_norm: float
     tail_norm: float
-    sigma_first: float | tuple[float, ...]
-    sigma_last_kept: float | tuple[float | None, ...] | None
-    sigma_next: float | tuple[float | None, ...] | None
-    noise_edge: float | tuple[float | None, ...] | None
-    svd: SvdFact
     rounding_error: float
     zero_fraction: float
+    svd: SvdFact
+    matrices: tuple[MatrixFact, ...]
+    """One, or one for each expert of a stack."""
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """The rank of each matrix."""
+        return tuple(matrix.rank for matrix in self.matrices)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,22 +145,6 @@ class TensorFact:
     """Of its bytes; of an adapter's factors, left then right, matrix by matrix."""
 
     truncation: Truncation | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the JSON object; what is said of a truncation is not nested."""
-        document = asdict(self)
-        return document | (document.pop("truncation") or {})
-
-    @staticmethod
-    def from_json(document: Mapping[str, Any]) -> TensorFact:
-        """Return the fact that `to_json` made this of.
-
-        Raises
-        ------
-        ValueError
-            If it is none.
-        """
-        return _parse(TensorFact, _nest(document))
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,9 +238,7 @@ class Manifest:
 
         The last value, ``digest``, is the SHA-256 of the text with 64 zeros in its place.
         """
-        document: dict[str, Any] = {"schema": SCHEMA, **asdict(self)}
-        document["tensors"] = {name: fact.to_json() for name, fact in self.tensors.items()}
-        document["digest"] = _NO_DIGEST
+        document = {"schema": SCHEMA, **asdict(self), "digest": _NO_DIGEST}
         text = json.dumps(document, indent=1, allow_nan=False) + "\n"
         start, end = text.rsplit(_NO_DIGEST, 1)
         return start + hashlib.sha256(text.encode()).hexdigest() + end
@@ -250,25 +252,17 @@ class Manifest:
         ValueError
             If it is none. What was added or changed shows in the text of `dumps`.
         """
-        document = json.loads(text)
-        if not isinstance(document, dict) or not isinstance(document.get("tensors"), dict):
-            raise ValueError("not an object with tensors")  # noqa: TRY004
-        tensors = {name: _nest(fact) for name, fact in document["tensors"].items()}
-        return _parse(Manifest, {**document, "tensors": tensors})
+        return parse_fact(Manifest, json.loads(text))
 
 
-_TRUNCATION_KEYS = frozenset(item.name for item in fields(Truncation))
+def parse_fact(kind: type[T], document: object) -> T:
+    """Return the dataclass whose `asdict` is a JSON value.
 
-
-def _nest(fact: object) -> object:
-    """Return a tensor's facts with those of its truncation in an object of their own."""
-    if not isinstance(fact, dict) or not fact.keys() >= _TRUNCATION_KEYS:
-        return fact
-    own = {key: value for key, value in fact.items() if key not in _TRUNCATION_KEYS}
-    return own | {"truncation": {key: fact[key] for key in _TRUNCATION_KEYS}}
-
-
-def _parse(kind: type[T], document: object) -> T:
+    Raises
+    ------
+    ValueError
+        If it is none.
+    """
     parsed: T = _adapter(kind).validate_python(document)  # type: ignore[arg-type]
     return parsed
 

@@ -53,15 +53,10 @@ def summarize(manifest: Manifest) -> list[Group]:
 def _group(name: str, shape: tuple[int, ...], members: list[Truncation]) -> Group:
     norm = _norm(member.update_norm for member in members)
     tail = _norm(member.tail_norm for member in members)
-    ranks = [
-        rank
-        for member in members
-        for rank in ((member.rank,) if isinstance(member.rank, int) else member.rank)
-    ]
     return Group(
         name=name,
         shape=shape,
-        ranks=tuple(ranks),
+        ranks=tuple(rank for member in members for rank in member.ranks),
         full_rank=members[0].full_rank,
         energy_retained=1 - (tail / norm) ** 2 if norm else 1.0,
         tail_norm=tail,

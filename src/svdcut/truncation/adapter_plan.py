@@ -15,7 +15,7 @@ from svdcut.choose.ranks import Rule, RuleKind, rule_for
 from svdcut.errors import NothingKeptError, UnholdableError, UsageError
 from svdcut.pair.pairing import Action
 from svdcut.pair.plan import Plan
-from svdcut.record.manifest import TensorFact, Truncation
+from svdcut.record.manifest import TensorFact
 
 _MAX_LISTED = 20
 
@@ -52,20 +52,13 @@ def find_changes(
         shape, base = pair.finetuned.shape, None if pair.base is None else pair.base.shape
         if pair.action is Action.TRUNCATE and base is not None:
             if fact is None or fact.truncation is not None:
-                cuts.append(
-                    Cut(pair.name, shape, base, None if fact is None else _ranks(fact.truncation))
-                )
+                ranks = fact.truncation.ranks if fact and fact.truncation else None
+                cuts.append(Cut(pair.name, shape, base, ranks))
         elif pair.action is Action.COPY_FINETUNED and (
             base is None if fact is None else fact.file is not None
         ):
             wholes.append(Whole(pair.name, shape, base, pair.finetuned.dtype.is_plain_float))
     return cuts, wholes
-
-
-def _ranks(cut: Truncation | None) -> tuple[int, ...] | None:
-    if cut is None:
-        return None
-    return (cut.rank,) if isinstance(cut.rank, int) else tuple(cut.rank)
 
 
 def refuse_empty(plan: Plan, rules: Sequence[Rule], options: Options) -> None:

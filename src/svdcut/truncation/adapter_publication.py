@@ -167,7 +167,7 @@ class _Assembly:
         """Return left (m, k) and right (k, n) of a matrix as they were put aside."""
         cut = self.facts[matrix.tensor].truncation
         assert cut is not None
-        ranks = (cut.rank,) if isinstance(cut.rank, int) else cut.rank
+        ranks = cut.ranks
         rank, position = ranks[matrix.number], 2 * sum(bool(k) for k in ranks[: matrix.number])
         places = self.writer.parts(matrix.tensor)[position : position + 2]
         left, right = (self._tensor(place) for place in places)

@@ -14,7 +14,7 @@ from svdcut.choose.options import Options
 from svdcut.choose.ranks import Rule
 from svdcut.pair.pairing import Pair
 from svdcut.pair.plan import Plan
-from svdcut.record.manifest import SvdFact, TensorFact, Totals, Truncation
+from svdcut.record.manifest import MatrixFact, SvdFact, TensorFact, Totals, Truncation
 from svdcut.svd.measured import MeasuredValues
 
 
@@ -44,22 +44,16 @@ def describe_truncation(
     # The expert that needed the most care stands for the stack.
     hardest = max(results, key=lambda result: result.cut.bounds.excess)
     rejected = {route for result in results for route in result.measured.rejected}
-    single = not pair.stacked
     return Truncation(
-        rank=cuts[0].rank if single else tuple(cut.rank for cut in cuts),
-        full_rank=pair.full_ranks[0],
-        rows=pair.matrices[0][0] if single else pair.finetuned.shape[1],
         rule=str(rule),
         keep=options.keep.value,
+        rows=pair.matrices[0][0],
+        full_rank=pair.full_ranks[0],
         energy_retained=(kept / norm) ** 2 if norm else 1.0,
         update_norm=norm,
         tail_norm=tail,
-        sigma_first=cuts[0].sigma_first if single else tuple(cut.sigma_first for cut in cuts),
-        sigma_last_kept=(
-            cuts[0].sigma_last_kept if single else tuple(cut.sigma_last_kept for cut in cuts)
-        ),
-        sigma_next=cuts[0].sigma_next if single else tuple(cut.sigma_next for cut in cuts),
-        noise_edge=cuts[0].edge if single else tuple(cut.edge for cut in cuts),
+        rounding_error=math.sqrt(math.fsum(result.rounding_square for result in results)),
+        zero_fraction=math.fsum(r.zero_fraction for r in results) / len(results),
         svd=SvdFact(
             method=hardest.measured.method.value,
             proof=hardest.measured.proof.value,
@@ -69,8 +63,10 @@ def describe_truncation(
             certified=all(is_certified(cut.bounds, options.tolerance) for cut in cuts),
             rejected=tuple(sorted(rejected)),
         ),
-        rounding_error=math.sqrt(math.fsum(result.rounding_square for result in results)),
-        zero_fraction=math.fsum(r.zero_fraction for r in results) / len(results),
+        matrices=tuple(
+            MatrixFact(cut.rank, cut.sigma_first, cut.sigma_last_kept, cut.sigma_next, cut.edge)
+            for cut in cuts
+        ),
     )
 
 
@@ -82,12 +78,9 @@ def sum_totals(plan: Plan, records: Sequence[TensorFact], seconds: float) -> Tot
         if record.truncation is None:
             continue
         truncations.append(record.truncation)
-        ranks = record.truncation.rank
         pair = planned.pair
-        shapes = zip(pair.matrices, pair.full_ranks, strict=True)
-        for k, (shape, most) in zip(
-            (ranks,) if isinstance(ranks, int) else ranks, shapes, strict=True
-        ):
+        ranks = zip(record.truncation.ranks, pair.matrices, pair.full_ranks, strict=True)
+        for k, shape, most in ranks:
             rank += k
             full_rank += most
             parameters += k * sum(shape)

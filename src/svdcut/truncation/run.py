@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from typing import Any
 
@@ -20,7 +20,7 @@ from svdcut.device import device_name, num_workers, resolve_device
 from svdcut.errors import CheckpointError
 from svdcut.pair.pairing import Action
 from svdcut.pair.plan import Form, Output, Plan, PlannedTensor
-from svdcut.record.manifest import Manifest, MatchingFact, TensorFact
+from svdcut.record.manifest import Manifest, MatchingFact, TensorFact, parse_fact
 from svdcut.record.progress import Observer, Progress
 from svdcut.record.provenance import InputHashes, identify_run, refuse_changed
 from svdcut.record.publication import publish
@@ -126,7 +126,7 @@ def run_truncation(
                 return found
             found = process_tensor(job, planned, places)
             for writer, fact in zip(writers, found, strict=True):
-                writer.record(TENSOR, name, fact.to_json())
+                writer.record(TENSOR, name, asdict(fact))
             observe(Progress("truncate", name, size, total, tuple(found)))
             return found
 
@@ -233,5 +233,5 @@ def _finished(planned: PlannedTensor, places: Sequence[_Place]) -> list[TensorFa
         document = place.finished(planned)
         if document is None:
             return None
-        found.append(TensorFact.from_json(document))
+        found.append(parse_fact(TensorFact, document))
     return found

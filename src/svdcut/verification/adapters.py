@@ -6,10 +6,11 @@ An adapter is small, so that a second one costs little beside the decompositions
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 
@@ -107,9 +108,17 @@ def _compare_facts(again: Manifest, manifest: Manifest, *, exact: bool) -> Itera
 def _differences(found: TensorFact, claimed: TensorFact) -> Iterator[tuple[str, object, object]]:
     ours, theirs = asdict(found), asdict(claimed)
     pairs = [(key, ours[key], theirs[key]) for key in ours if key != "truncation"]
-    ours, theirs = ours["truncation"] or {}, theirs["truncation"] or {}
+    ours, theirs = _columns(ours["truncation"]), _columns(theirs["truncation"])
     pairs += [(key, ours.get(key), theirs.get(key)) for key in {**ours, **theirs}]
     yield from (pair for pair in pairs if pair[1] != pair[2])
+
+
+def _columns(cut: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the claims on a tensor, with those on its matrices as lists."""
+    if cut is None:
+        return {}
+    columns = {key: [matrix[key] for matrix in cut["matrices"]] for key in cut["matrices"][0]}
+    return {**cut, **columns, "matrices": len(cut["matrices"])}
 
 
 def _close(found: object, claimed: object) -> bool:

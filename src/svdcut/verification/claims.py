@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import TypeVar
 
 from svdcut.choose.options import Options
 from svdcut.choose.ranks import Keep, Rule, RuleKind, rule_for
@@ -16,8 +15,6 @@ from svdcut.record.manifest import Manifest, TensorFact, Truncation
 from svdcut.svd.certificate import VALUE_TOLERANCE
 from svdcut.svd.route import Route
 from svdcut.verification.findings import Failure
-
-T = TypeVar("T")
 
 ROUNDING = 1e-11
 """Relative difference of sums of the same numbers in another order."""
@@ -29,9 +26,9 @@ _METHODS = {
 """What a run that starts at a route can end with."""
 
 
-def per_matrix(value: T | tuple[T, ...]) -> Sequence[T]:
-    """Return a claim as a list over the matrices of its tensor."""
-    return value if isinstance(value, tuple) else (value,)
+def joined(values: Sequence[object]) -> object:
+    """Return the value of the only matrix, or a list over the experts of a stack."""
+    return values[0] if len(values) == 1 else list(values)
 
 
 def close(found: float, claimed: float, relative: float, absolute: float = 0.0) -> bool:
@@ -41,10 +38,14 @@ def close(found: float, claimed: float, relative: float, absolute: float = 0.0) 
 
 def matrix_shapes(fact: TensorFact, cut: Truncation) -> list[tuple[int, int]]:
     """Return the shapes of the matrices that a tensor was truncated as, by its claims."""
-    if isinstance(cut.rank, tuple):
-        _, rows, columns = (*fact.shape, 0, 0, 0)[:3]
-        return [(rows, columns)] * len(cut.rank)
-    return [(cut.rows, math.prod(fact.shape[1:]))]
+    if is_stack(fact, cut):
+        return [(fact.shape[1], fact.shape[2])] * len(cut.matrices)
+    return [(cut.rows, math.prod(fact.shape[1:]))] * len(cut.matrices)
+
+
+def is_stack(fact: TensorFact, cut: Truncation) -> bool:
+    """Whether a tensor was truncated expert by expert, by its claims."""
+    return len(fact.shape) == 3 and len(cut.matrices) == fact.shape[0]
 
 
 def check_claims(manifest: Manifest, options: Options, rule: Rule) -> Iterator[Failure]:
@@ -91,9 +92,9 @@ def _check_tensor(
 
 def _check_shape(fact: TensorFact, cut: Truncation) -> Contradiction | None:
     """Return what makes the claims of a tensor impossible to read, matrix by matrix."""
-    stack, count = isinstance(cut.rank, tuple), len(per_matrix(cut.rank))
-    if len(fact.shape) < 2 or (stack and (len(fact.shape) != 3 or fact.shape[0] != count)):
-        return "rank", f"shape {list(fact.shape)}", cut.rank
+    stack, count = is_stack(fact, cut), len(cut.matrices)
+    if len(fact.shape) < 2 or not (stack or count == 1):
+        return "matrices", f"shape {list(fact.shape)}", count
     m, n = matrix_shapes(fact, cut)[0]
     rows = fact.shape[1] if stack else fact.shape[0]
     if cut.rows > rows or (stack and cut.rows != rows):
@@ -104,46 +105,38 @@ def _check_shape(fact: TensorFact, cut: Truncation) -> Contradiction | None:
     )
     if cut.full_rank > min(m, n) or (cut.full_rank < min(m, n) and not factored):
         return "full_rank", min(m, n), cut.full_rank
-    for claim in ("sigma_first", "sigma_last_kept", "sigma_next", "noise_edge"):
-        value = getattr(cut, claim)
-        if isinstance(value, tuple) != stack or len(per_matrix(value)) != count:
-            return claim, f"{count} matrices", value
     return None
 
 
 def _check_ranks(cut: Truncation, rule: Rule) -> Iterator[Contradiction]:
-    ranks = per_matrix(cut.rank)
-    wanted = list(ranks)
-    for i, (rank, first) in enumerate(zip(ranks, per_matrix(cut.sigma_first), strict=True)):
-        if first == 0:
+    wanted = list(cut.ranks)
+    for i, matrix in enumerate(cut.matrices):
+        if matrix.sigma_first == 0:
             wanted[i] = 0
         elif rule.kind is RuleKind.FIXED:
             wanted[i] = min(int(rule.value), cut.full_rank)
         elif rule.kind is RuleKind.FULL:
             wanted[i] = cut.full_rank
         else:
-            wanted[i] = min(rank, cut.full_rank)
-    if wanted != list(ranks):
-        yield "rank", _like(cut.rank, wanted), cut.rank
-
-
-def _like(claim: object, values: Sequence[object]) -> object:
-    """Return values in the form of a claim: a list for a stack."""
-    return list(values) if isinstance(claim, tuple) else values[0]
+            wanted[i] = min(matrix.rank, cut.full_rank)
+    if wanted != list(cut.ranks):
+        yield "rank", joined(wanted), joined(cut.ranks)
 
 
 def _check_values(cut: Truncation) -> Iterator[Contradiction]:
     """Check which values are there, and their order."""
-    claims = (cut.rank, cut.sigma_first, cut.sigma_last_kept, cut.sigma_next, cut.noise_edge)
-    for rank, first, last, after, edge in zip(*map(per_matrix, claims), strict=True):
+    for matrix in cut.matrices:
+        rank, first, edge = matrix.rank, matrix.sigma_first, matrix.noise_edge
+        last, after = matrix.sigma_last_kept, matrix.sigma_next
         if (last is None) != (rank == 0) or (last is not None and not last <= first):
-            yield "sigma_last_kept", f"rank {rank}, first value {first}", cut.sigma_last_kept
+            yield "sigma_last_kept", f"rank {rank}, first value {first}", last
         if (after is None) != (rank == cut.full_rank) or (after is not None and not after <= first):
-            yield "sigma_next", f"rank {rank}, first value {first}", cut.sigma_next
-        if cut.keep == Keep.TOP.value and None not in (last, after) and not last >= after:
-            yield "sigma_next", f"last kept value {last}", cut.sigma_next
+            yield "sigma_next", f"rank {rank}, first value {first}", after
+        ordered = last is None or after is None or last >= after
+        if cut.keep == Keep.TOP.value and not ordered:
+            yield "sigma_next", f"last kept value {last}", after
         if (edge is None) != (cut.rule != RuleKind.NOISE.value or first == 0):
-            yield "noise_edge", f"rule {cut.rule}", cut.noise_edge
+            yield "noise_edge", f"rule {cut.rule}", edge
 
 
 def _check_norms(cut: Truncation) -> Iterator[Contradiction]:
@@ -153,10 +146,9 @@ def _check_norms(cut: Truncation) -> Iterator[Contradiction]:
         share = 1 - lost * lost
     if not close(share, cut.energy_retained, 0, ROUNDING):
         yield "energy_retained", share, cut.energy_retained
-    ranks = per_matrix(cut.rank)
-    if not any(ranks) and not close(cut.update_norm, cut.tail_norm, ROUNDING):
+    if not any(cut.ranks) and not close(cut.update_norm, cut.tail_norm, ROUNDING):
         yield "tail_norm", cut.update_norm, cut.tail_norm
-    if all(rank == cut.full_rank for rank in ranks) and cut.tail_norm != 0:
+    if all(rank == cut.full_rank for rank in cut.ranks) and cut.tail_norm != 0:
         yield "tail_norm", 0.0, cut.tail_norm
 
 
@@ -184,12 +176,12 @@ def _check_totals(manifest: Manifest) -> Iterator[Contradiction]:
         "tensors": len(manifest.tensors),
         "truncated": len(cuts),
         "copied": len(manifest.tensors) - len(cuts),
-        "rank": sum(sum(per_matrix(cut.rank)) for _, cut in cuts),
-        "full_rank": sum(cut.full_rank * len(per_matrix(cut.rank)) for _, cut in cuts),
+        "rank": sum(sum(cut.ranks) for _, cut in cuts),
+        "full_rank": sum(cut.full_rank * len(cut.matrices) for _, cut in cuts),
         "parameters_kept": sum(
             rank * sum(shape)
             for fact, cut in cuts
-            for rank, shape in zip(per_matrix(cut.rank), matrix_shapes(fact, cut), strict=True)
+            for rank, shape in zip(cut.ranks, matrix_shapes(fact, cut), strict=True)
         ),
         "energy_retained": 1 - lost * lost if norm else None,
         "tail_norm": tail,

@@ -124,7 +124,7 @@ def recompute_tensor(
         same = again.sha256 == fact.sha256
         wrong = Failure("result", again.sha256, fact.sha256, tensor=name)
         return Recomputed(() if same else (wrong,), reproduced=same)
-    same = again.sha256 == fact.sha256 and again.truncation.rank == cut.rank
+    same = again.sha256 == fact.sha256 and again.truncation.ranks == cut.ranks
     rule = job.rules_for(planned.pair)[output]
     work = _Tensor(job, planned, cut, rule, None if same else stored)
     try:
@@ -153,7 +153,7 @@ class _Tensor:
         claims = claims_of(self.planned.pair, self.cut, self.rule, options.keep, options.seed)
         sides = list(matrix_sides(self.planned.pair))
         if len(claims) != len(sides):
-            return [("rank", f"{len(sides)} matrices", self.cut.rank)], []
+            return [("matrices", len(sides), len(claims))], []
         spectra, measured, wrong = [], [], []
         for claim, matrix in zip(claims, sides, strict=True):
             (spectrum, found), _ = or_on_cpu(

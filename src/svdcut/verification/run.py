@@ -27,7 +27,7 @@ from svdcut.streaming.pool import Pool
 from svdcut.truncation.tensor_job import Job
 from svdcut.verification.adapters import check_adapter
 from svdcut.verification.budget import Share, check_budget
-from svdcut.verification.claims import check_claims, per_matrix
+from svdcut.verification.claims import check_claims
 from svdcut.verification.document import read_manifest
 from svdcut.verification.files import Folder, check_folder
 from svdcut.verification.findings import Checked, Failure, Verification, conclude
@@ -212,7 +212,7 @@ def _claimed_ranks(
         fact = manifest.tensors.get(pair.name)
         own = rule_for(pair.name, rule, options.rank_for)
         if own.kind is RuleKind.BUDGET and fact is not None and pair.action is Action.TRUNCATE:
-            claimed = per_matrix(fact.truncation.rank) if fact.truncation else ()
+            claimed = fact.truncation.ranks if fact.truncation else ()
             for number, shape in enumerate(pair.matrices):
                 rank = claimed[number] if number < len(claimed) else 0
                 ranks[own, pair.name, number] = min(rank, *shape)

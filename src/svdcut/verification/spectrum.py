@@ -18,7 +18,7 @@ from svdcut.streaming.update import Update
 from svdcut.svd.decomposition import Decomposition
 from svdcut.svd.engine import decompose
 from svdcut.svd.route import Route
-from svdcut.verification.claims import close, per_matrix
+from svdcut.verification.claims import close, joined
 from svdcut.verification.tolerances import (
     OWN_VALUE_TOLERANCE,
     energy_rounding,
@@ -84,7 +84,7 @@ def claims_of(pair: Pair, cut: Truncation, rule: Rule, keep: Keep, seed: int) ->
     """Return the claims of each matrix of a tensor."""
     return [
         Claim(rank, rule, keep, stable_seed(pair.seed_name, number, seed))
-        for number, rank in enumerate(per_matrix(cut.rank))
+        for number, rank in enumerate(cut.ranks)
     ]
 
 
@@ -149,20 +149,16 @@ def compare(cut: Truncation, keep: Keep, spectra: Sequence[Spectrum]) -> Iterato
     """
     ranks = [
         min(max(rank, spectrum.ranks[0]), spectrum.ranks[1])
-        for rank, spectrum in zip(per_matrix(cut.rank), spectra, strict=True)
+        for rank, spectrum in zip(cut.ranks, spectra, strict=True)
     ]
-    if tuple(ranks) != tuple(per_matrix(cut.rank)):
-        yield "rank", _like(cut.rank, ranks), cut.rank
+    if tuple(ranks) != cut.ranks:
+        yield "rank", joined(ranks), joined(cut.ranks)
         return
     yield from _compare_values(cut, keep, spectra)
     yield from _compare_norms(cut, keep, spectra)
     zeros = math.fsum(spectrum.zero_fraction for spectrum in spectra) / len(spectra)
     if not close(zeros, cut.zero_fraction, 0, 1e-12):
         yield "zero_fraction", zeros, cut.zero_fraction
-
-
-def _like(claim: object, values: Sequence[object]) -> object:
-    return list(values) if isinstance(claim, tuple) else values[0]
 
 
 def _compare_values(
@@ -179,9 +175,9 @@ def _compare_values(
         "noise_edge": [spectrum.edge for spectrum in spectra],
     }
     for claim, values in found.items():
-        said = per_matrix(getattr(cut, claim))
+        said = [getattr(matrix, claim) for matrix in cut.matrices]
         if not all(map(_agree, values, said, spectra, [keep] * len(values))):
-            yield claim, _like(getattr(cut, claim), values), getattr(cut, claim)
+            yield claim, joined(values), joined(said)
 
 
 def _agree(found: float | None, said: float | None, spectrum: Spectrum, keep: Keep) -> bool:
@@ -213,7 +209,7 @@ def _compare_norms(
 
 def _may_be_single(cut: Truncation) -> bool:
     """Whether a claim may have been measured in float32: one route stands for a stack."""
-    return cut.svd.method == "krylov" or isinstance(cut.rank, tuple)
+    return cut.svd.method == "krylov" or len(cut.matrices) > 1
 
 
 def tail_tolerance(cut: Truncation, keep: Keep, spectrum: Spectrum, unit: float) -> float:

@@ -18,6 +18,7 @@ from svdcut.record.manifest import Truncation
 from svdcut.streaming.update import MatrixSides, Update
 from svdcut.svd.decomposition import PRODUCT_BYTES, Decomposition, row_blocks
 from svdcut.svd.product import Product, rows_of
+from svdcut.verification.claims import joined
 from svdcut.verification.spectrum import Contradiction, Spectrum, tail_tolerance
 from svdcut.verification.tolerances import (
     DOUBLE,
@@ -234,7 +235,8 @@ def compare_stored(
     rounding, work = cut.rounding_error, math.fsum(item.work for item in measured)
     tail = math.hypot(*(item.tail for item in measured))
     if not tail <= (rounding + work) * _SLACK:
-        yield "rank", f"an update {tail:.3g} from rank {cut.rank}", f"at most {rounding:.3g}"
+        found = f"an update {tail:.3g} from rank {joined(cut.ranks)}"
+        yield "rank", found, f"at most {rounding:.3g}"
     half = math.hypot(*(item.half_ulp for item in measured))
     if not rounding <= (half + work) * _SLACK:
         yield "rounding_error", half, rounding
