@@ -7,18 +7,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from svdcut.choose.budget import allocate_budget
+from svdcut.choose.keep import Keep, choose_indices
 from svdcut.choose.ranks import (
-    Keep,
-    Rule,
-    RuleKind,
-    allocate_budget,
-    choose_indices,
+    EXAMPLES,
+    FULL,
+    KINDS,
+    NOTHING,
+    Budget,
+    Energy,
+    Fixed,
+    Noise,
+    Ratio,
     parse_override,
     parse_rule,
     parse_rules,
     rank_for_energy,
     rule_for,
-    select_rank,
 )
 from svdcut.errors import UsageError
 
@@ -31,14 +36,14 @@ shares = st.floats(1e-9, 1.0, exclude_min=True)
 @pytest.mark.parametrize(
     ("text", "rule"),
     [
-        ("64", Rule(RuleKind.FIXED, 64)),
-        (64, Rule(RuleKind.FIXED, 64)),
-        ("0", Rule(RuleKind.FIXED, 0)),
-        (" full ", Rule(RuleKind.FULL)),
-        ("noise", Rule(RuleKind.NOISE)),
-        ("energy=0.9", Rule(RuleKind.ENERGY, 0.9)),
-        ("ratio=5e-2", Rule(RuleKind.RATIO, 0.05)),
-        ("budget=1", Rule(RuleKind.BUDGET, 1.0)),
+        ("64", Fixed(64)),
+        (64, Fixed(64)),
+        ("0", NOTHING),
+        (" full ", FULL),
+        ("noise", Noise()),
+        ("energy=0.9", Energy(0.9)),
+        ("ratio=5e-2", Ratio(0.05)),
+        ("budget=1", Budget(1.0)),
     ],
 )
 def test_good_rules(text, rule):
@@ -57,13 +62,13 @@ def test_bad_rules(text):
     assert caught.value.exit_code == 2
 
 
-@given(st.sampled_from([RuleKind.ENERGY, RuleKind.RATIO, RuleKind.BUDGET]), shares)
+@given(st.sampled_from([Energy, Ratio, Budget]), shares)
 def test_a_printed_rule_is_the_same_rule(kind, share):
-    assert parse_rule(str(Rule(kind, share))) == Rule(kind, share)
+    assert parse_rule(str(kind(share))) == kind(share)
 
 
 def test_lists_of_rules():
-    assert parse_rules("8,full") == (Rule(RuleKind.FIXED, 8), Rule(RuleKind.FULL))
+    assert parse_rules("8,full") == (Fixed(8), FULL)
     with pytest.raises(UsageError, match="twice"):
         parse_rules("8,08")
 
@@ -97,28 +102,28 @@ def test_energy_is_the_smallest_rank_with_that_share(s, share):
 
 @given(spectra, shares, st.sampled_from([1e-30, 1.0, 1e30]))
 def test_rules_do_not_depend_on_the_scale(s, share, scale):
-    for kind in (RuleKind.ENERGY, RuleKind.RATIO):
-        ranks = {select_rank(Rule(kind, share), [v * f for v in s], len(s)) for f in (1.0, scale)}
+    for kind in (Energy, Ratio):
+        ranks = {kind(share).rank([v * f for v in s], len(s)) for f in (1.0, scale)}
         assert max(ranks) - min(ranks) <= 1  # a tie may fall to either side
 
 
 @given(spectra, shares)
 def test_ratio_counts_values_near_the_first(s, share):
-    k = select_rank(Rule(RuleKind.RATIO, share), s, len(s))
+    k = Ratio(share).rank(s, len(s))
     assert all(value >= share * s[0] for value in s[:k])
     assert all(value < share * s[0] for value in s[k:])
     assert k >= 1
 
 
 def test_noise_counts_values_above_the_edge():
-    assert select_rank(Rule(RuleKind.NOISE), [3.0, 2.0, 1.0], 3, edge=2.0) == 1
+    assert Noise().rank([3.0, 2.0, 1.0], 3, edge=2.0) == 1
 
 
 def test_fixed_full_and_nothing():
-    assert select_rank(parse_rule(99), [2.0, 1.0], 2) == 2
-    assert select_rank(parse_rule("full"), [2.0], 7) == 7
+    assert parse_rule(99).rank([2.0, 1.0], 2) == 2
+    assert parse_rule("full").rank([2.0], 7) == 7
     for rule in ("5", "full", "energy=0.9", "ratio=0.1", "noise"):
-        assert select_rank(parse_rule(rule), [0.0, 0.0], 2) == 0
+        assert parse_rule(rule).rank([0.0, 0.0], 2) == 0
 
 
 problems = st.dictionaries(
@@ -191,3 +196,27 @@ def test_indices():
     assert chosen == [8, 17, 72, 97]
     assert choose_indices(Keep.RANDOM, 100, 100, seed=1) == list(range(100))
     assert choose_indices(Keep.RANDOM, 0, 100, seed=1) == []
+
+
+@given(spectra, st.sampled_from(EXAMPLES), st.floats(1e-3, 10.0))
+def test_the_range_of_ranks_is_narrow_and_holds_the_rank(s, text, edge):
+    rule = parse_rule(text)
+    least, most = rule.rank_range(s, len(s), edge=edge)
+    assert 0 <= least <= most <= len(s)
+    if not rule.is_joint:
+        assert least <= rule.rank(s, len(s), edge=edge) <= most
+    assert rule.rank_range([0.0] * len(s), len(s)) == (0, 0)
+
+
+def test_a_value_at_the_limit_may_fall_to_either_side():
+    s = [1.0, 0.5, 0.5 * (1 - 1e-9), 0.1]
+    assert Ratio(0.5).rank(s, 4) == 2
+    assert Ratio(0.5).rank_range(s, 4) == (1, 3)
+    assert Noise().rank_range(s, 4, edge=0.5) == (1, 3)
+    assert Energy(0.8).rank_range([1.0, 0.5, 0.0], 3) == (1, 2)
+    assert Energy(1.0).rank_range([1.0, 0.5, 0.0], 3)[1] == 3
+    assert Fixed(3).rank_range(s, 4) == (3, 3)
+
+
+def test_each_kind_has_examples_of_its_own():
+    assert [type(parse_rule(text)) for text in EXAMPLES] == [k for k in KINDS for _ in k.examples]

@@ -21,7 +21,7 @@ from checkpoints import read_folder, toy, write_folder
 from kinds import KINDS
 from matrices import noise
 from svdcut.api import prepare_spectra
-from svdcut.choose.ranks import RuleKind, parse_rule, rank_for_energy
+from svdcut.choose.ranks import Fixed, parse_rule, rank_for_energy
 from svdcut.names import model_order
 from svdcut.spectra.cuts import cut_points
 from svdcut.spectra.files import COLUMNS, rows, save_values
@@ -398,7 +398,7 @@ def test_cut_points_of_leading_values(wide_pair):
         )
         assert point.energy is None or point.energy == pytest.approx(whole[rule].energy, rel=1e-6)
     assert points["64"].energy is not None
-    assert parse_rule("64").kind is RuleKind.FIXED
+    assert parse_rule("64") == Fixed(64)
 
 
 def test_rows(wide_pair):

@@ -15,7 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from matrices import noise, orthonormal
 from svdcut.choose.cut import Cut, CutRequest, cut_matrix, is_certified
-from svdcut.choose.ranks import Keep, choose_indices, parse_rule
+from svdcut.choose.keep import Keep, choose_indices
+from svdcut.choose.ranks import parse_rule
 from svdcut.svd import engine, factored
 from svdcut.svd.certificate import VALUE_FLOOR, VALUE_TOLERANCE
 from svdcut.svd.decomposition import UNCOUNTED, Decomposition, SolverError

@@ -28,7 +28,8 @@ import text_models
 from architectures import ARCHITECTURES
 from checkpoints import Pair, file_bytes
 from observers import Stop
-from svdcut.choose.ranks import Keep, parse_rule
+from svdcut.choose.keep import Keep
+from svdcut.choose.ranks import parse_rule
 from svdcut.errors import InputChangedError
 from svdcut.evaluation.metrics import Evaluation, Gap, GroupResult, Interval, wilson_interval
 from svdcut.files.header import read_header

@@ -19,7 +19,8 @@ import svdcut.record.provenance
 import text_models
 from checkpoints import file_bytes
 from svdcut.adapter.reading import open_finetuned
-from svdcut.choose.ranks import Keep, parse_rule
+from svdcut.choose.keep import Keep
+from svdcut.choose.ranks import parse_rule
 from svdcut.files.checkpoint import open_checkpoint
 from svdcut.pair.plan import make_plan
 from svdcut.sweeps.decompose import decompose_update

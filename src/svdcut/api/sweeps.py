@@ -11,8 +11,9 @@ from svdcut.adapter.reading import open_finetuned
 from svdcut.api.evaluation import DataOptions, read_data, resolve_columns
 from svdcut.api.keywords import public, texts
 from svdcut.api.truncation import RunOptions, ShapeOptions, resolve_options
+from svdcut.choose.keep import Keep
 from svdcut.choose.options import Options
-from svdcut.choose.ranks import Keep, parse_rules
+from svdcut.choose.ranks import parse_rules
 from svdcut.errors import UsageError
 from svdcut.evaluation.dataset import Columns, Dataset, check_grouping
 from svdcut.evaluation.scores import ScoringOptions

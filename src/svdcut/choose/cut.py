@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from svdcut.choose.keep import Keep, choose_indices, first_left_out
 from svdcut.choose.noise import Storage, update_edge
-from svdcut.choose.ranks import Keep, Rule, RuleKind, choose_indices, first_left_out, select_rank
+from svdcut.choose.ranks import Rule
 from svdcut.errors import QualityError
 from svdcut.svd.certificate import VALUE_TOLERANCE, Bounds
 from svdcut.svd.decomposition import Decomposition
@@ -37,11 +38,7 @@ class CutRequest:
 
     def known_rank(self, full_rank: int) -> int | None:
         """Return the rank, if it does not depend on the spectrum."""
-        if self.rank is not None:
-            return self.rank
-        if self.rule.kind is RuleKind.FIXED:
-            return min(int(self.rule.value), full_rank)
-        return full_rank if self.rule.kind is RuleKind.FULL else None
+        return self.rule.known_rank(full_rank) if self.rank is None else self.rank
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +109,7 @@ def cut_matrix(
     QualityError
         If not even the exact route is certified to `tolerance`.
     """
-    noise = any(request.rule.kind is RuleKind.NOISE for request in requests)
+    noise = any(request.rule.needs_edge for request in requests)
 
     def cut(decomposition: Decomposition) -> list[Cut]:
         edge, measured = None, decomposition.measured()
@@ -183,7 +180,7 @@ def choose_cut(measured: MeasuredValues, request: CutRequest, edge: float | None
     s = measured.singular_values()
     rank = request.known_rank(full_rank)
     if rank is None:
-        rank = select_rank(request.rule, s, full_rank, edge=edge or 0.0)
+        rank = request.rule.rank(s, full_rank, edge=edge or 0.0)
     indices = choose_indices(request.keep, rank, full_rank, seed=request.seed)
     kept, tail = kept_energies(measured, indices)
     residual = max((measured.residuals[i] for i in indices), default=0.0)
@@ -191,7 +188,7 @@ def choose_cut(measured: MeasuredValues, request: CutRequest, edge: float | None
         indices=indices,
         bounds=_bounds(measured, request.keep, indices),
         residual=residual / measured.squares[0],
-        edge=edge if request.rule.kind is RuleKind.NOISE else None,
+        edge=edge if request.rule.needs_edge else None,
         kept_norm=math.sqrt(kept) * measured.scale,
         tail_norm=math.sqrt(tail) * measured.scale,
         sigma_first=s[0],

@@ -10,7 +10,8 @@ from dataclasses import KW_ONLY
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from svdcut.choose.ranks import Keep, RankOverride, Rule, parse_override, parse_rules
+from svdcut.choose.keep import Keep
+from svdcut.choose.ranks import EXAMPLES, RankOverride, Rule, parse_override, parse_rules
 from svdcut.files.tensorfile import Dtype
 from svdcut.option import (
     Choice,
@@ -70,7 +71,7 @@ STORED_DTYPES = {
     StoredDtype.FLOAT16: Dtype.F16,
 }
 
-RULE_EXAMPLES = ("64", "energy=0.9", "ratio=0.05", "noise", "budget=0.1", "full", "0")
+RULE_EXAMPLES = EXAMPLES
 
 
 def ignore(progress: Progress) -> None:

@@ -1,104 +1,263 @@
 """Rank rules: what a user may ask for, and the rank that it means for a spectrum.
 
-Pure arithmetic on singular values; it decomposes nothing and imports no torch.
+A rule is one class here: how it is written, the rank it gives, and the ranks that another
+computation of the same spectrum may find. Pure arithmetic on singular values; it
+decomposes nothing and imports no torch.
 """
 
 from __future__ import annotations
 
 import math
-import random
+import sys
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
 from fnmatch import fnmatchcase
 from itertools import accumulate
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
+from svdcut.choose.budget import allocate_budget
 from svdcut.errors import UsageError
+from svdcut.svd.certificate import VALUE_TOLERANCE
 
 _Key = TypeVar("_Key")
 
+BACKWARD = 8 * sys.float_info.epsilon
+"""Backward error of a symmetric eigensolver, for each row, as a share of the norm."""
 
-class RuleKind(str, Enum):
-    """The rules by name."""
-
-    FIXED = "fixed"
-    FULL = "full"
-    ENERGY = "energy"
-    RATIO = "ratio"
-    NOISE = "noise"
-    BUDGET = "budget"
-
-
-class Keep(str, Enum):
-    """Which triplets stay."""
-
-    TOP = "top"
-    BOTTOM = "bottom"
-    RANDOM = "random"
+_MAX_DIGITS = 16
+"""Of a rank; more are a slip of the hand, and no float holds them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One rank rule."""
+    """A rank rule; `str` gives the text that it was parsed from."""
 
-    kind: RuleKind
-    value: float = 0.0
-    """The rank (fixed), or the share (energy, ratio, budget)."""
+    name: ClassVar[str]
+    examples: ClassVar[tuple[str, ...]]
+    needs_edge: ClassVar[bool] = False
+    """Whether the rank depends on the noise edge."""
+
+    is_joint: ClassVar[bool] = False
+    """Whether the rank depends on all matrices together: see `allocate`."""
+
+    @classmethod
+    def parse(cls, text: str) -> Rule | None:
+        """Return the rule that a text means; None if it is another kind of rule."""
+        return cls() if text == cls.name else None
 
     def __str__(self) -> str:
-        if self.kind is RuleKind.FIXED:
-            return str(int(self.value))
-        if self.kind in (RuleKind.FULL, RuleKind.NOISE):
-            return str(self.kind.value)
+        return self.name
+
+    def known_rank(self, full_rank: int) -> int | None:  # noqa: ARG002
+        """Return the rank of a matrix that is not zero; None if it depends on the spectrum."""
+        return None
+
+    def rank(self, s: Sequence[float], full_rank: int, *, edge: float = 0.0) -> int:
+        """Return the rank that the rule means for one matrix.
+
+        Parameters
+        ----------
+        s : sequence of float
+            Singular values, descending; all of them unless the rank is known without.
+        full_rank : int
+            min(m, n).
+        edge : float
+            Noise edge, for a rule that needs it.
+
+        Returns
+        -------
+        int
+            0 to `full_rank`; 0 for a matrix of zeros, whatever the rule.
+        """
+        if not s or s[0] == 0:
+            return 0
+        known = self.known_rank(full_rank)
+        return self._choose(s, edge) if known is None else known
+
+    def rank_range(
+        self, s: Sequence[float], full_rank: int, *, edge: float = 0.0
+    ) -> tuple[int, int]:
+        """Return the least and the largest rank that another computation may find.
+
+        They differ only where a value, or a sum of values, is so near to the limit that
+        rounding decides on which side it is. Parameters are those of `rank`.
+        """
+        if not s or s[0] == 0:
+            return 0, 0
+        known = self.known_rank(full_rank)
+        return self._choose_range(s, edge) if known is None else (known, known)
+
+    def _choose(self, s: Sequence[float], edge: float) -> int:
+        """Return the rank for a spectrum that is not zero."""
+        raise NotImplementedError
+
+    def _choose_range(self, s: Sequence[float], edge: float) -> tuple[int, int]:
+        """Return the range of ranks for a spectrum that is not zero."""
+        raise NotImplementedError
+
+    def allocate(
+        self, spectra: Mapping[_Key, Sequence[float]], shapes: Mapping[_Key, tuple[int, int]]
+    ) -> dict[_Key, int]:
+        """Return the rank of each matrix, from all their singular values and shapes."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True)
+class Fixed(Rule):
+    """The same rank for each matrix."""
+
+    value: int
+
+    name: ClassVar = "fixed"
+    examples: ClassVar = ("64", "0")
+
+    @classmethod
+    def parse(cls, text: str) -> Rule | None:
+        """Parse a whole number."""
+        is_rank = text.isascii() and text.isdigit() and len(text) < _MAX_DIGITS
+        return cls(int(text)) if is_rank else None
+
+    def __str__(self) -> str:
+        return str(self.value)
+
+    def known_rank(self, full_rank: int) -> int | None:
+        """Return the rank, or all that there is."""
+        return min(self.value, full_rank)
+
+
+@dataclass(frozen=True, slots=True)
+class Full(Rule):
+    """All triplets."""
+
+    name: ClassVar = "full"
+    examples: ClassVar = ("full",)
+
+    def known_rank(self, full_rank: int) -> int | None:
+        """Return the full rank."""
+        return full_rank
+
+
+@dataclass(frozen=True, slots=True)
+class Noise(Rule):
+    """The singular values above the edge that the rounding of storage explains."""
+
+    name: ClassVar = "noise"
+    examples: ClassVar = ("noise",)
+    needs_edge: ClassVar = True
+
+    def _choose(self, s: Sequence[float], edge: float) -> int:
+        return sum(value > edge for value in s)
+
+    def _choose_range(self, s: Sequence[float], edge: float) -> tuple[int, int]:
+        return _range_above(s, edge / s[0])
+
+
+@dataclass(frozen=True, slots=True)
+class ShareRule(Rule):
+    """A rule that is given a share, as ``name=0.9``."""
+
+    share: float
+
+    @classmethod
+    def parse(cls, text: str) -> Rule | None:
+        """Parse ``name=share``."""
+        name, equals, number = text.partition("=")
+        if name != cls.name or not equals:
+            return None
+        try:
+            share = float(number)
+        except ValueError:
+            share = math.nan
+        if not 0 < share <= 1:
+            raise UsageError(f"rank rule {text!r}: the share must be above 0 and at most 1")
+        return cls(share)
+
+    def __str__(self) -> str:
         # What is printed is parsed again: no digit may be lost.
-        short = f"{self.value:g}"
-        number = short if float(short) == self.value else repr(self.value)
-        return f"{self.kind.value}={number}"
+        short = f"{self.share:g}"
+        return f"{self.name}={short if float(short) == self.share else repr(self.share)}"
 
 
-_SHARES = (RuleKind.ENERGY, RuleKind.RATIO, RuleKind.BUDGET)
-_MAX_DIGITS = 16
-"""Of a rank; more are a slip of the hand, and no float holds them."""
+@dataclass(frozen=True, slots=True)
+class Energy(ShareRule):
+    """The smallest rank with at least that share of the energy."""
 
-_HELP = "Rules: 64, full, 0, noise, energy=0.9, ratio=0.05, budget=0.1."
+    name: ClassVar = "energy"
+    examples: ClassVar = ("energy=0.9",)
+
+    def _choose(self, s: Sequence[float], edge: float) -> int:  # noqa: ARG002
+        return rank_for_energy(s, self.share)
+
+    def _choose_range(self, s: Sequence[float], edge: float) -> tuple[int, int]:  # noqa: ARG002
+        slack = 2 * len(s) * BACKWARD
+        least = rank_for_energy(s, self.share - slack)
+        if self.share + slack >= 1:
+            return least, len(s)
+        return least, rank_for_energy(s, self.share + slack)
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio(ShareRule):
+    """The singular values of at least that share of the first."""
+
+    name: ClassVar = "ratio"
+    examples: ClassVar = ("ratio=0.05",)
+
+    def _choose(self, s: Sequence[float], edge: float) -> int:  # noqa: ARG002
+        return sum(value >= self.share * s[0] for value in s)
+
+    def _choose_range(self, s: Sequence[float], edge: float) -> tuple[int, int]:  # noqa: ARG002
+        return _range_above(s, self.share)
+
+
+@dataclass(frozen=True, slots=True)
+class Budget(ShareRule):
+    """That share of the parameters at full rank, spent where it keeps most energy."""
+
+    name: ClassVar = "budget"
+    examples: ClassVar = ("budget=0.1",)
+    is_joint: ClassVar = True
+
+    def _choose_range(self, s: Sequence[float], edge: float) -> tuple[int, int]:  # noqa: ARG002
+        return 0, len(s)  # checked over all tensors
+
+    def allocate(
+        self, spectra: Mapping[_Key, Sequence[float]], shapes: Mapping[_Key, tuple[int, int]]
+    ) -> dict[_Key, int]:
+        """Spend the budget: see `svdcut.choose.budget.allocate_budget`."""
+        return allocate_budget(spectra, shapes, self.share)
+
+
+KINDS: tuple[type[Rule], ...] = (Fixed, Energy, Ratio, Noise, Budget, Full)
+
+EXAMPLES = tuple(example for kind in KINDS for example in kind.examples)
+NOTHING, FULL = Fixed(0), Full()
+
+
+def rank_for_energy(s: Sequence[float], share: float) -> int:
+    """Return the smallest rank with at least that share, of all values in descending order."""
+    # Scaled by the first value: squares of 1e-30 would vanish from the share.
+    energies = list(accumulate((value / s[0]) ** 2 for value in s))
+    return min(bisect_left(energies, share * energies[-1]) + 1, len(s))
+
+
+def _range_above(s: Sequence[float], limit: float) -> tuple[int, int]:
+    """Return how many values are above a share of the first: at least, and at most."""
+    squares = [(value / s[0]) ** 2 for value in s]
+    square = limit * limit
+    off = 2 * len(s) * BACKWARD * math.fsum(squares) + 2 * VALUE_TOLERANCE * square
+    return sum(x > square + off for x in squares), sum(x >= square - off for x in squares)
 
 
 def parse_rule(text: str | int) -> Rule:
-    """Parse one rule.
-
-    Parameters
-    ----------
-    text : str or int
-        ``64``, ``0``, ``full``, ``noise``, ``energy=T``, ``ratio=T`` or ``budget=T``.
-
-    Returns
-    -------
-    Rule
-        The rule.
-
-    Raises
-    ------
-    UsageError
-        If it is none of these, or its number is out of range.
-    """
+    """Parse a rule; raise `UsageError` if it is none, or its number is out of range."""
     text = str(text).strip()
-    name, equals, number = text.partition("=")
-    if not equals:
-        if text.isascii() and text.isdigit() and len(text) < _MAX_DIGITS:
-            return Rule(RuleKind.FIXED, int(text))
-        if text in (RuleKind.FULL.value, RuleKind.NOISE.value):
-            return Rule(RuleKind(text))
-    elif name in {kind.value for kind in _SHARES}:
-        try:
-            value = float(number)
-        except ValueError:
-            value = math.nan
-        if 0 < value <= 1:
-            return Rule(RuleKind(name), value)
-        raise UsageError(f"rank rule {text!r}: the share must be above 0 and at most 1")
-    raise UsageError(f"{text!r} is not a rank rule", hint=_HELP)
+    for kind in KINDS:
+        rule = kind.parse(text)
+        if rule is not None:
+            return rule
+    raise UsageError(f"{text!r} is not a rank rule", hint=f"Rules: {', '.join(EXAMPLES)}.")
 
 
 def parse_rules(text: str | int) -> tuple[Rule, ...]:
@@ -121,13 +280,7 @@ class RankOverride:
 
 
 def parse_override(text: str) -> RankOverride:
-    """Parse ``GLOB=RULE``; the glob ends at the first ``=``.
-
-    Raises
-    ------
-    UsageError
-        If there is no ``=``, no glob, or no rule.
-    """
+    """Parse ``GLOB=RULE``; the glob ends at the first ``=``."""
     pattern, equals, rule = text.partition("=")
     if not (equals and pattern):
         raise UsageError(f"--rank-for {text!r}: expected GLOB=RULE, as '*.mlp.*=32'")
@@ -140,146 +293,3 @@ def rule_for(name: str, default: Rule, overrides: Sequence[RankOverride]) -> Rul
         if fnmatchcase(name, override.pattern):
             return override.rule
     return default
-
-
-def select_rank(rule: Rule, s: Sequence[float], full_rank: int, *, edge: float = 0.0) -> int:
-    """Return the rank that a rule means for one matrix.
-
-    Parameters
-    ----------
-    rule : Rule
-        Any but ``budget``, which looks at all matrices: see `allocate_budget`.
-    s : sequence of float
-        Singular values, descending; all of them where the rule needs them.
-    full_rank : int
-        min(m, n).
-    edge : float
-        Noise edge, for ``noise``.
-
-    Returns
-    -------
-    int
-        0 to `full_rank`; 0 for a matrix of zeros, whatever the rule.
-    """
-    if not s or s[0] == 0:
-        return 0
-    if rule.kind is RuleKind.FIXED:
-        return min(int(rule.value), full_rank)
-    if rule.kind is RuleKind.FULL:
-        return full_rank
-    if rule.kind is RuleKind.ENERGY:
-        return rank_for_energy(s, rule.value)
-    if rule.kind is RuleKind.RATIO:
-        return sum(1 for value in s if value >= rule.value * s[0])
-    if rule.kind is RuleKind.NOISE:
-        return sum(1 for value in s if value > edge)
-    raise ValueError(f"{rule} is allocated over all matrices")
-
-
-def rank_for_energy(s: Sequence[float], share: float) -> int:
-    """Return the smallest rank with at least that share of the energy.
-
-    Parameters
-    ----------
-    s : sequence of float
-        All singular values, descending.
-    share : float
-        Above 0, at most 1.
-    """
-    # Scaled by the first value: squares of 1e-30 would vanish from the share.
-    energies = list(accumulate((value / s[0]) ** 2 for value in s))
-    return min(bisect_left(energies, share * energies[-1]) + 1, len(s))
-
-
-def allocate_budget(
-    spectra: Mapping[_Key, Sequence[float]],
-    shapes: Mapping[_Key, tuple[int, int]],
-    share: float,
-) -> dict[_Key, int]:
-    """Spend a share of the parameters where it keeps most energy.
-
-    A rank-k matrix has k (m + n) parameters, at full rank as many k as it has values.
-    Triplets are taken in order of energy per parameter, s^2 / (m + n), until the
-    next one no longer fits: no other choice of as many parameters keeps more.
-
-    Parameters
-    ----------
-    spectra : mapping of matrix to sequence of float
-        All singular values of each matrix, descending.
-    shapes : mapping of matrix to (int, int)
-        Their shapes.
-    share : float
-        Of the parameters of all matrices at full rank.
-
-    Returns
-    -------
-    dict of matrix to int
-        Rank of each matrix.
-
-    Notes
-    -----
-    Bisects on the density at which the budget runs out: O(matrices log values) a
-    step, and no list of all triplets.
-    """
-    cost = {name: sum(shapes[name]) for name in spectra}
-    budget = share * sum(cost[name] * len(s) for name, s in spectra.items())
-    # Negated square roots of the densities, ascending, as bisect wants them.
-    density = {name: [-value / math.sqrt(cost[name]) for value in s] for name, s in spectra.items()}
-
-    def ranks_above(threshold: float) -> dict[_Key, int]:
-        return {name: bisect_left(values, -threshold) for name, values in density.items()}
-
-    def spent(ranks: Mapping[_Key, int]) -> int:
-        return sum(rank * cost[name] for name, rank in ranks.items())
-
-    high = max((-values[0] for values in density.values() if values), default=0.0)
-    low = 0.0
-    if spent(ranks_above(low)) <= budget:
-        return ranks_above(low)
-    while math.nextafter(low, high) < high:
-        middle = (low + high) / 2
-        if spent(ranks_above(middle)) <= budget:
-            high = middle
-        else:
-            low = middle
-    ranks = ranks_above(high)
-    # What is left fits some of the triplets of the next density, in tensor order.
-    left = budget - spent(ranks)
-    for name, limit in ranks_above(low).items():
-        while ranks[name] < limit and cost[name] <= left:
-            ranks[name] += 1
-            left -= cost[name]
-    return ranks
-
-
-def first_left_out(indices: Sequence[int]) -> int:
-    """Return the index of the largest value that is not chosen; their number where none is.
-
-    Parameters
-    ----------
-    indices : sequence of int
-        Ascending.
-    """
-    return next((i for i, index in enumerate(indices) if index != i), len(indices))
-
-
-def choose_indices(keep: Keep, rank: int, full_rank: int, *, seed: int) -> Sequence[int]:
-    """Return which triplets stay, ascending.
-
-    Parameters
-    ----------
-    keep : Keep
-        The leading ones, the last ones, or a random set.
-    rank : int
-        How many.
-    full_rank : int
-        Of how many.
-    seed : int
-        Of the random set.
-    """
-    if keep is Keep.TOP:
-        return range(rank)
-    if keep is Keep.BOTTOM:
-        return range(full_rank - rank, full_rank)
-    # A control, not a secret: any reproducible generator will do.
-    return sorted(random.Random(seed).sample(range(full_rank), rank))  # noqa: S311

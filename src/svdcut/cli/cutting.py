@@ -12,8 +12,9 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from svdcut.api import CutOptions, Request, ShapeOptions, carry_out
+from svdcut.choose.keep import Keep
 from svdcut.choose.options import Rest, StoredDtype
-from svdcut.choose.ranks import Keep, parse_rules
+from svdcut.choose.ranks import EXAMPLES, parse_rules
 from svdcut.cli.guard import Unfinished, guard, warn
 from svdcut.cli.output import (
     print_json,
@@ -78,12 +79,11 @@ FinetunedArgument = Annotated[
         help="The model fine-tuned from it, named likewise, or a PEFT adapter of it.",
     ),
 ]
-_RULE_EXAMPLES = ("64", "energy=0.9", "ratio=0.05", "noise", "budget=0.1", "full", "0")
 
 
 def complete_rules() -> list[str]:
     """Return a rule of each kind, for a shell to offer."""
-    return list(_RULE_EXAMPLES)
+    return list(EXAMPLES)
 
 
 RankOption = Annotated[

@@ -29,7 +29,7 @@ from rich.progress import (
 from rich.table import Column
 from rich.text import Text
 
-from svdcut.choose.ranks import Keep
+from svdcut.choose.keep import Keep
 from svdcut.cli import tables
 from svdcut.cli.guard import warn
 from svdcut.cli.tables import no_room, print_table

@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from svdcut.choose.ranks import Rule, RuleKind, parse_rules, select_rank
+from svdcut.choose.ranks import Energy, Fixed, Noise, Rule, parse_rules
 from svdcut.spectra.facts import Spectra, Spectrum
 from svdcut.spectra.statistics import head_rank
 
@@ -60,7 +60,7 @@ def cut_points(spectra: Spectra, rules: Sequence[Rule] = RULES) -> list[CutPoint
     most = max(matrix.full_rank for matrix in matrices)
     points = []
     for rule in rules:
-        if rule.kind is RuleKind.FIXED and rule.value >= most:
+        if isinstance(rule, Fixed) and rule.value >= most:
             continue
         ranks = [rank for matrix in matrices if (rank := _rank(rule, matrix)) is not None]
         if len(ranks) == len(matrices):
@@ -86,9 +86,9 @@ def _point(rule: Rule, matrices: Sequence[Spectrum], ranks: Sequence[int]) -> Cu
 
 def _rank(rule: Rule, matrix: Spectrum) -> int | None:
     """Return the rank that a rule means, or None where the values at hand do not tell."""
-    if rule.kind is RuleKind.NOISE:
+    if isinstance(rule, Noise):
         return matrix.above_noise_edge
-    s = matrix.singular_values
-    if len(s) == matrix.full_rank or (rule.kind is RuleKind.FIXED and rule.value <= len(s)):
-        return select_rank(rule, s, matrix.full_rank)
-    return head_rank(s, matrix.norm, rule.value) if rule.kind is RuleKind.ENERGY else None
+    s, known = matrix.singular_values, rule.known_rank(matrix.full_rank)
+    if len(s) == matrix.full_rank or (known is not None and known <= len(s)):
+        return rule.rank(s, matrix.full_rank)
+    return head_rank(s, matrix.norm, rule.share) if isinstance(rule, Energy) else None

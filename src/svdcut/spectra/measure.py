@@ -10,7 +10,7 @@ from array import array
 from collections.abc import Callable, Sequence
 
 from svdcut.choose.noise import update_edge
-from svdcut.choose.ranks import Rule, RuleKind, rank_for_energy, select_rank
+from svdcut.choose.ranks import Noise, rank_for_energy
 from svdcut.spectra.facts import Spectrum
 from svdcut.spectra.statistics import effective_rank, head_rank, stable_rank
 from svdcut.streaming.update import Update
@@ -93,7 +93,7 @@ def _describe(
     edge = update_edge(update.storage, update.matrix.shape, values)
     above = None
     if edge is not None:
-        above = select_rank(Rule(RuleKind.NOISE), known, full_rank, edge=edge)
+        above = Noise().rank(known, full_rank, edge=edge)
         if values is None and above == len(known):
             above = None  # there may be more
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from svdcut.choose.keep import Keep
 from svdcut.choose.options import Options
-from svdcut.choose.ranks import Keep, Rule, RuleKind, rule_for
+from svdcut.choose.ranks import Rule, rule_for
 from svdcut.files.tensorfile import Dtype
 from svdcut.pair.pairing import Action, Pair
 from svdcut.pair.plan import Plan
@@ -167,10 +168,10 @@ def _keep_promise(needs: Sequence[tuple[int, int]], pairs: Sequence[Pair]) -> Me
 
 def expected_top(pair: Pair, rules: Sequence[Rule], options: Options) -> int | None:
     """Return how many leading triplets of a tensor serve all rules; None for all."""
-    chosen = [rule_for(pair.name, rule, options.rank_for) for rule in rules]
-    if options.keep is not Keep.TOP or any(rule.kind is not RuleKind.FIXED for rule in chosen):
-        return None
-    return int(max(rule.value for rule in chosen))
+    most = min(pair.full_ranks)
+    ranks = [rule_for(pair.name, rule, options.rank_for).known_rank(most) for rule in rules]
+    known = [rank for rank in ranks if rank is not None]
+    return max(known) if options.keep is Keep.TOP and len(known) == len(ranks) else None
 
 
 def _merge_bytes(pair: Pair) -> int:

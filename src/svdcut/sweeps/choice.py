@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from svdcut.choose.ranks import Keep
+from svdcut.choose.keep import Keep
 from svdcut.evaluation.metrics import Evaluation, Interval
 from svdcut.files.jsonfile import quoted
 from svdcut.sweeps.facts import Row

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from svdcut.choose.cut import CutRequest
+from svdcut.choose.keep import Keep
 from svdcut.choose.options import Options
-from svdcut.choose.ranks import Keep, Rule, RuleKind
+from svdcut.choose.ranks import FULL, NOTHING, Rule
 from svdcut.device import device_name, num_workers, resolve_device
 from svdcut.errors import OutputExistsError
 from svdcut.files.tensorfile import Dtype, lay_out
@@ -49,7 +50,6 @@ from svdcut.write.staging import Range
 from svdcut.write.writer import TENSOR, CheckpointWriter
 
 _DTYPES = {torch.float32: Dtype.F32, torch.float64: Dtype.F64}
-_NOTHING = Rule(RuleKind.FIXED, 0)
 
 _Record = Mapping[str, Any]
 
@@ -166,8 +166,8 @@ class _Work:
         """Return the rules without the one for which matrices may stay as they are."""
         rules = [variant.rule for variant in self.variants]
         if self.options.scale == 1 and not self.plan.finetuned.updates:
-            rules = [rule for rule in rules if rule.kind is not RuleKind.FULL]
-        return rules or [_NOTHING]
+            rules = [rule for rule in rules if rule != FULL]
+        return rules or [NOTHING]
 
     def _task(self, job: Job, writer: CheckpointWriter) -> Callable[[int], _Record]:
         tensors = self.tensors
@@ -255,9 +255,9 @@ def _decompose_matrix(
     full_rank = pair.full_ranks[sides.number]
     requests = job.requests(pair, sides.number)
     can_stay = stays_whole(sides, full_rank, full_rank, job.options.scale)
-    whole = [can_stay and request.rule.kind is RuleKind.FULL for request in requests]
+    whole = [can_stay and request.rule == FULL for request in requests]
     asked = [request for request, is_whole in zip(requests, whole, strict=True) if not is_whole]
-    cuts = decompose_matrix(job, pair, sides, asked or [CutRequest(_NOTHING, Keep.TOP, 0)])
+    cuts = decompose_matrix(job, pair, sides, asked or [CutRequest(NOTHING, Keep.TOP, 0)])
     found = iter(cuts if asked else ())
     ranks = [full_rank if is_whole else next(found).cut.rank for is_whole in whole]
     return _keep(cuts, ranks)

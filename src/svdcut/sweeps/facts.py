@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from svdcut.choose.ranks import Keep, Rule, RuleKind, parse_rule
+from svdcut.choose.keep import Keep
+from svdcut.choose.ranks import FULL, NOTHING, Rule, parse_rule
 from svdcut.evaluation.metrics import Evaluation
 from svdcut.record.summary import puts_much_back
 from svdcut.shown import brief
@@ -28,11 +29,10 @@ class Variant:
     @property
     def is_end(self) -> bool:
         """Whether it keeps nothing or everything, so that it does not matter what is kept."""
-        fixed = self.rule.kind is RuleKind.FIXED
-        return self.rule.kind is RuleKind.FULL or (fixed and self.rule.value == 0)
+        return self.rule in (NOTHING, FULL)
 
 
-BASE = Variant(Rule(RuleKind.FIXED, 0))
+BASE = Variant(NOTHING)
 """No update at all: base's matrices, with the head and the biases of the fine-tuned side."""
 
 

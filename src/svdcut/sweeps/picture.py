@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from svdcut.choose.ranks import Keep
+from svdcut.choose.keep import Keep
 from svdcut.evaluation.metrics import Evaluation, Interval
 from svdcut.files.atomic_write import write_whole
 from svdcut.pictures.render import DPI, rendered

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from svdcut.choose.cut import CutRequest, choose_cut, is_certified, kept_energies
+from svdcut.choose.keep import Keep, choose_indices
 from svdcut.choose.options import Options
-from svdcut.choose.ranks import Keep, RuleKind, choose_indices, parse_rule, select_rank
+from svdcut.choose.ranks import parse_rule
 from svdcut.errors import CheckpointError, InputError, UsageError
 from svdcut.files.checkpoint import open_checkpoint
 from svdcut.files.jsonfile import quoted
@@ -231,12 +232,12 @@ class _Reader:
             return replace(request, rank=rank)
         if request.known_rank(facts.full_rank) is not None:
             return request
-        kind = request.rule.kind
-        unknown = kind is RuleKind.BUDGET or (kind is RuleKind.NOISE and facts.edge is None)
+        rule = request.rule
+        unknown = rule.is_joint or (rule.needs_edge and facts.edge is None)
         if unknown or facts.num_triplets < facts.full_rank:
             return None
         values = self.measured.singular_values()
-        rank = select_rank(request.rule, values, facts.full_rank, edge=facts.edge or 0.0)
+        rank = rule.rank(values, facts.full_rank, edge=facts.edge or 0.0)
         return replace(request, rank=rank)
 
     def indices(self, request: CutRequest) -> Sequence[int]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from svdcut.adapter.model import Cut, Model, Whole
 from svdcut.adapter.unsupported import find_unholdable
 from svdcut.choose.options import Experts, Options
-from svdcut.choose.ranks import Rule, RuleKind, rule_for
+from svdcut.choose.ranks import NOTHING, Rule, rule_for
 from svdcut.errors import NothingKeptError, UnholdableError, UsageError
 from svdcut.pair.pairing import Action
 from svdcut.pair.plan import Plan
@@ -72,7 +72,7 @@ def refuse_empty(plan: Plan, rules: Sequence[Rule], options: Options) -> None:
     cut = [t.pair.name for t in plan.tensors if t.pair.action is Action.TRUNCATE]
     for rule in rules:
         chosen = [rule_for(name, rule, options.rank_for) for name in cut]
-        if all(rule.kind is RuleKind.FIXED and rule.value == 0 for rule in chosen):
+        if all(rule == NOTHING for rule in chosen):
             raise NothingKeptError(
                 f"rank {rule}: an adapter of rank 0 holds nothing",
                 hint="Keep more: a higher rank, or a rule that keeps more of the energy.",

@@ -11,7 +11,7 @@ from typing import cast
 
 import torch
 
-from svdcut.choose.ranks import Rule, RuleKind, allocate_budget
+from svdcut.choose.ranks import Rule
 from svdcut.pair.pairing import Action, Pair
 from svdcut.pair.plan import Plan
 from svdcut.record.progress import Observer, Progress
@@ -54,7 +54,7 @@ def allocate_budgets(
         The rank of each matrix under a budget; empty where no rule is one.
     """
     rules = [
-        {rule for rule in job.rules_for(tensor.pair) if rule.kind is RuleKind.BUDGET}
+        {rule for rule in job.rules_for(tensor.pair) if rule.is_joint}
         if tensor.pair.action is Action.TRUNCATE
         else set()
         for tensor in plan.tensors
@@ -83,12 +83,12 @@ def allocate_budgets(
             for number, values in zip(needed, spectra, strict=True)
             if rule in rules[number]
         ]
-        ranks |= {(rule, *key): rank for key, rank in _spend(pairs, rule.value).items()}
+        ranks |= {(rule, *key): rank for key, rank in _spend(rule, pairs).items()}
     return ranks
 
 
 def _spend(
-    pairs: Sequence[tuple[Pair, list[list[float]]]], share: float
+    rule: Rule, pairs: Sequence[tuple[Pair, list[list[float]]]]
 ) -> dict[tuple[str, int], int]:
     """Allocate a budget; copies of a tied matrix count once, and get one rank."""
     first: dict[str, tuple[Pair, list[list[float]]]] = {}
@@ -100,10 +100,9 @@ def _spend(
             copies.append((pair, owner))
         else:
             owners.append((pair, values))
-    ranks = allocate_budget(
+    ranks = rule.allocate(
         {(pair.name, i): s for pair, values in owners for i, s in enumerate(values)},
         {(pair.name, i): m for pair, _ in owners for i, m in enumerate(pair.matrices)},
-        share,
     )
     return ranks | {(copy.name, 0): ranks[owner.name, 0] for copy, owner in copies}
 

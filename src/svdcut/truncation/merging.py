@@ -12,8 +12,9 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
+from svdcut.choose.keep import Keep
 from svdcut.choose.options import Options, Rest
-from svdcut.choose.ranks import Keep, parse_rule
+from svdcut.choose.ranks import FULL
 from svdcut.files.checkpoint import Checkpoint, open_checkpoint
 from svdcut.files.filenames import INDEX_NAME, is_there
 from svdcut.pair.pairing import Action, Pair
@@ -25,7 +26,6 @@ from svdcut.truncation.run import run_truncation
 from svdcut.write.tensor_writer import output_error
 
 _NAME = "svdcut-merged"
-_FULL = parse_rule("full")
 
 
 @contextmanager
@@ -125,7 +125,7 @@ def _without_cuts(plan: Plan) -> Plan:
 
 def _refuse_full(plan: Plan, parent: Path, options: Options, *, is_temporary: bool) -> None:
     place = "name another folder for temporary files: TMPDIR" if is_temporary else "another folder"
-    check_run(plan, [Output(parent / _NAME, _FULL)], options).refuse(
+    check_run(plan, [Output(parent / _NAME, FULL)], options).refuse(
         hint=f"{plan.finetuned.source} is merged there with its base, {plan.base.source}, until "
         f"the model is loaded. Make room, or {place}."
     )
@@ -160,4 +160,4 @@ def _write(
         observe(replace(done, stage="merge", facts=()))
 
     with InputHashes(plan) if hashes is None else nullcontext(hashes) as at_work:
-        run_truncation(plan, [Output(out, _FULL)], options, at_work, observe=tell)
+        run_truncation(plan, [Output(out, FULL)], options, at_work, observe=tell)

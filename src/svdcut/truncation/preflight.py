@@ -9,8 +9,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from svdcut.choose.keep import Keep
 from svdcut.choose.options import Options
-from svdcut.choose.ranks import Keep, Rule, RuleKind, rule_for
+from svdcut.choose.ranks import FULL, Rule, rule_for
 from svdcut.errors import OutputError
 from svdcut.machine import (
     available_memory,
@@ -217,7 +218,7 @@ def _factor_bytes(pair: Pair, cuts: Sequence[tuple[Rule, Keep]], options: Option
     """Return the bytes of the triplets of a tensor that some cuts need at least."""
     chosen = [(rule_for(pair.name, rule, options.rank_for), keep) for rule, keep in cuts]
     if options.scale == 1 and pair.update is None:  # then all of it is copied
-        chosen = [(rule, keep) for rule, keep in chosen if rule.kind is not RuleKind.FULL]
+        chosen = [(rule, keep) for rule, keep in chosen if rule != FULL]
     is_top = all(keep is Keep.TOP for _, keep in chosen)
     top = expected_top(pair, [rule for rule, _ in chosen], options) if is_top and chosen else None
     total = 0
@@ -231,8 +232,7 @@ def _kept_rank(most: int, cuts: Sequence[tuple[Rule, Keep]]) -> int:
     """Return how many triplets of a matrix serve the cuts whose rank is known beforehand."""
     ranks = dict.fromkeys(Keep, 0)
     for rule, keep in cuts:
-        known = {RuleKind.FULL: most, RuleKind.FIXED: min(int(rule.value), most)}
-        ranks[keep] = max(ranks[keep], known.get(rule.kind, 0))
+        ranks[keep] = max(ranks[keep], rule.known_rank(most) or 0)
     return min(max(ranks[Keep.TOP] + ranks[Keep.BOTTOM], ranks[Keep.RANDOM]), most)
 
 
@@ -272,9 +272,9 @@ def _adapter_bytes(plan: Plan, rule: Rule, options: Options) -> int:
     total = 0
     for tensor in plan.tensors:
         chosen = rule_for(tensor.pair.name, rule, options.rank_for)
-        if tensor.pair.action is Action.TRUNCATE and chosen.kind is RuleKind.FIXED:
+        if tensor.pair.action is Action.TRUNCATE:
             pairs = zip(tensor.pair.matrices, tensor.pair.full_ranks, strict=True)
-            total += sum(min(int(chosen.value), most) * (m + n) for (m, n), most in pairs)
+            total += sum((chosen.known_rank(most) or 0) * (m + n) for (m, n), most in pairs)
     return 2 * 4 * total
 
 
@@ -292,7 +292,7 @@ def _seconds(plan: Plan, rules: Sequence[Rule], options: Options) -> float:
         if pair.action is Action.TRUNCATE:
             top = expected_top(pair, rules, options)
             chosen = [rule_for(pair.name, rule, options.rank_for) for rule in rules]
-            passes = 1 + any(rule.kind is RuleKind.BUDGET for rule in chosen)
+            passes = 1 + any(rule.is_joint for rule in chosen)
             total += passes * sum(_svd_seconds(*shape, top, options.svd) for shape in pair.matrices)
     return total / num_cores()
 

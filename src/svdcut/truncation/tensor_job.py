@@ -13,8 +13,9 @@ from typing import Protocol
 import torch
 
 from svdcut.choose.cut import CutRequest, cut_matrix, stable_seed
+from svdcut.choose.keep import Keep
 from svdcut.choose.options import Options
-from svdcut.choose.ranks import Keep, Rule, RuleKind, rule_for
+from svdcut.choose.ranks import Rule, rule_for
 from svdcut.errors import QualityError, SvdcutError
 from svdcut.files.tensorfile import Dtype, TensorEntry, iterate_bytes
 from svdcut.pair.pairing import Action, Pair
@@ -221,7 +222,7 @@ def decompose_matrix(
     NonFiniteError, QualityError, SolverError
         As `process_tensor` does.
     """
-    noise = any(request.rule.kind is RuleKind.NOISE for request in requests)
+    noise = any(request.rule.needs_edge for request in requests)
     update = read_update(sides, job.device, measure_rounding=noise)
     with job.reserve.lend() as escalate:
         decomposition, cuts = cut_matrix(

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from svdcut.choose.ranks import Rule
+from svdcut.choose.ranks import Budget
 from svdcut.verification.findings import Failure
 from svdcut.verification.tolerances import energy_rounding
 
@@ -38,12 +38,12 @@ class Share:
         return math.sqrt(max(0.0, self.values[index] ** 2 + sign * off) / self.cost)
 
 
-def check_budget(rule: Rule, shares: list[Share]) -> Iterator[Failure]:
+def check_budget(rule: Budget, shares: list[Share]) -> Iterator[Failure]:
     """Yield what shows that a budget was not spent where it keeps most energy.
 
     Parameters
     ----------
-    rule : Rule
+    rule : Budget
         The budget.
     shares : list of Share
         Of every matrix under it.
@@ -52,7 +52,7 @@ def check_budget(rule: Rule, shares: list[Share]) -> Iterator[Failure]:
     yield from wrong
     if not shares:
         return
-    budget = rule.value * sum(share.cost * share.full_rank for share in shares)
+    budget = rule.share * sum(share.cost * share.full_rank for share in shares)
     spent = sum(share.cost * share.rank for share in shares)
     if spent > budget * (1 + 1e-12):
         worst = max(shares, key=lambda share: share.cost * share.rank)

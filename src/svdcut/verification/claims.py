@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
+from svdcut.choose.keep import Keep
 from svdcut.choose.options import Options
-from svdcut.choose.ranks import Keep, Rule, RuleKind, rule_for
+from svdcut.choose.ranks import Rule, rule_for
 from svdcut.files.filenames import MANIFEST_NAME
 from svdcut.record.manifest import Manifest, TensorFact, Truncation
 from svdcut.svd.certificate import VALUE_TOLERANCE
@@ -85,7 +86,7 @@ def _check_tensor(
     if cut.keep != options.keep.value:
         yield "keep", options.keep.value, cut.keep
     yield from _check_ranks(cut, rule)
-    yield from _check_values(cut)
+    yield from _check_values(cut, rule)
     yield from _check_norms(cut)
     yield from _check_svd(cut, options)
 
@@ -111,19 +112,13 @@ def _check_shape(fact: TensorFact, cut: Truncation) -> Contradiction | None:
 def _check_ranks(cut: Truncation, rule: Rule) -> Iterator[Contradiction]:
     wanted = list(cut.ranks)
     for i, matrix in enumerate(cut.matrices):
-        if matrix.sigma_first == 0:
-            wanted[i] = 0
-        elif rule.kind is RuleKind.FIXED:
-            wanted[i] = min(int(rule.value), cut.full_rank)
-        elif rule.kind is RuleKind.FULL:
-            wanted[i] = cut.full_rank
-        else:
-            wanted[i] = min(matrix.rank, cut.full_rank)
+        known = rule.known_rank(cut.full_rank) if matrix.sigma_first else 0
+        wanted[i] = min(matrix.rank, cut.full_rank) if known is None else known
     if wanted != list(cut.ranks):
         yield "rank", joined(wanted), joined(cut.ranks)
 
 
-def _check_values(cut: Truncation) -> Iterator[Contradiction]:
+def _check_values(cut: Truncation, rule: Rule) -> Iterator[Contradiction]:
     """Check which values are there, and their order."""
     for matrix in cut.matrices:
         rank, first, edge = matrix.rank, matrix.sigma_first, matrix.noise_edge
@@ -135,7 +130,7 @@ def _check_values(cut: Truncation) -> Iterator[Contradiction]:
         ordered = last is None or after is None or last >= after
         if cut.keep == Keep.TOP.value and not ordered:
             yield "sigma_next", f"last kept value {last}", after
-        if (edge is None) != (cut.rule != RuleKind.NOISE.value or first == 0):
+        if (edge is None) != (not rule.needs_edge or first == 0):
             yield "noise_edge", f"rule {cut.rule}", edge
 
 

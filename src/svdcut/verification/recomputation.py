@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from svdcut.choose.options import Options
-from svdcut.choose.ranks import Rule, RuleKind
+from svdcut.choose.ranks import Rule
 from svdcut.errors import CheckpointError, SvdcutError
 from svdcut.files.tensorfile import TensorEntry
 from svdcut.pair.pairing import Action
@@ -177,7 +177,7 @@ class _Tensor:
     def _matrix(
         self, claim: Claim, matrix: MatrixSides, device: torch.device
     ) -> tuple[Spectrum, Measured | Contradiction | None]:
-        noise = claim.rule.kind is RuleKind.NOISE
+        noise = claim.rule.needs_edge
         update = read_update(matrix, device, measure_rounding=noise)
         decomposition, spectrum = measure(update, claim)
         if self.stored is None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from svdcut.choose.options import Options
-from svdcut.choose.ranks import Rule, RuleKind, parse_rule, parse_rules, rule_for
+from svdcut.choose.ranks import Budget, Rule, parse_rule, parse_rules, rule_for
 from svdcut.device import num_workers, resolve_device
 from svdcut.errors import SvdcutError, UsageError
 from svdcut.files.checkpoint import Checkpoint
@@ -195,9 +195,7 @@ def _rules_of_run(command: Sequence[str], rule: Rule) -> tuple[Rule, ...]:
     others = [other for other in rules if other != rule]
     # The ranks that another budget gave are in no manifest but its own.
     known = (
-        rule in rules
-        and len(rules) <= _MAX_RULES
-        and all(other.kind is not RuleKind.BUDGET for other in others)
+        rule in rules and len(rules) <= _MAX_RULES and not any(other.is_joint for other in others)
     )
     return rules if known else (rule,)
 
@@ -211,7 +209,7 @@ def _claimed_ranks(
         pair = planned.pair
         fact = manifest.tensors.get(pair.name)
         own = rule_for(pair.name, rule, options.rank_for)
-        if own.kind is RuleKind.BUDGET and fact is not None and pair.action is Action.TRUNCATE:
+        if own.is_joint and fact is not None and pair.action is Action.TRUNCATE:
             claimed = fact.truncation.ranks if fact.truncation else ()
             for number, shape in enumerate(pair.matrices):
                 rank = claimed[number] if number < len(claimed) else 0
@@ -307,7 +305,7 @@ class _Work:
             for number, size in enumerate(_sizes(planned))
         }
         owners = {planned.pair.name: planned.pair.seed_name for planned in self.plan.tensors}
-        rules = {rule for rule, _, _ in self.job.budgets}
+        rules = {rule for rule, _, _ in self.job.budgets if isinstance(rule, Budget)}
         for rule in rules:
             shares = [
                 Share(name, owners[name], *sizes[name, i], rank, self._values(name, i, spectra))

@@ -10,8 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from svdcut.choose.cut import stable_seed
+from svdcut.choose.keep import Keep, choose_indices, first_left_out
 from svdcut.choose.noise import update_edge
-from svdcut.choose.ranks import Keep, Rule, RuleKind, choose_indices, first_left_out
+from svdcut.choose.ranks import Rule
 from svdcut.pair.pairing import Pair
 from svdcut.record.manifest import Truncation
 from svdcut.streaming.update import Update
@@ -23,7 +24,6 @@ from svdcut.verification.tolerances import (
     OWN_VALUE_TOLERANCE,
     energy_rounding,
     lack,
-    rank_range,
     value_tolerance,
 )
 
@@ -117,7 +117,7 @@ def measure(update: Update, claim: Claim) -> tuple[Decomposition, Spectrum]:
     measured = found.measured()
     values = measured.singular_values() or [0.0] * full_rank
     edge = None
-    if claim.rule.kind is RuleKind.NOISE and found.energy:
+    if claim.rule.needs_edge and found.energy:
         edge = update_edge(update.storage, update.matrix.shape, values)
     boundary = full_rank - rank if claim.keep is Keep.BOTTOM else rank
     return found, Spectrum(
@@ -127,7 +127,7 @@ def measure(update: Update, claim: Claim) -> tuple[Decomposition, Spectrum]:
         excess=measured.bounds(boundary).excess if found.energy else 0.0,
         zero_fraction=update.zero_fraction,
         edge=edge,
-        ranks=rank_range(claim.rule, values, full_rank, edge or 0.0),
+        ranks=claim.rule.rank_range(values, full_rank, edge=edge or 0.0),
     )
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from svdcut.choose.ranks import Keep
+from svdcut.choose.keep import Keep
 from svdcut.record.manifest import Truncation
 from svdcut.streaming.update import MatrixSides, Update
 from svdcut.svd.decomposition import PRODUCT_BYTES, Decomposition, row_blocks

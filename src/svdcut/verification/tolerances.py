@@ -27,18 +27,14 @@ second computation may be off by, so that no true claim is ever called false.
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Sequence
 
-from svdcut.choose.ranks import Keep, Rule, RuleKind, select_rank
+from svdcut.choose.keep import Keep
+from svdcut.choose.ranks import BACKWARD
 from svdcut.svd.certificate import ERROR_FLOOR, VALUE_FLOOR, VALUE_TOLERANCE
 
 OWN_VALUE_TOLERANCE = VALUE_TOLERANCE / 10
 """What the second computation is certified to."""
-
-_EPS = sys.float_info.epsilon
-_BACKWARD = 8 * _EPS
-"""Backward error of a symmetric eigensolver, for each row, as a share of the norm."""
 
 _SINGLE_ENERGY = 2.0**-20
 """Relative rounding error of an energy that was measured in float32."""
@@ -62,9 +58,9 @@ def value_tolerance(value: float, first: float, norm: float, size: int, keep: Ke
         Which triplets stay.
     """
     certified = VALUE_TOLERANCE + 2 * OWN_VALUE_TOLERANCE
-    tolerance = certified * max(value, VALUE_FLOOR * first) + size * _BACKWARD * first
+    tolerance = certified * max(value, VALUE_FLOOR * first) + size * BACKWARD * first
     if keep is not Keep.TOP:
-        tolerance += math.sqrt(size * _BACKWARD) * norm
+        tolerance += math.sqrt(size * BACKWARD) * norm
     return tolerance
 
 
@@ -94,7 +90,7 @@ def energy_rounding(norm: float, size: int, *, single: bool = False) -> float:
     single : bool
         Whether they may have been measured in float32.
     """
-    return (size * _BACKWARD + single * _SINGLE_ENERGY) * norm * norm
+    return (size * BACKWARD + single * _SINGLE_ENERGY) * norm * norm
 
 
 def cut_difference(squares: Sequence[float], k: int, lacks: Sequence[float]) -> float:
@@ -131,44 +127,3 @@ def product_rounding(k: int, terms: int, unit: float, kept: float) -> float:
         Norm of the left factor; the right one is orthonormal.
     """
     return (terms + 4) * unit * math.sqrt(k) * kept
-
-
-def rank_range(rule: Rule, s: Sequence[float], full_rank: int, edge: float) -> tuple[int, int]:
-    """Return the least and the largest rank that a rule may mean.
-
-    Parameters
-    ----------
-    rule : Rule
-        Any. A budget leaves all ranks open; it is checked over all tensors.
-    s : sequence of float
-        All singular values, descending.
-    full_rank : int
-        Their number.
-    edge : float
-        Noise edge, for ``noise``.
-
-    Notes
-    -----
-    More than one only where a value, or a sum of values, is so near to the limit that
-    another computation may find it on the other side.
-    """
-    if not s or s[0] == 0:
-        return 0, 0
-    if rule.kind is RuleKind.BUDGET:
-        return 0, full_rank
-    if rule.kind is RuleKind.ENERGY:
-        slack = 2 * full_rank * _BACKWARD
-        least = select_rank(Rule(rule.kind, rule.value - slack), s, full_rank)
-        if rule.value + slack >= 1:
-            return least, full_rank
-        return least, select_rank(Rule(rule.kind, rule.value + slack), s, full_rank)
-    if rule.kind in (RuleKind.RATIO, RuleKind.NOISE):
-        limit = rule.value if rule.kind is RuleKind.RATIO else edge / s[0]
-        squares = [(value / s[0]) ** 2 for value in s]
-        off = 2 * energy_rounding(math.sqrt(math.fsum(squares)), full_rank)
-        off += 2 * VALUE_TOLERANCE * limit * limit
-        square = limit * limit
-        above = sum(x > square + off for x in squares)
-        return above, sum(x >= square - off for x in squares)
-    rank = select_rank(rule, s, full_rank)
-    return rank, rank
