@@ -308,13 +308,6 @@ def _two_files(folder: Path) -> None:
     save_file(values | {"embed.weight": torch.ones(1)}, folder / "ft" / SHARDS[1])
 
 
-def _key_twice(folder: Path) -> None:
-    shard(folder / "ft")
-    path = folder / "ft" / INDEX
-    again = f'"weight_map": {{"embed.weight": "{SHARDS[0]}", '
-    path.write_text(path.read_text().replace('"weight_map": {', again))
-
-
 def _dangling_shard(folder: Path) -> None:
     shard(folder / "ft")
     path = folder / "ft" / SHARDS[0]
@@ -683,11 +676,6 @@ CASES = (
     Case("a tensor's name of 45,000 characters", 3, header({"emb" * 15_000: entry(0, 8)})),
     Case("a header of too many values", 3, header(None, raw=b'{"a":[' + b"[]," * 3_000_000)),
     Case("a header with a number of 10,000 digits", 3, header(None, raw=b'{"a":' + b"1" * 10_000)),
-    Case(
-        "a name twice in a header",
-        3,
-        header(None, raw=b'{"a":' + json.dumps(entry(0, 8)).encode() + b',"a":{}}'),
-    ),
     Case("an entry without a shape", 3, header({"a": {"dtype": "U8"}})),
     Case("an unknown dtype", 3, header({"a": entry(0, 8, dtype="F128")})),
     Case("a shape of negative numbers", 3, header({"a": entry(0, 8, shape=[-8])})),
@@ -713,7 +701,6 @@ CASES = (
         index({"embed.weight": "../base/model.safetensors"}),
     ),
     Case("an index that names no text", 3, index({"embed.weight": 3})),
-    Case("an index that names a tensor twice", 3, with_pair(_key_twice)),
     Case("an index that names a tensor that is nowhere", 3, index({"head.weight": SHARDS[0]})),
     Case("an index that names the wrong file", 3, index({"embed.weight": SHARDS[1]})),
     Case("a tensor in two files", 3, with_pair(_two_files)),
@@ -728,7 +715,7 @@ CASES = (
     Case("a config that is no JSON", 3, text("config.json", '{"a" 1}')),
     Case("a config that is a list", 3, text("config.json", "[]")),
     Case("a config of 20 MB", 3, with_pair(_large_config)),
-    Case("a config nested too deep", 3, text("config.json", '{"a":' * 200 + "1" + "}" * 200)),
+    Case("a config nested too deep", 3, text("config.json", '{"a":' * 999 + "1" + "}" * 999)),
     Case(
         "a pipe in place of a tokenizer",
         3,

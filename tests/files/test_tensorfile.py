@@ -203,10 +203,7 @@ BAD_HEADERS = {
     "half a pair in the metadata": json.dumps(
         {"__metadata__": {"a": "\udfff"}, "a": entry()}
     ).encode(),
-    "a tensor twice": b'{"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},'
-    b'"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]}}',
     "metadata that is no map": {"__metadata__": [], "a": entry()},
-    "metadata that is null": {"__metadata__": None, "a": entry()},
     "metadata of numbers": {"__metadata__": {"a": 1}, "a": entry()},
     "metadata in metadata": {"__metadata__": {"a": {"b": "c"}}, "a": entry()},
     "an entry that is no object": {"a": 4},
@@ -252,9 +249,6 @@ BAD_HEADERS = {
 }
 
 
-STRICTER_THAN_THE_LIBRARY = {"a tensor twice", "metadata that is null"}
-
-
 @pytest.mark.parametrize("kind", BAD_HEADERS)
 def test_bad_header(path, kind):
     write(path, BAD_HEADERS[kind], b"data")
@@ -262,9 +256,8 @@ def test_bad_header(path, kind):
         read_header(path)
     assert str(path) in str(caught.value)
     assert len(str(caught.value)) < 600
-    if kind not in STRICTER_THAN_THE_LIBRARY:
-        with pytest.raises(SafetensorError):
-            deserialize(path.read_bytes())
+    with pytest.raises(SafetensorError):
+        deserialize(path.read_bytes())
 
 
 @pytest.mark.parametrize(
@@ -293,11 +286,11 @@ def test_bad_file(path, raw):
 
 
 def test_header_too_long(path):
-    """Refused by its length, before it is read."""
+    """Refused by its length."""
     with path.open("wb") as file:
         file.write(struct.pack("<Q", 100_000_001) + b"{")
         file.truncate(8 + 100_000_001)
-    with pytest.raises(CheckpointError, match="more than 100 MB"):
+    with pytest.raises(CheckpointError, match="header too large"):
         read_header(path)
 
 
@@ -311,7 +304,7 @@ def test_cut_off(path, cut):
 
 def test_trailing_bytes(path):
     write(path, {"a": entry()}, b"data and more")
-    with pytest.raises(CheckpointError, match="its tensors end at byte"):
+    with pytest.raises(CheckpointError, match="file not fully covered"):
         read_header(path)
 
 

@@ -25,13 +25,7 @@ from svdcut.evaluation.lines import (
     readable,
     too_large,
 )
-from svdcut.files.jsonfile import (
-    check_num_values,
-    check_regular,
-    parse_int,
-    quoted,
-    without_repeats,
-)
+from svdcut.files.jsonfile import check_num_values, check_regular, quoted
 from svdcut.shown import byte_size
 
 _MAX_DOCUMENT = 512 << 20
@@ -39,6 +33,7 @@ _MAX_VALUES = 20_000_000
 """Of a JSON document, which is in memory as a whole."""
 
 _MAX_ROW_VALUES = 1_000_000
+_MAX_DIGITS = 4000
 _MAX_LISTED = 20
 _MAX_COMPARED = 1000
 _MAX_COLUMNS = 10_000
@@ -169,11 +164,27 @@ def _parse(where: str, text: str, max_values: int) -> Any:  # noqa: ANN401
     hint = "Each line of JSON Lines is a JSON object; a .json file may be a list of them."
     try:
         check_num_values(text, max_values)
-        return json.loads(text, parse_int=parse_int, object_pairs_hook=without_repeats)
+        return json.loads(text, parse_int=_parse_int, object_pairs_hook=_without_repeats)
     except ValueError as error:
         raise DataError(f"{where}: not valid JSON ({error})", hint=hint) from error
     except RecursionError as error:
         raise DataError(f"{where}: nested too deep", hint=hint) from error
+
+
+def _parse_int(text: str) -> int:
+    """Return an integer, if it is not so long that it takes minutes to read."""
+    if len(text) > _MAX_DIGITS:
+        raise ValueError(f"an integer of {len(text)} digits")
+    return int(text)
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the object of these pairs, of which no two have one name."""
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise ValueError(f"{quoted(twice)} is named twice")
+    return result
 
 
 def pick_cells(where: str, item: object, wanted: Sequence[str]) -> Row:

@@ -1,60 +1,50 @@
-"""Read the header of a safetensors file, and trust nothing in it.
+"""Read the header of a safetensors file that a stranger may have made.
 
-Whatever is accepted here, the safetensors library accepts too. Memory is bounded
-whatever the text.
+The safetensors library parses and checks it: offsets, shapes and sizes against each other and
+against the file. This module bounds the memory and words the errors.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import os
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, TypeGuard
+
+from safetensors import SafetensorError, safe_open
 
 from svdcut.errors import CheckpointError
-from svdcut.files.jsonfile import check_num_values, check_regular, parse_int, quoted, unique
+from svdcut.files.jsonfile import check_num_values, check_regular, quoted
 from svdcut.files.tensorfile import LENGTH_BYTES, Dtype, TensorEntry, TensorFile
+from svdcut.shown import printable
 
 _MAX_HEADER_BYTES = 100_000_000
 """The limit of the safetensors library."""
 
-_MAX_SIZE = 2**63 - 1
-"""Of a file; larger numbers are not even printed."""
-
 _MAX_HEADER_VALUES = 5_000_000
-"""Of JSON; half a million tensors have fewer. Bounds the memory, whatever the text."""
+"""Of JSON; half a million tensors have fewer. Bounds the memory that parsing takes."""
 
 _MAX_NAME = 1000
 """Characters of a tensor's name: real ones have 200. Bounds the work on names."""
 
-_MAGIC_BYTES = 32
 _MAX_DIMENSIONS = 64
 """As torch."""
 
-_FIELDS = frozenset({"dtype", "shape", "data_offsets"})
-
+_MAX_REASON = 200
+_DAMAGED = "The file is damaged or was cut off; fetch or save it again."
 _PICKLED = "It was renamed, not converted. Load it where you trust it, and save it as safetensors."
 
 _FOREIGN = {
     b"version https://git-lfs": (
-        "a pointer of Git LFS, not the weights",
+        "it is a pointer of Git LFS, not the weights",
         "Fetch the weights: git lfs install, then git lfs pull in that folder.",
     ),
     b"<": (
-        "a web page or XML, not the weights",
+        "it is a web page or XML, not the weights",
         "A download saved an error or log-in page; fetch the file again.",
     ),
-    b"PK\x03\x04": (
-        "a zip archive, as torch.save writes",
-        _PICKLED,
-    ),
-    b"\x80": (
-        "a pickle",
-        _PICKLED,
-    ),
-    b"GGUF": ("a GGUF file", "Use the safetensors checkpoint that it was made from."),
-    b"\x89HDF": ("an HDF5 file", "Save the model as safetensors."),
+    b"PK\x03\x04": ("it is a zip archive, as torch.save writes", _PICKLED),
+    b"\x80": ("it is a pickle", _PICKLED),
+    b"GGUF": ("it is a GGUF file", "Use the safetensors checkpoint that it was made from."),
+    b"\x89HDF": ("it is an HDF5 file", "Save the model as safetensors."),
 }
 """What is found in place of weights, by its first bytes."""
 
@@ -75,8 +65,7 @@ def read_header(path: Path) -> TensorFile:
     Raises
     ------
     CheckpointError
-        If the file cannot be read, or is not well-formed: every offset, shape and
-        size is checked against the others and against the length of the file.
+        If the file cannot be read, or is not well-formed.
 
     Notes
     -----
@@ -86,149 +75,64 @@ def read_header(path: Path) -> TensorFile:
         check_regular(path)
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
-            size = status.st_size
-            length = _check_start(path, file.read(_MAGIC_BYTES), size)
-            file.seek(LENGTH_BYTES)
-            header = _parse_header(path, file.read(length))
+            length = int.from_bytes(file.read(LENGTH_BYTES), "little")
+            if length <= _MAX_HEADER_BYTES:
+                check_num_values(file.read(length), _MAX_HEADER_VALUES)
+        entries, metadata = _parse(path, LENGTH_BYTES + length)
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
-    metadata = header.pop("__metadata__", {})
-    if not _is_text_map(metadata):
-        raise _malformed(path, "'__metadata__' is not a map of strings")
-    begin = LENGTH_BYTES + length
-    entries = [_make_entry(path, name, place, begin) for name, place in header.items()]
-    del header
-    entries.sort(key=lambda entry: (entry.offset, entry.offset + entry.size_bytes))
-    _check_contiguous(path, entries, begin, size)
-    return TensorFile(path, size, tuple(entries), metadata, status.st_mtime_ns)
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except SafetensorError as error:
+        reason = str(error).removeprefix("Error while deserializing header: ").replace("`", "'")
+        sizes = f"a header of {length} bytes in a file of {status.st_size}"
+        raise _foreign(path) or _malformed(path, f"{_shortened(reason)} ({sizes})") from error
+    except ValueError as error:
+        raise _malformed(path, str(error)) from error
+    return TensorFile(path, status.st_size, tuple(entries), metadata, status.st_mtime_ns)
 
 
-def _check_start(path: Path, start: bytes, size: int) -> int:
-    """Return the length of the header; say what the file is if it cannot be one."""
-    length = int.from_bytes(start[:LENGTH_BYTES], "little")
-    if size >= LENGTH_BYTES and length <= min(size - LENGTH_BYTES, _MAX_HEADER_BYTES):
-        return length
-    if size == 0:
-        raise _malformed(path, "it is empty")
-    if length > _MAX_HEADER_BYTES:
-        for magic, (what, hint) in _FOREIGN.items():
-            if start.startswith(magic):
-                raise _malformed(path, f"it is {what}", hint)
-    if length > size - LENGTH_BYTES:
-        raise _malformed(path, f"a header of {length} bytes in a file of {size}")
-    raise _malformed(path, f"a header of {length} bytes, more than 100 MB")
+def _parse(path: Path, offset: int) -> tuple[list[TensorEntry], dict[str, str]]:
+    """Return the entries, which follow each other from `offset` on without holes, and metadata."""
+    entries = []
+    with safe_open(path, "numpy") as file:
+        for name in file.offset_keys():
+            tensor = file.get_slice(name)
+            entry = TensorEntry(
+                name, Dtype(tensor.get_dtype()), tuple(tensor.get_shape()), path, offset
+            )
+            _check_bounds(entry)
+            entries.append(entry)
+            offset += entry.size_bytes
+        metadata = file.metadata()
+    # The library leaves open in which order empty tensors at one place come.
+    entries.sort(key=lambda entry: (entry.offset, entry.size_bytes > 0, entry.name))
+    return entries, metadata or {}
 
 
-_DAMAGED = "The file is damaged or was cut off; fetch or save it again."
+def _check_bounds(entry: TensorEntry) -> None:
+    if len(entry.name) > _MAX_NAME:
+        length = f"{len(entry.name)} characters, more than {_MAX_NAME}"
+        raise ValueError(f"the name {quoted(entry.name)} has {length}")
+    if len(entry.shape) > _MAX_DIMENSIONS:
+        dimensions = f"{len(entry.shape)} dimensions, more than {_MAX_DIMENSIONS}"
+        raise ValueError(f"tensor {quoted(entry.name)} has {dimensions}")
+
+
+def _foreign(path: Path) -> CheckpointError | None:
+    """Return the error of a file of another format, known by its first bytes."""
+    with path.open("rb") as file:
+        start = file.read(max(map(len, _FOREIGN)))
+    # As the length of a header such bytes would be beyond the limit, but for short ones.
+    if int.from_bytes(start[:LENGTH_BYTES], "little") <= _MAX_HEADER_BYTES:
+        return None
+    found = (words for magic, words in _FOREIGN.items() if start.startswith(magic))
+    return next((_malformed(path, what, hint) for what, hint in found), None)
+
+
+def _shortened(reason: str) -> str:
+    """Return the library's reason, which may hold a stranger's name, on one line."""
+    line = printable(reason)
+    return line if len(line) <= _MAX_REASON else f"{line[:_MAX_REASON]}..."
 
 
 def _malformed(path: Path, what: str, hint: str = _DAMAGED) -> CheckpointError:
     return CheckpointError(f"{path}: not a well-formed safetensors file: {what}", hint=hint)
-
-
-class _Place(NamedTuple):
-    """A valid entry without its name, in a fraction of the memory of its JSON."""
-
-    dtype: Dtype
-    shape: tuple[int, ...]
-    begin: int
-
-
-def _parse_header(path: Path, raw: bytes) -> dict[str, Any]:
-    """Parse a header; by the letter, which Python's parser does not by itself."""
-    try:
-        # Decoded here: json would take UTF-16 too, and half surrogate pairs.
-        text = raw.decode("utf-8")
-        del raw
-        if not text.startswith("{"):
-            raise _malformed(path, "the header is not a JSON object")
-        check_num_values(text, _MAX_HEADER_VALUES)
-        header: dict[str, Any] = json.loads(
-            text,
-            object_pairs_hook=_make_object,
-            parse_int=_parse_size,
-            parse_float=_refuse_number,
-            parse_constant=_refuse_number,
-        )
-    except ValueError as error:
-        raise _malformed(path, f"the header is not valid JSON ({error})") from error
-    except RecursionError as error:
-        raise _malformed(path, "the header is nested too deep") from error
-    if not isinstance(header, dict):
-        raise _malformed(path, "the header is a single entry")
-    return header
-
-
-def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any] | _Place:
-    fields = unique(pairs)
-    try:
-        return _parse_place(fields)
-    except ValueError:
-        return fields  # the metadata, or refused later, when its name is known
-
-
-def _parse_place(fields: object) -> _Place:
-    if not isinstance(fields, dict) or not fields.keys() >= _FIELDS:
-        raise ValueError("is not an object of dtype, shape and data_offsets")
-    if any(isinstance(fields[key], (dict, list, tuple)) for key in fields.keys() - _FIELDS):
-        raise ValueError("has a further field that is no plain value")
-    kind, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
-    try:
-        dtype = Dtype(kind)
-    except ValueError:
-        raise ValueError(f"has the unknown dtype {quoted(kind)}") from None
-    if not _is_sizes(shape) or not _is_sizes(offsets) or len(offsets) != 2:
-        raise ValueError("has no valid shape and data_offsets")
-    if len(shape) > _MAX_DIMENSIONS:
-        raise ValueError(f"has {len(shape)} dimensions, more than {_MAX_DIMENSIONS}")
-    num_bits = math.prod(shape) * dtype.bits
-    begin, end = offsets
-    if num_bits > 8 * _MAX_SIZE:
-        raise ValueError("is larger than a file can be")
-    if num_bits != 8 * (end - begin):
-        raise ValueError(f"takes {end - begin} bytes, its shape and dtype make {num_bits / 8:.10g}")
-    return _Place(dtype, tuple(shape), begin)
-
-
-def _parse_size(text: str) -> int:
-    if text == "-0":
-        _refuse_number(text)
-    return parse_int(text)
-
-
-def _refuse_number(text: str) -> NoReturn:
-    raise ValueError(f"the number {quoted(text)}")
-
-
-def _is_text_map(value: object) -> bool:
-    return isinstance(value, dict) and all(isinstance(item, str) for item in value.values())
-
-
-def _is_sizes(value: object) -> TypeGuard[list[int]]:
-    return isinstance(value, list) and all(
-        isinstance(item, int) and not isinstance(item, bool) and 0 <= item <= _MAX_SIZE
-        for item in value
-    )
-
-
-def _make_entry(path: Path, name: str, place: object, start: int) -> TensorEntry:
-    if not isinstance(place, _Place):
-        try:
-            place = _parse_place(place)
-        except ValueError as error:
-            raise _malformed(path, f"the entry of {quoted(name)} {error}") from None
-    if len(name) > _MAX_NAME:
-        what = f"the name {quoted(name)} has {len(name)} characters, more than {_MAX_NAME}"
-        raise _malformed(path, what, "No real model has such names; was the file made to do harm?")
-    return TensorEntry(name, place.dtype, place.shape, path, start + place.begin)
-
-
-def _check_contiguous(path: Path, entries: list[TensorEntry], start: int, size: int) -> None:
-    position = start
-    for entry in entries:
-        if entry.offset != position:
-            kind = "a hole before" if entry.offset > position else "an overlap at"
-            raise _malformed(path, f"{kind} tensor {quoted(entry.name)}")
-        position += entry.size_bytes
-    if position != size:
-        raise _malformed(path, f"its tensors end at byte {position}, the file at {size}")

@@ -5,13 +5,9 @@ Knows no format; says nothing of what a document means.
 
 from __future__ import annotations
 
-import itertools
-import json
 import os
 import reprlib
 import stat
-from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +15,7 @@ from typing import Any
 from svdcut.errors import CheckpointError
 from svdcut.shown import byte_size
 
-_MAX_DIGITS = 4000
 _MAX_QUOTED = 160
-_MAX_DEPTH = 100
-"""Less than what Python can recurse into."""
 
 _DAMAGED = "The file is damaged; fetch or save it again."
 
@@ -60,7 +53,7 @@ def check_regular(path: Path) -> None:
         raise OSError(None, "not a regular file")
 
 
-def read_json(path: Path, bounds: Bounds, *, strict: bool = False) -> dict[str, Any]:
+def read_json(path: Path, bounds: Bounds) -> dict[str, Any]:
     """Read a JSON object.
 
     Parameters
@@ -69,22 +62,23 @@ def read_json(path: Path, bounds: Bounds, *, strict: bool = False) -> dict[str, 
         The file.
     bounds : Bounds
         What it may take.
-    strict : bool
-        Whether to refuse an object that names a key twice, and text that is not Unicode.
 
     Raises
     ------
     CheckpointError
         If the file cannot be read, is out of bounds, or holds no JSON object.
     """
-    value = read_value(path, bounds, strict=strict)
+    value = read_value(path, bounds)
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: not a JSON object", hint=_DAMAGED)
     return value
 
 
-def read_value(path: Path, bounds: Bounds, *, strict: bool = False) -> object:
+def read_value(path: Path, bounds: Bounds) -> object:
     """Read a JSON value of any kind; takes and raises what `read_json` does."""
+    # Imported here: --help reads no files.
+    from pydantic_core import from_json
+
     try:
         check_regular(path)
         with path.open("rb") as file:
@@ -95,19 +89,14 @@ def read_value(path: Path, bounds: Bounds, *, strict: bool = False) -> object:
         size = byte_size(bounds.num_bytes)
         raise CheckpointError(f"{path}: larger than {size}, which no real one is")
     try:
-        text = raw.decode()
-        check_num_values(text, bounds.num_values)
-        value = json.loads(text, parse_int=parse_int, object_pairs_hook=unique if strict else None)
+        check_num_values(raw, bounds.num_values)
+        # It refuses what is nested so deep that Python could not follow, and long integers.
+        return from_json(raw)
     except ValueError as error:
         raise CheckpointError(f"{path}: not valid JSON ({error})", hint=_DAMAGED) from error
-    except RecursionError:
-        value = None
-    if value is None or _is_deep(value):
-        raise CheckpointError(f"{path}: nested deeper than {_MAX_DEPTH} levels")
-    return value
 
 
-def check_num_values(text: str, bound: int) -> None:
+def check_num_values(text: str | bytes, bound: int) -> None:
     """Refuse a document of too many values before it is parsed.
 
     Raises
@@ -116,60 +105,6 @@ def check_num_values(text: str, bound: int) -> None:
         If it has more than `bound`.
     """
     # Brackets and commas within texts count too: no real document comes near the bound.
-    if sum(map(text.count, "[{,")) > bound:
+    count = text.count if isinstance(text, bytes) else lambda mark: text.count(mark.decode())
+    if sum(map(count, (b"[", b"{", b","))) > bound:
         raise ValueError(f"more than {bound} values")
-
-
-def parse_int(text: str) -> int:
-    """Return an integer, if it is not so long that it takes minutes to read.
-
-    Raises
-    ------
-    ValueError
-        If it is.
-    """
-    if len(text) > _MAX_DIGITS:
-        raise ValueError(f"an integer of {len(text)} digits")
-    return int(text)
-
-
-def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return the object of these pairs.
-
-    Raises
-    ------
-    ValueError
-        If a key comes twice, or half a surrogate pair is in a text.
-    """
-    for text in itertools.chain.from_iterable(pairs):
-        if isinstance(text, str):
-            text.encode()  # an escape can make half a pair, which no file can hold
-    return without_repeats(pairs)
-
-
-def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return the object of these pairs, whatever its texts hold.
-
-    Raises
-    ------
-    ValueError
-        If a key comes twice.
-    """
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
-        raise ValueError(f"{quoted(twice)} is named twice")
-    return result
-
-
-def _is_deep(value: object) -> bool:
-    layer = [value]
-    for _ in range(_MAX_DEPTH):
-        layer = [child for item in layer for child in _children(item)]
-    return bool(layer)
-
-
-def _children(value: object) -> Iterable[object]:
-    if isinstance(value, dict):
-        return value.values()
-    return value if isinstance(value, list) else ()

@@ -28,7 +28,7 @@ def read_index(path: Path) -> tuple[Mapping[str, Any], list[str]]:
         If it is no index, or a file is missing.
     """
     check_own(path, path.parent)
-    index = read_json(path, _BOUNDS, strict=True)
+    index = read_json(path, _BOUNDS)
     weight_map, metadata = index.get("weight_map"), index.get("metadata")
     if metadata is not None and not isinstance(metadata, dict):
         raise CheckpointError(f"{path}: 'metadata' is not an object", hint=_WRONG_INDEX)
