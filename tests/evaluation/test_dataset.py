@@ -468,7 +468,7 @@ def test_tables_are_bounded_in_lines_and_columns(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("module", "bound", "value", "match"),
     [
-        (tables, "_MAX_ROW_GROUP", 1 << 20, "a row group of 0.0 GB, where at most"),
+        (tables, "_MAX_ROW_GROUP", 1 << 20, "a row group of 10.0 MB, where at most"),
         (tables, "MAX_ROW", 5000, "row 1: longer than 0 MB"),
         (lines, "_SMALL_TEXT", 25_000, "a row group of 0.0 GB, where at most 0.0 GB"),
     ],
