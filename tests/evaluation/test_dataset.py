@@ -470,7 +470,7 @@ def test_tables_are_bounded_in_lines_and_columns(tmp_path, monkeypatch):
     [
         (tables, "_MAX_ROW_GROUP", 1 << 20, "a row group of 10.0 MB, where at most"),
         (tables, "MAX_ROW", 5000, "row 1: longer than 0 MB"),
-        (lines, "_SMALL_TEXT", 25_000, "a row group of 0.0 GB, where at most 0.0 GB"),
+        (lines, "_SMALL_TEXT", 25_000, "a row group of 10.0 MB, where at most 1.4 MB"),
     ],
 )
 def test_parquet_that_stands_for_far_more(tmp_path, monkeypatch, module, bound, value, match):
@@ -487,7 +487,7 @@ def test_parquet_that_stands_for_far_more(tmp_path, monkeypatch, module, bound, 
 def test_text_that_expands_far(tmp_path, monkeypatch):
     monkeypatch.setattr(lines, "_SMALL_TEXT", 25_000)
     path = compressed(at(tmp_path, HEAD + "aaaaaaaaaaaaaaaa,0\n" * 20_000), ".gz")
-    with pytest.raises(DataError, match=r"holds more than 0.0 GB of text, in 0.0 MB of file"):
+    with pytest.raises(DataError, match=r"holds more than 0.2 MB of text, in 0.0 MB of file"):
         read_dataset(path, Columns())
 
 

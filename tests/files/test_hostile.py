@@ -21,9 +21,9 @@ import svdcut
 from refusals import CALL, POINTER, SHARDS, WEIGHTS, call, entry, pair, shard, write, write_header
 from svdcut.errors import CheckpointError, HubError, UsageError
 from svdcut.files.checkpoint import open_checkpoint
-from svdcut.files.conversion import class_name, conversion_hint
 from svdcut.files.header import read_header
 from svdcut.files.hub import fetch_snapshot
+from svdcut.files.wrong_input import class_name, conversion_hint
 from svdcut.record.card import card_metadata
 from svdcut.shown import byte_size, percent, printable
 
@@ -630,7 +630,7 @@ def check_answer(monkeypatch, tmp_path, name, change):
     before = {path for path in tmp_path.rglob("*") if "cache" not in path.parts}
     message = "org/toy"
     try:
-        assert (fetch_snapshot("org/toy", quiet=True).path / WEIGHTS).is_file()
+        assert (fetch_snapshot("org/toy", quiet=True) / WEIGHTS).is_file()
     except (HubError, CheckpointError) as error:
         message = str(error)
     assert "org/toy" in message

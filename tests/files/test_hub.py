@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import svdcut.files.hub
 from kinds import KINDS
 from svdcut.errors import CheckpointError, HubError
-from svdcut.files.hub import Snapshot, fetch_snapshot, is_local
+from svdcut.files.hub import fetch_snapshot, is_local
 
 INDEX = "model.safetensors.index.json"
 SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
@@ -72,12 +72,11 @@ def test_single_file_and_only_wanted_files(hub, folder):
 
     snapshot = fetch_snapshot("org/toy")
 
-    assert snapshot == Snapshot(snapshot.path, "org/toy", commit)
-    assert snapshot.path.name == commit
+    assert snapshot.name == commit
     wanted = sorted([*SMALL, TEMPLATE, "model.safetensors"])
     assert hub.files_fetched() == wanted
-    assert files_in(snapshot.path) == wanted
-    assert all((snapshot.path / name).read_bytes() == (repo / name).read_bytes() for name in wanted)
+    assert files_in(snapshot) == wanted
+    assert all((snapshot / name).read_bytes() == (repo / name).read_bytes() for name in wanted)
 
 
 def test_requests_are_one_lookup_one_listing_and_two_for_each_file(hub, folder):
@@ -96,7 +95,7 @@ def test_sharded_takes_what_the_index_names(hub, folder):
     repo = sharded(folder, *SHARDS, SHARDS[0], present=[*SHARDS, "model-stale.safetensors"])
     hub.add("org/toy", repo)
     snapshot = fetch_snapshot("org/toy")
-    assert files_in(snapshot.path) == hub.files_fetched() == ["config.json", *SHARDS, INDEX]
+    assert files_in(snapshot) == hub.files_fetched() == ["config.json", *SHARDS, INDEX]
 
 
 def test_folders_of_modules(hub, folder):
@@ -105,7 +104,7 @@ def test_folders_of_modules(hub, folder):
     names += ["config.json", "model.safetensors", "qformer_tokenizer/vocab.txt"]
     others = ["2_Dense/pytorch_model.bin", "3_Old/config.json", "onnx/model.onnx"]
     hub.add("org/toy", folder(*names, *others, modules=modules))
-    assert files_in(fetch_snapshot("org/toy").path) == hub.files_fetched() == sorted(names)
+    assert files_in(fetch_snapshot("org/toy")) == hub.files_fetched() == sorted(names)
 
 
 def test_a_cut_of_two_snapshots(hub, tmp_path):
@@ -123,7 +122,7 @@ def test_a_cut_of_two_snapshots(hub, tmp_path):
 def test_adapter_without_model(hub, folder):
     names = ["README.md", "adapter_config.json", "adapter_model.safetensors"]
     hub.add("org/toy", folder(*names, "adapter_model.bin"))
-    assert files_in(fetch_snapshot("org/toy").path) == names
+    assert files_in(fetch_snapshot("org/toy")) == names
 
 
 def test_second_fetch_asks_only_for_the_commit(hub, folder):
@@ -139,8 +138,8 @@ def test_revision_resolves_to_its_commit(hub, folder, revision):
     hub.add("org/toy", folder("model.safetensors", name="other"))
     commit = hub.add("org/toy", folder("model.safetensors", "config.json"), revision)
     snapshot = fetch_snapshot(f"org/toy@{commit if revision == 'commit' else revision}")
-    assert snapshot.revision == commit
-    assert (snapshot.path / "model.safetensors").read_text() == "model.safetensors of repo"
+    assert snapshot.name == commit
+    assert (snapshot / "model.safetensors").read_text() == "model.safetensors of repo"
 
 
 def test_weights_are_pinned_to_the_commit_of_the_index(hub, folder, monkeypatch):
@@ -154,8 +153,8 @@ def test_weights_are_pinned_to_the_commit_of_the_index(hub, folder, monkeypatch)
 
     monkeypatch.setattr(svdcut.files.hub, "_weight_files", push_in_between)
     snapshot = fetch_snapshot("org/toy")
-    assert snapshot.revision == commit
-    assert (snapshot.path / SHARDS[1]).read_text() == f"{SHARDS[1]} of repo"
+    assert snapshot.name == commit
+    assert (snapshot / SHARDS[1]).read_text() == f"{SHARDS[1]} of repo"
 
 
 @pytest.mark.parametrize("quiet", [False, True])
@@ -197,7 +196,7 @@ def test_offline_and_not_cached(hub, folder, go_offline):
 def test_offline_names_what_the_cache_lacks(hub, folder, go_offline, lost, with_listing):
     repo = folder("model.safetensors") if lost not in SHARDS else sharded(folder, *SHARDS)
     hub.add("org/toy", repo)
-    (fetch_snapshot("org/toy").path / lost).unlink()
+    (fetch_snapshot("org/toy") / lost).unlink()
     go_offline(with_listing=with_listing)
     with pytest.raises(HubError, match="org/toy@main is not complete in the cache") as caught:
         fetch_snapshot("org/toy")
@@ -213,7 +212,7 @@ import sys, svdcut.files.hub
 assert "huggingface_hub" not in sys.modules
 assert not svdcut.files.hub.is_local("org/toy")
 assert "huggingface_hub" not in sys.modules
-print(svdcut.files.hub.fetch_snapshot("org/toy").path)
+print(svdcut.files.hub.fetch_snapshot("org/toy"))
 assert "torch" not in sys.modules
 """
     source = str(Path(svdcut.files.hub.__file__).parents[2])
@@ -294,7 +293,7 @@ def test_server_down_but_cached(hub, folder):
 
 def test_server_down_and_cache_not_complete(hub, folder):
     hub.add("org/toy", sharded(folder, *SHARDS))
-    (fetch_snapshot("org/toy").path / "config.json").unlink()
+    (fetch_snapshot("org/toy") / "config.json").unlink()
     hub.stop()
     what = r"org/toy@main is not complete in the cache \(config\.json\); download failed: .*refused"
     with pytest.raises(HubError, match=what):
@@ -376,7 +375,7 @@ def test_index_names_a_shard_that_is_not_there(hub, folder):
 )
 def test_hostile_shard_name(hub, folder, name):
     hub.add("org/toy", sharded(folder, SHARDS[0], name))
-    with pytest.raises(CheckpointError, match=f"org/toy.*{INDEX}") as caught:
+    with pytest.raises(CheckpointError, match=f"org--toy.*{INDEX}") as caught:
         fetch_snapshot("org/toy")
     assert "\n" not in caught.value.what
     assert not [file for file in hub.files_fetched() if file.endswith(("safetensors", ".bin"))]
@@ -393,7 +392,7 @@ def test_index_that_is_none(hub, folder, content):
     repo = folder("model.safetensors")
     (repo / INDEX).write_bytes(content.encode("latin-1"))
     hub.add("org/toy", repo)
-    with pytest.raises(CheckpointError, match=f"org/toy.*{INDEX}"):
+    with pytest.raises(CheckpointError, match=f"org--toy.*{INDEX}"):
         fetch_snapshot("org/toy")
 
 

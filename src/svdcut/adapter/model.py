@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from svdcut.adapter.renames import Fused, find_fused, in_memory
-from svdcut.files.conversion import class_name
+from svdcut.files.wrong_input import class_name
 
 Shape = tuple[int, ...]
 

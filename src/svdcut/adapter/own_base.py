@@ -14,13 +14,12 @@ from svdcut.errors import CheckpointError, HubError, MismatchError, QuantizedErr
 from svdcut.files import hub
 from svdcut.files.checkpoint import (
     Checkpoint,
-    Location,
-    locate,
     open_checkpoint,
     open_located,
     reading,
 )
 from svdcut.files.filenames import ADAPTER_CONFIG_NAME
+from svdcut.files.hub import Location, locate
 from svdcut.files.jsonfile import quoted
 
 _HINT = "Name the base that it was trained on: --base BASE."

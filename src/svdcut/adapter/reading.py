@@ -17,14 +17,13 @@ from svdcut.adapter.tying import drop_copies, unties
 from svdcut.errors import CheckpointError
 from svdcut.files.checkpoint import (
     Checkpoint,
-    Location,
     holds_model,
-    locate,
     open_located,
     reading,
 )
 from svdcut.files.filenames import ADAPTER_CONFIG_NAME, ADAPTER_NAME
 from svdcut.files.header import read_header
+from svdcut.files.hub import Location, locate
 from svdcut.files.tensorfile import TensorEntry, TensorFile
 from svdcut.names import is_in_numbered_layer, tied_part
 

@@ -15,9 +15,9 @@ from typing import Any
 from svdcut.adapter.application import Application
 from svdcut.adapter.peft_config import CLASSIFIERS, PeftConfig
 from svdcut.files.checkpoint import Checkpoint
-from svdcut.files.conversion import class_name
 from svdcut.files.filenames import MANIFEST_NAME, is_there
 from svdcut.files.jsonfile import Bounds, read_json
+from svdcut.files.wrong_input import class_name
 from svdcut.names import is_task_head
 
 _END = re.compile(

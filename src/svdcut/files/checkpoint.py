@@ -5,10 +5,11 @@ Reads headers, index and config; no weights. It decides nothing about pairs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,30 +20,26 @@ from svdcut.files.filenames import (
     CARD_NAME,
     CONFIG_BOUNDS,
     CONFIG_NAME,
+    INCOMPLETE,
     INDEX_NAME,
     MANIFEST_NAME,
     MAX_TENSORS,
-    SIDECAR_FOLDERS,
-    SIDECARS,
+    TOKENIZER_FILES,
     WEIGHTS_NAME,
     check_own,
-    is_sidecar,
     is_there,
-    module_folders,
+    left_in,
+    sidecars,
     unreadable,
 )
-from svdcut.files.header import read_header
+from svdcut.files.header import read_header, read_index
+from svdcut.files.hub import Location
 from svdcut.files.jsonfile import quoted, read_json
 from svdcut.files.lora_factors import LowRankEntry
-from svdcut.files.shards import check_index, read_index
 from svdcut.files.tensorfile import TensorEntry, TensorFile
 from svdcut.files.wrong_input import no_weights, not_safetensors, not_there
 
 _CARD_BYTES = 1_000_000
-_OF_TOKENIZER = (
-    *("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json"),
-    *("tekken.json", "*.model", "*.tiktoken", "*.spm", "*.vocab", "*.bpe", "*.codes", "*.jinja"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,11 +143,11 @@ class Checkpoint:
         CheckpointError
             If one cannot be read, would not end, as a pipe, or is a link out of its folder.
         """
-        found = _sidecars(self.directory)
+        found = sidecars(self.directory)
         if self.under is not None:
             # The config is base's: that beside an adapter often tells of how base was loaded.
             found.pop(Path(CONFIG_NAME), None)
-            found = _sidecars(self.under) | found
+            found = sidecars(self.under) | found
         return dict(sorted(found.items()))
 
     def left_behind(self) -> list[str]:
@@ -159,14 +156,14 @@ class Checkpoint:
             return []
         taken = {*self.sidecars(), *(Path(file.path.name) for file in self.files)}
         taken |= {Path(name) for name in (CARD_NAME, INDEX_NAME, MANIFEST_NAME)}
-        return sorted(_left_in(self.directory, taken))
+        return sorted(left_in(self.directory, taken))
 
     def tokenizer_files(self) -> dict[Path, Path]:
         """Return those of `sidecars` that a tokenizer is made of."""
         return {
             name: path
             for name, path in self.sidecars().items()
-            if any(fnmatchcase(name.name, pattern) for pattern in _OF_TOKENIZER)
+            if any(fnmatchcase(name.name, pattern) for pattern in TOKENIZER_FILES)
         }
 
     def card(self) -> str | None:
@@ -183,56 +180,6 @@ class Checkpoint:
         check_own(path, self.directory)
         with path.open("rb") as file:
             return file.read(_CARD_BYTES).decode("utf-8", errors="replace")
-
-
-def _sidecars(folder: Path | None) -> dict[Path, Path]:
-    if folder is None:
-        return {}
-    try:
-        found = [
-            path
-            for place, patterns in _places(folder)
-            for path in place
-            if is_sidecar(path.name, patterns) and not path.is_dir()
-        ]
-    except OSError as error:
-        raise unreadable(folder, error) from error
-    for path in found:
-        check_own(path, folder)
-    return {path.relative_to(folder): path for path in found}
-
-
-def _places(folder: Path) -> Iterator[tuple[Iterable[Path], tuple[str, ...]]]:
-    """Yield what lies where loaders look, and the names of what they take of it."""
-    yield folder.iterdir(), SIDECARS
-    for pattern, names in SIDECAR_FOLDERS.items():
-        yield folder.glob(f"{pattern}/*"), names
-    for name in module_folders(folder):
-        yield (folder / name).rglob("*"), (*SIDECARS, "*.safetensors")
-
-
-def _left_in(folder: Path, taken: Set[Path], within: Path = Path()) -> Iterator[str]:
-    parents = {parent for path in taken for parent in path.parents}
-    for path in (folder / within).iterdir():
-        name = within / path.name
-        if name in taken or path.name.startswith("."):
-            continue
-        if path.is_dir() and name in parents:
-            yield from _left_in(folder, taken, name)
-        else:
-            yield f"{name.as_posix()}/" if path.is_dir() else name.as_posix()
-
-
-@dataclass(frozen=True, slots=True)
-class Location:
-    """Where a source lies, once fetched."""
-
-    source: str
-    """As the user named it."""
-
-    path: Path
-    revision: str | None
-    """The Hub commit, for a Hub id."""
 
 
 def open_checkpoint(source: str | Path, *, quiet: bool = False) -> Checkpoint:
@@ -258,21 +205,9 @@ def open_checkpoint(source: str | Path, *, quiet: bool = False) -> Checkpoint:
     HubError
         If it could not be had from the Hub.
     """
-    location = locate(source, quiet=quiet)
+    location = hub.locate(source, quiet=quiet)
     with reading(location):
         return open_located(location)
-
-
-def locate(source: str | Path, *, quiet: bool = False) -> Location:
-    """Return where a source lies; fetch it, if it is a Hub id. Raises as `open_checkpoint`."""
-    text = str(source)
-    if isinstance(source, Path) or hub.is_local(text):
-        try:
-            return Location(text, Path(text).expanduser(), None)
-        except RuntimeError as error:  # of expanduser
-            raise CheckpointError(f"{text}: there is no such user") from error
-    snapshot = hub.fetch_snapshot(text, quiet=quiet)
-    return Location(text, snapshot.path, snapshot.revision)
 
 
 @contextmanager
@@ -291,61 +226,91 @@ def holds_model(folder: Path) -> bool:
 
 def open_located(location: Location) -> Checkpoint:
     """Open a checkpoint that is there; raises as `open_checkpoint`, and `OSError`."""
-    source, path, revision = location.source, location.path, location.revision
+    source, path = location.source, location.path
     if path.is_file():
         if path.suffix != ".safetensors":
             raise not_safetensors(source, path)
-        return _assemble(source, revision, None, [path.name], path.parent, None)
+        return _assemble(location, None, [path])
     if not path.is_dir():
         raise not_there(source, path)
     if is_there(path / INDEX_NAME):
         index, names = read_index(path / INDEX_NAME)
-        checkpoint = _assemble(source, revision, path, names, path, index)
-        actual = {name: entry.path.name for name, entry in checkpoint.tensors.items()}
-        check_index(path / INDEX_NAME, index, actual)
-        return checkpoint
+        return _assemble(location, index, [path / name for name in names])
     if is_there(path / WEIGHTS_NAME):
-        return _assemble(source, revision, path, [WEIGHTS_NAME], path, None)
+        return _assemble(location, None, [path / WEIGHTS_NAME])
     raise no_weights(source, path)
 
 
 def _assemble(
-    source: str,
-    revision: str | None,
-    directory: Path | None,
-    names: list[str],
-    folder: Path,
-    index: Mapping[str, Any] | None,
+    location: Location, index: Mapping[str, Any] | None, paths: Sequence[Path]
 ) -> Checkpoint:
-    files: list[TensorFile] = []
+    folder = location.path if location.path.is_dir() else None
+    for path in paths:
+        if not path.exists():
+            raise _missing_file(path)
+    files = tuple(map(read_header, paths))
+    tensors = _tensors(files, location.source)
+    if index is not None:
+        _check_index(paths[0].parent / INDEX_NAME, index, tensors)
+    config: Mapping[str, Any] = {}
+    if folder is not None and is_there(folder / CONFIG_NAME):
+        check_own(folder / CONFIG_NAME, folder)
+        config = read_json(folder / CONFIG_NAME, CONFIG_BOUNDS)
+    return Checkpoint(
+        source=location.source,
+        revision=location.revision,
+        directory=folder,
+        files=files,
+        tensors=tensors,
+        # A bare file becomes a folder, where loaders look for this name.
+        shards={
+            file.path.name if folder else WEIGHTS_NAME: tuple(entry.name for entry in file.entries)
+            for file in files
+        },
+        metadata=files[0].metadata,
+        index=index,
+        config=config,
+    )
+
+
+def _missing_file(path: Path) -> CheckpointError:
+    """Return the error of a file of weights that is not there, and is expected to be."""
+    if path.is_symlink():
+        return unreadable(path, FileNotFoundError())
+    unfinished = [found.name for found in path.parent.glob("*.incomplete")]
+    more = f"; {quoted(unfinished[0])} is a download that did not finish" if unfinished else ""
+    return CheckpointError(
+        f"{path.parent / INDEX_NAME}: names {quoted(path.name)}, which is not there{more}",
+        hint=INCOMPLETE,
+    )
+
+
+def _tensors(files: Sequence[TensorFile], source: str) -> Mapping[str, TensorEntry]:
+    """Return the tensors of all files; refuse none, too many, and two of one name."""
     tensors: dict[str, TensorEntry] = {}
-    for name in names:
-        path = folder / name
-        if path.is_symlink() and not path.exists():
-            raise unreadable(path, FileNotFoundError())
-        file = read_header(path)
-        files.append(file)
-        if len(tensors) + len(file.entries) > MAX_TENSORS:
+    for entry in chain.from_iterable(file.entries for file in files):
+        other = tensors.setdefault(entry.name, entry)
+        if other is not entry:
+            raise CheckpointError(
+                f"{source}: tensor {quoted(entry.name)} is in two files: "
+                f"{other.path.name} and {entry.path.name}"
+            )
+        if len(tensors) > MAX_TENSORS:
             raise CheckpointError(f"{source}: more than {MAX_TENSORS} tensors")
-        for entry in file.entries:
-            if entry.name in tensors:
-                raise CheckpointError(
-                    f"{source}: tensor {quoted(entry.name)} is in two files: "
-                    f"{tensors[entry.name].path.name} and {file.path.name}"
-                )
-            tensors[entry.name] = entry
     if not tensors:
         raise CheckpointError(f"{source}: holds no tensors")
-    config: Mapping[str, Any] = {}
-    if directory is not None and is_there(directory / CONFIG_NAME):
-        check_own(directory / CONFIG_NAME, directory)
-        config = read_json(directory / CONFIG_NAME, CONFIG_BOUNDS)
-    # A bare file becomes a folder, where loaders look for this name.
-    shards = {
-        file.path.name if directory else WEIGHTS_NAME: tuple(e.name for e in file.entries)
-        for file in files
-    }
-    metadata = files[0].metadata
-    return Checkpoint(
-        source, revision, directory, tuple(files), tensors, shards, metadata, index, config
-    )
+    return tensors
+
+
+def _check_index(path: Path, index: Mapping[str, Any], tensors: Mapping[str, TensorEntry]) -> None:
+    """Raise unless each tensor is where the index says."""
+    said: Mapping[str, str] = index["weight_map"]
+    found = {name: entry.path.name for name, entry in tensors.items()}
+    wrong = [name for name in said.keys() | found.keys() if said.get(name) != found.get(name)]
+    if wrong:
+        name = min(wrong)
+        raise CheckpointError(
+            f"{path}: tensors that are not where it says: {len(wrong)}, as {quoted(name)} "
+            f"(index: {said.get(name, 'nowhere')}, found: {found.get(name, 'nowhere')})",
+            hint="Shards of different saves lie in one folder; fetch or save it again.",
+        )

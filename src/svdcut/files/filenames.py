@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable, Iterator, Set
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -53,6 +54,12 @@ _NOT_SIDECARS = (
     ADAPTER_CONFIG_NAME,
 )
 
+TOKENIZER_FILES = (
+    *("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json"),
+    *("tekken.json", "*.model", "*.tiktoken", "*.spm", "*.vocab", "*.bpe", "*.codes", "*.jinja"),
+)
+"""Names of those sidecars that a tokenizer is made of."""
+
 MAX_TENSORS = 250_000
 """Bounds the memory; the largest models have a quarter of that."""
 
@@ -71,7 +78,7 @@ def is_there(path: Path) -> bool:
     return os.path.lexists(path)
 
 
-def is_sidecar(name: str, patterns: tuple[str, ...]) -> bool:
+def _is_sidecar(name: str, patterns: tuple[str, ...]) -> bool:
     """Whether a file of this name goes along with the weights."""
     return any(fnmatchcase(name, pattern) for pattern in patterns) and not any(
         fnmatchcase(name, pattern) for pattern in _NOT_SIDECARS
@@ -97,6 +104,52 @@ def module_folders(folder: Path) -> list[str]:
     for name in names:
         _check_within(folder / name, folder)
     return names
+
+
+def sidecars(folder: Path | None) -> dict[Path, Path]:
+    """Return the small files that loading needs, by their names relative to the folder.
+
+    Raises
+    ------
+    CheckpointError
+        If one cannot be read, would not end, as a pipe, or is a link out of its folder.
+    """
+    if folder is None:
+        return {}
+    try:
+        found = [
+            path
+            for place, patterns in _places(folder)
+            for path in place
+            if _is_sidecar(path.name, patterns) and not path.is_dir()
+        ]
+    except OSError as error:
+        raise unreadable(folder, error) from error
+    for path in found:
+        check_own(path, folder)
+    return {path.relative_to(folder): path for path in found}
+
+
+def _places(folder: Path) -> Iterator[tuple[Iterable[Path], tuple[str, ...]]]:
+    """Yield what lies where loaders look, and the names of what they take of it."""
+    yield folder.iterdir(), SIDECARS
+    for pattern, names in SIDECAR_FOLDERS.items():
+        yield folder.glob(f"{pattern}/*"), names
+    for name in module_folders(folder):
+        yield (folder / name).rglob("*"), (*SIDECARS, "*.safetensors")
+
+
+def left_in(folder: Path, taken: Set[Path], within: Path = Path()) -> Iterator[str]:
+    """Yield what lies in a folder beside the files that are taken; folders end in a slash."""
+    parents = {parent for path in taken for parent in path.parents}
+    for path in (folder / within).iterdir():
+        name = within / path.name
+        if name in taken or path.name.startswith("."):
+            continue
+        if path.is_dir() and name in parents:
+            yield from left_in(folder, taken, name)
+        else:
+            yield f"{name.as_posix()}/" if path.is_dir() else name.as_posix()
 
 
 def check_own(path: Path, folder: Path) -> None:

@@ -1,18 +1,23 @@
-"""Read the header of a safetensors file that a stranger may have made.
+"""Read what says where tensors lie: the header of a safetensors file, the index of several.
 
-The safetensors library parses and checks it: offsets, shapes and sizes against each other and
-against the file. This module bounds the memory and words the errors.
+A stranger may have made them. The safetensors library parses and checks a header: offsets, shapes
+and sizes against each other and against the file. This module bounds the memory and words the
+errors.
 """
 
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from svdcut.errors import CheckpointError
-from svdcut.files.jsonfile import check_num_values, check_regular, quoted
+from svdcut.files.filenames import MAX_TENSORS, check_own
+from svdcut.files.jsonfile import Bounds, check_num_values, check_regular, quoted, read_json
 from svdcut.files.tensorfile import LENGTH_BYTES, Dtype, TensorEntry, TensorFile
 from svdcut.shown import printable
 
@@ -29,6 +34,12 @@ _MAX_DIMENSIONS = 64
 """As torch."""
 
 _MAX_REASON = 200
+
+_INDEX_BOUNDS = Bounds(num_bytes=100_000_000, num_values=2 * MAX_TENSORS)
+_FILE_NAME = re.compile(r"(?!.*\.\.)[^/\\*?\[\x00-\x1f]+\.safetensors")
+"""Of weights beside an index; nothing that leads elsewhere, or that a pattern could mean."""
+
+_WRONG_INDEX = "The index is damaged or not of this checkpoint; fetch or save it again."
 _DAMAGED = "The file is damaged or was cut off; fetch or save it again."
 _PICKLED = "It was renamed, not converted. Load it where you trust it, and save it as safetensors."
 
@@ -136,3 +147,27 @@ def _shortened(reason: str) -> str:
 
 def _malformed(path: Path, what: str, hint: str = _DAMAGED) -> CheckpointError:
     return CheckpointError(f"{path}: not a well-formed safetensors file: {what}", hint=hint)
+
+
+def read_index(path: Path) -> tuple[Mapping[str, Any], list[str]]:
+    """Return an index, and the names of the files of weights that it tells of, sorted.
+
+    Raises
+    ------
+    CheckpointError
+        If it is no index.
+    """
+    check_own(path, path.parent)
+    index = read_json(path, _INDEX_BOUNDS)
+    weight_map, metadata = index.get("weight_map"), index.get("metadata")
+    if metadata is not None and not isinstance(metadata, dict):
+        raise CheckpointError(f"{path}: 'metadata' is not an object", hint=_WRONG_INDEX)
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{path}: has no 'weight_map'", hint=_WRONG_INDEX)
+    for name in weight_map.values():
+        if not (isinstance(name, str) and _FILE_NAME.fullmatch(name)):
+            raise CheckpointError(
+                f"{path}: names {quoted(name)}, which is not a .safetensors file beside it",
+                hint=_WRONG_INDEX,
+            )
+    return index, sorted(set(weight_map.values()))

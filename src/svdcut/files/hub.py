@@ -1,6 +1,6 @@
-"""Fetch a checkpoint from the Hub into the local cache of huggingface_hub.
+"""Find where a checkpoint lies: a path, or a snapshot from the Hub in the cache of huggingface_hub.
 
-Does not take other sub-folders than loaders read, or weights in other formats; reads no
+It fetches no other sub-folders than loaders read, and no weights in other formats; it reads no
 tensors, and does not log in (`hf` does).
 """
 
@@ -14,64 +14,87 @@ from functools import partial
 from pathlib import Path
 
 from svdcut.errors import CheckpointError, HubError
-from svdcut.files.conversion import adapter_conversion_hint, conversion_hint
-from svdcut.files.filenames import CARD_NAME, SIDECAR_FOLDERS, SIDECARS, module_folders
-from svdcut.files.jsonfile import Bounds, quoted, read_json
+from svdcut.files.filenames import (
+    ADAPTER_CONFIG_NAME,
+    ADAPTER_NAME,
+    CARD_NAME,
+    CONFIG_BOUNDS,
+    CONFIG_NAME,
+    INDEX_NAME,
+    SIDECAR_FOLDERS,
+    SIDECARS,
+    WEIGHTS_NAME,
+    module_folders,
+)
+from svdcut.files.header import read_index
+from svdcut.files.jsonfile import read_json
+from svdcut.files.wrong_input import adapter_conversion_hint, conversion_hint
 
 # As huggingface_hub's validate_repo_id, whose import costs 0.1 s, and as git for the revision.
 _NAME = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
 _REVISION = r"(?!/)(?!.*(?:\.\.|//))[^\s\x00-\x1f\x7f~^:?*\[\\]+(?<!/)"
 _HUB_ID = rf"(?![^@]*(?:--|\.\.))({_NAME}/{_NAME})(?<!\.git)(?:@({_REVISION}))?"
 _parsed = re.compile(_HUB_ID).fullmatch
-_INDEX = "model.safetensors.index.json"
-_BOUNDS = Bounds(num_bytes=100_000_000, num_values=1_000_000)
 _SMALL_FILES = [*SIDECARS, CARD_NAME]
 # In these patterns `*` also matches "/"; "[!s]" is for the index of any format but safetensors.
 _IGNORED = ["*/*", "*[!s].index.json", "consolidated*", "trainer_state.json"]
 
 
 @dataclass(frozen=True, slots=True)
-class Snapshot:
-    """A checkpoint of the Hub as it lies in the local cache."""
+class Location:
+    """Where a checkpoint lies on disk, once it is fetched."""
+
+    source: str
+    """As the user named it."""
 
     path: Path
-    """Folder that holds the files."""
-    repo_id: str
-    """The `org/name` part of the Hub id."""
-    revision: str
-    """Full commit hash that the branch, tag or commit resolved to."""
+    revision: str | None
+    """The Hub commit, for a Hub id."""
+
+
+def locate(source: str | Path, *, quiet: bool = False) -> Location:
+    """Return where a source lies; fetch it if it is a Hub id.
+
+    Raises
+    ------
+    CheckpointError
+        If the path begins with a user that is not there, and as `fetch_snapshot` does.
+    HubError
+        As `fetch_snapshot` does.
+    """
+    text = str(source)
+    if isinstance(source, Path) or is_local(text):
+        try:
+            return Location(text, Path(text).expanduser(), None)
+        except RuntimeError as error:  # of expanduser
+            raise CheckpointError(f"{text}: there is no such user") from error
+    folder = fetch_snapshot(text, quiet=quiet)
+    return Location(text, folder, folder.name)
 
 
 def is_local(source: str) -> bool:
-    """Whether `source` names a local path, so that the Hub must not be asked.
+    """Whether a source is a path, so that the Hub must not be asked.
 
-    Parameters
-    ----------
-    source : str
-        A path, or a Hub id `org/name[@revision]`.
-
-    Returns
-    -------
-    bool
-        True if the path exists, ends in ".safetensors", or has not the shape of a Hub id.
+    It is if it exists, ends in ".safetensors", or does not look like ``org/name[@revision]``.
     """
     return not _parsed(source) or source.endswith(".safetensors") or os.path.lexists(source)
 
 
-def fetch_snapshot(source: str, *, quiet: bool = False) -> Snapshot:
+def fetch_snapshot(source: str, *, quiet: bool = False) -> Path:
     """Download what svdcut needs of a checkpoint, or find it in the cache.
 
     Parameters
     ----------
     source : str
-        A Hub id, `org/name[@revision]`; the revision is a branch, tag or commit (default main).
+        A Hub id, ``org/name[@revision]``; the revision is a branch, tag or commit (default main).
     quiet : bool
         Show no progress bars, not even on a terminal.
 
     Returns
     -------
-    Snapshot
-        With all the weights that the index names, `model.safetensors`, or those of an adapter.
+    Path
+        A folder named by the commit, with all the weights that the index names,
+        `model.safetensors`, or those of an adapter.
 
     Raises
     ------
@@ -103,26 +126,26 @@ def is_cached(source: str) -> bool:
     match = _parsed(source)
     if match is None:
         return False
-    names = ("config.json", "adapter_config.json")
+    names = (CONFIG_NAME, ADAPTER_CONFIG_NAME)
     found = (try_to_load_from_cache(match[1], name, revision=match[2]) for name in names)
     return any(isinstance(path, str) for path in found)
 
 
-def _download(repo_id: str, revision: str, bars: type[object]) -> Snapshot:
+def _download(repo_id: str, revision: str, bars: type[object]) -> Path:
     """Fetch the small files, then the weights of the commit that the first call resolved."""
     from huggingface_hub import constants, snapshot_download
 
     offline = constants.HF_HUB_OFFLINE
     fetch = partial(snapshot_download, repo_id, tqdm_class=bars, local_files_only=offline)
     folder = Path(fetch(revision=revision, allow_patterns=_SMALL_FILES, ignore_patterns=_IGNORED))
-    weights = _weight_files(folder, repo_id)
+    weights = _weight_files(folder)
     # config.json is there already; naming it avoids a warning where no weights match.
-    further = ["config.json", *_beneath(folder), *weights]
+    further = [CONFIG_NAME, *_beneath(folder), *weights]
     fetch(revision=folder.name, allow_patterns=further)
     missing = [name for name in weights if not (folder / name).is_file()]
-    if missing and ((folder / _INDEX).is_file() or missing == weights):
+    if missing and ((folder / INDEX_NAME).is_file() or missing == weights):
         raise _incomplete(folder, repo_id, missing)
-    return Snapshot(folder, repo_id, folder.name)
+    return folder
 
 
 def _beneath(folder: Path) -> Iterator[str]:
@@ -132,20 +155,12 @@ def _beneath(folder: Path) -> Iterator[str]:
         yield from (f"{name}/{pattern}" for pattern in patterns)
 
 
-def _weight_files(folder: Path, repo_id: str) -> list[str]:
-    """Names of the files to ask for; without an index, those that there may be."""
-    if not (folder / _INDEX).is_file():
-        adapter = (folder / "adapter_config.json").is_file()
-        return ["model.safetensors", *(["adapter_model.safetensors"] if adapter else [])]
-    try:
-        names = set(read_json(folder / _INDEX, _BOUNDS)["weight_map"].values())
-    except (CheckpointError, LookupError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{repo_id}: {_INDEX} is not an index of weights") from error
-    for name in names or [None]:
-        if not re.fullmatch(r"(?!.*\.\.)[^/\\*?\[\x00-\x1f]+\.safetensors", str(name)):
-            what = f"{repo_id}: {_INDEX} names {quoted(name)}, no .safetensors beside it"
-            raise CheckpointError(what)
-    return sorted(names)
+def _weight_files(folder: Path) -> list[str]:
+    """Return the names of the files to ask for; without an index, those that there may be."""
+    if (folder / INDEX_NAME).is_file():
+        return read_index(folder / INDEX_NAME)[1]
+    adapter = (folder / ADAPTER_CONFIG_NAME).is_file()
+    return [WEIGHTS_NAME, *([ADAPTER_NAME] if adapter else [])]
 
 
 def _incomplete(folder: Path, repo_id: str, missing: list[str]) -> CheckpointError:
@@ -155,16 +170,16 @@ def _incomplete(folder: Path, repo_id: str, missing: list[str]) -> CheckpointErr
     if constants.HF_HUB_OFFLINE:
         raise errors.LocalEntryNotFoundError(f"missing ({', '.join(missing)}).")
     files = HfApi().list_repo_files(repo_id, revision=folder.name)
-    if (folder / _INDEX).is_file():
-        return CheckpointError(f"{repo_id}: {_INDEX} names {missing[0]!r}, which is not there")
+    if (folder / INDEX_NAME).is_file():
+        return CheckpointError(f"{repo_id}: {INDEX_NAME} names {missing[0]!r}, which is not there")
     found = [name for name in files if re.fullmatch(r"[^/]*model[^/]*\.(bin|pt|pth)", name)]
     pickled = f", only pickled ones ({found[0]!r}), which svdcut does not open" if found else ""
     try:
-        config = read_json(folder / "config.json", _BOUNDS)
+        config = read_json(folder / CONFIG_NAME, CONFIG_BOUNDS)
     except CheckpointError:
         config = {}
     hint = conversion_hint(repo_id, config, revision=folder.name)
-    if (folder / "adapter_config.json").is_file():
+    if (folder / ADAPTER_CONFIG_NAME).is_file():
         fetch = f"hf download {repo_id} --revision {folder.name} --local-dir adapter"
         hint = f"Fetch it: {fetch}\n  {adapter_conversion_hint('adapter')}"
     what = f"{repo_id} at {folder.name} has no safetensors weights{pickled}"

@@ -1,14 +1,18 @@
-"""What was named is no checkpoint: errors that say what it is instead, and what to do."""
+"""What was named is no checkpoint: errors that say what it is instead, and what to do.
+
+Pickled weights are never opened, for that can run any code: the user gets the command that
+converts them.
+"""
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from svdcut.errors import CheckpointError
-from svdcut.files.conversion import adapter_conversion_hint, conversion_hint
 from svdcut.files.filenames import (
     ADAPTER_CONFIG_NAME,
     ADAPTER_NAME,
@@ -21,6 +25,8 @@ from svdcut.files.filenames import (
 )
 from svdcut.files.jsonfile import quoted, read_json
 
+_is_class_name = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}").fullmatch
+_is_plain = re.compile(r"[\w@%+=:,./ ~-]*").fullmatch
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _OTHER_FORMATS = {
     ".gguf": "GGUF holds quantised weights; use the safetensors checkpoint that it was made from.",
@@ -116,3 +122,48 @@ def _read_config(folder: Path, name: str = CONFIG_NAME) -> Mapping[str, Any]:
         return read_json(folder / name, CONFIG_BOUNDS)
     except CheckpointError:
         return {}
+
+
+def class_name(config: Mapping[str, Any]) -> str:
+    """Return the first class that a config.json names; empty where it names none."""
+    named = config.get("architectures")
+    first = named[0] if isinstance(named, list) and named else None
+    return first if isinstance(first, str) and _is_class_name(first) else ""
+
+
+def conversion_hint(source: str, config: Mapping[str, Any], *, revision: str | None = None) -> str:
+    """Return the command that converts a checkpoint.
+
+    Parameters
+    ----------
+    source : str
+        What transformers is to load: a folder, or the name of a repository.
+    config : mapping
+        Its config.json; the class that it names keeps the head, which AutoModel drops.
+    revision : str, optional
+        Of a repository.
+    """
+    model = class_name(config) or "AutoModel"
+    pinned = f", revision={revision!r}" if revision else ""
+    code = (
+        f"from transformers import {model} as M; "
+        f"M.from_pretrained({source!r}{pinned}).save_pretrained('converted')"
+    )
+    return _command(code, source + (revision or ""))
+
+
+def adapter_conversion_hint(folder: str) -> str:
+    """Return the command that converts the pickled weights of an adapter in a folder."""
+    code = (
+        f"import os, torch; from safetensors.torch import save_file as s; os.chdir({folder!r}); "
+        "s({k: v.contiguous() for k, v in torch.load('adapter_model.bin', weights_only=True)"
+        ".items()}, 'adapter_model.safetensors')"
+    )
+    return _command(code, folder)
+
+
+def _command(code: str, names: str) -> str:
+    # Single quotes are easier to read, but names may hold what a shell acts on.
+    plain = _is_plain(names)
+    words = f'"{code}"' if plain else shlex.quote(code)
+    return f"If you trust it, convert it: python -c {words}"

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from svdcut.files.conversion import class_name
+from svdcut.files.wrong_input import class_name
 from svdcut.record.manifest import Manifest, Source
 from svdcut.record.summary import summarize
 from svdcut.shown import printable
