@@ -36,7 +36,8 @@ from .evaluation.metrics import Evaluation, Gap, GroupResult, Interval
 from .record.manifest import Manifest
 from .record.progress import Progress
 from .spectra.comparison import Comparison, Overlap
-from .spectra.facts import Intruders, Spectra, Spectrum, Subject, TensorSpectra
+from .spectra.facts import Spectra, Subject, TensorSpectra
+from .spectra.matrix import Intruders, Spectrum
 from .sweeps.facts import Cost, Row, Sweep, Variant
 from .verification.findings import Checked, Failure, Verification
 

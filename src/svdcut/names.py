@@ -6,6 +6,7 @@ Names alone; it knows no checkpoint.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)")
 _IN_NUMBERED_LAYER = re.compile(r"(^|\.)(\d+)(\.|$)")
@@ -39,6 +40,14 @@ HEAD = 2
 def collapse_numbers(name: str) -> str:
     """Return a name with ``*`` for every number, so that layers of one kind share it."""
     return _NUMBER.sub("*", name)
+
+
+def group_by_kind(names: Iterable[str]) -> dict[str, list[str]]:
+    """Return the names that differ in numbers alone, by what `collapse_numbers` makes of them."""
+    kinds: dict[str, list[str]] = {}
+    for name in names:
+        kinds.setdefault(collapse_numbers(name), []).append(name)
+    return kinds
 
 
 def is_in_numbered_layer(name: str) -> bool:

@@ -6,9 +6,12 @@ It knows no names and no formats.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import fields
 from typing import Any
+
+MISSING = "-"
+"""Stands for a number that is not known."""
 
 _FORMULA = ("=", "+", "-", "@")
 
@@ -53,6 +56,16 @@ def percent(share: float) -> str:
     return f"{number:.{max(decimals, 0)}f}%"
 
 
+def size_text(value: float) -> str:
+    """Return a norm or a singular value in at most seven characters: ``0.0312``, ``1.2e-05``."""
+    return f"{value:.3g}" if value == 0 or 1e-3 <= value < 1000 else f"{value:.1e}"
+
+
+def rank_text(value: float) -> str:
+    """Return a rank or a count, or a mean of some, to two digits: ``2.5``, ``48``."""
+    return f"{value:.1f}" if value < 9.95 and value != int(value) else f"{value:.0f}"
+
+
 def safe_cell(value: object) -> object:
     r"""Return the cell of a CSV file that a terminal and a spreadsheet show as it is.
 
@@ -78,8 +91,13 @@ def _is_number(text: str) -> bool:
 
 def brief(self: Any) -> str:  # noqa: ANN401 - any dataclass
     """Return a dataclass in a few lines: the ``__repr__`` of results that may be large."""
-    shown = (f"{field.name}={_brief(getattr(self, field.name))}" for field in fields(self))
-    return f"{type(self).__name__}({', '.join(shown)})"
+    found = {field.name: getattr(self, field.name) for field in fields(self)}
+    return brief_items(type(self).__name__, found)
+
+
+def brief_items(name: str, items: Mapping[str, object]) -> str:
+    """Return named values in a few lines, as `brief` does for the fields of a dataclass."""
+    return f"{name}({', '.join(f'{key}={_brief(value)}' for key, value in items.items())})"
 
 
 def _brief(value: object) -> str:

@@ -38,7 +38,7 @@ from checkpoints import (
 from svdcut.cli import guard, output
 from svdcut.cli.app import app
 from svdcut.names import collapse_numbers
-from svdcut.spectra.summary import SortKey
+from svdcut.spectra.groups import SORT_KEYS
 
 ENVIRONMENT = {"COLUMNS": "200", "TERM": "dumb", "HF_HUB_OFFLINE": "1"}
 WEIGHTS = "model.safetensors"
@@ -1089,7 +1089,7 @@ def test_help_of_the_root_shows_no_values_of_switches():
 def test_no_word_of_the_help_is_broken():
     shown = CliRunner().invoke(app, ["spectrum", "-h"], env={**ENVIRONMENT, "COLUMNS": "80"}).stdout
     words = shown.replace(",", " ").split()
-    assert {key.value for key in SortKey} <= {word.removesuffix(".") for word in words}
+    assert set(SORT_KEYS) <= {word.removesuffix(".") for word in words}
 
 
 def test_a_warning_wraps_between_words_on_a_terminal(monkeypatch, capsys):

@@ -14,6 +14,7 @@ import harness_files
 import svdcut
 import text_models
 from architectures import ARCHITECTURES
+from svdcut.spectra.columns import COLUMNS
 from text_models import make_examples, write_csv
 
 ROOT = Path(__file__).parents[2]
@@ -51,6 +52,26 @@ MEMBERS = ("negation", "source", "male", "female", "muslim", "black")
 """Columns of the data that the documents evaluate on."""
 
 SCREEN = re.compile(r"<!-- screen (\d+): (.*?) -->\n```text\n(.*?)```\n", re.DOTALL)
+
+
+COLUMN_TABLE = re.compile(r"<!-- columns -->\n(.*?)<!-- end -->", re.DOTALL)
+
+
+def column_table():
+    """The table of the columns of ``spectrum``: from the one list that every output reads."""
+    lines = ["| key | screen, page | meaning | several matrices |", "|---|---|---|---|"]
+    for column in COLUMNS:
+        titles = dict.fromkeys((column.short, column.title if column.join else ""))
+        shown = ", ".join(filter(None, titles)) or "-"
+        joined = column.join.value if column.join else "in files only"
+        lines.append(f"| `{column.key}` | {shown} | {column.meaning} | {joined} |")
+    return "\n".join(lines) + "\n"
+
+
+def test_the_table_of_columns_is_that_of_the_code():
+    """Written anew by ``python tests/docs/test_docs.py``."""
+    text = (ROOT / "docs" / "spectrum.md").read_text(encoding="utf-8")
+    assert COLUMN_TABLE.search(text)[1] == column_table()
 
 
 def screens():
@@ -246,5 +267,7 @@ if __name__ == "__main__":
                 assert done.returncode == 0, done.stderr
                 return f"<!-- screen {match[1]}: {match[2]} -->\n```text\n{done.stdout}```\n"
 
-            text = path.read_text(encoding="utf-8")
-            path.write_text(SCREEN.sub(fresh, text), encoding="utf-8")
+            text = SCREEN.sub(fresh, path.read_text(encoding="utf-8"))
+            table = f"<!-- columns -->\n{column_table()}<!-- end -->"
+            text = COLUMN_TABLE.sub(lambda _, table=table: table, text)
+            path.write_text(text, encoding="utf-8")

@@ -9,42 +9,32 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from svdcut.choose.ranks import rank_for_energy
 from svdcut.errors import OutputError, UsageError
 from svdcut.pictures import DARK, LIGHT, panels_as_svg, save_figure
 from svdcut.pictures.kinds import find_kinds, group_kinds, kept_energy, log_curves, short_labels
 from svdcut.pictures.style import PANEL, decade_ticks, readable
 from svdcut.pictures.tables import RELATIVE_NORM, scale_of, tabulate
-from svdcut.spectra.facts import Spectra, Spectrum, Subject, TensorSpectra
-from svdcut.spectra.statistics import effective_rank, head_rank, stable_rank
+from svdcut.spectra.columns import describe
+from svdcut.spectra.facts import Spectra, Subject, TensorSpectra
+from svdcut.spectra.matrix import Spectrum
 
 MAGIC = {"png": b"\x89PNG\r\n\x1a\n", "svg": b"<?xml", "pdf": b"%PDF-"}
 SVG = "{http://www.w3.org/2000/svg}"
 
 
 def spectrum(values, *, base=10.0, edge=1e-3, top=None, full=None):
-    norm = math.hypot(*values)
-
-    def rank(share):
-        if norm == 0:
-            return 0
-        return head_rank(values[:top], norm, share) if top else rank_for_energy(values, share)
-
-    return Spectrum(
+    raw = Spectrum(
         singular_values=values[:top],
         full_rank=full or len(values),
-        norm=norm,
+        size=len(values) ** 2,
+        norm=math.hypot(*values),
         base_norm=base,
-        stable_rank=stable_rank(values, norm),
-        effective_rank=None if top else effective_rank(values),
-        rank_90=rank(0.9),
-        rank_99=rank(0.99),
         noise_edge=edge,
-        above_noise_edge=None if edge is None else sum(value > edge for value in values),
         zero_fraction=0.0,
         method="gram",
         value_bound=1e-6,
     )
+    return describe(raw)
 
 
 def falling(num=24, scale=1.0, decay=0.1):

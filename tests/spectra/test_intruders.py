@@ -173,6 +173,6 @@ def test_nan_is_refused_by_the_name_of_its_side(tmp_path):
 def test_memory_counts_the_vectors(m, n, tmp_path):
     sides = [write_folder(tmp_path / side, {NAME: torch.zeros(m, n)}) for side in ("base", "ft")]
     plan = plan_spectra(*map(open_checkpoint, sides), SpectraOptions())
-    needs = spectrum_needs(plan.pairs, None, intruders=True)
+    needs = spectrum_needs([(pair,) for pair in plan.pairs], None, intruders=True)
     assert needs.sizes[0] >= 8 * min(m, n) ** 2 * 4
     assert needs.total <= (250 << 20) + 8 * 4 * m * n

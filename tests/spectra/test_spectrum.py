@@ -23,10 +23,12 @@ from matrices import noise
 from svdcut.api import prepare_spectra
 from svdcut.choose.ranks import Fixed, parse_rule, rank_for_energy
 from svdcut.names import model_order
+from svdcut.spectra.columns import COLUMNS, JOINED, NORM, describe
 from svdcut.spectra.cuts import cut_points
-from svdcut.spectra.files import COLUMNS, rows, save_values
+from svdcut.spectra.files import HEAD, rows, save_values
+from svdcut.spectra.groups import SORT_KEYS, by_depth, by_module, sort_tensors
+from svdcut.spectra.matrix import Intruders, Spectrum
 from svdcut.spectra.statistics import effective_rank, energy_curve, head_rank, stable_rank
-from svdcut.spectra.summary import SortKey, by_depth, by_module, by_tensor, sort_tensors
 from svdcut.svd.certificate import RESOLUTION
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "spectrum.json"
@@ -357,23 +359,106 @@ def test_order_of_a_model():
 
 def test_sorted_by_every_key(wide_pair):
     found = svdcut.spectrum(*wide_pair)
-    for key in SortKey:
-        lines = by_tensor(sort_tensors(found, key))
-        assert {line.name for line in lines} == set(found.tensors)
-        if key not in (SortKey.MODEL, SortKey.NAME):
-            values = [getattr(line, key.value) for line in lines]
-            known = [value for value in values if value is not None]
-            assert known == sorted(known, reverse=True)
-            assert values[: len(known)] == known  # the others come last
+    assert len(SORT_KEYS) == 2 + len(JOINED)
+    assert list(sort_tensors(found, "name").tensors) == sorted(found.tensors)
+    for column in JOINED:
+        tensors = sort_tensors(found, column.key).tensors
+        assert tensors.keys() == found.tensors.keys()
+        values = [column.joined(tensor.matrices) for tensor in tensors.values()]
+        known = [value for value in values if value is not None]
+        assert known == sorted(known, reverse=True)
+        assert values[: len(known)] == known  # the others come last
 
 
-def test_summaries(tmp_path):
+def test_groups(tmp_path):
     found = svdcut.spectrum(*vars(toy(tmp_path, layers=3)).values())
-    lines = by_module(found)
-    assert sum(len(line.matrices) for line in lines) == len(found.matrices)
-    assert [line.name for line in by_depth(found)] == ["0", "1", "2"]
+    modules = by_module(found)
+    assert sum(len(group.matrices) for group in modules) == len(found.matrices)
+    assert [group.name for group in by_depth(found)] == ["0", "1", "2"]
     whole = math.hypot(*(matrix.norm for _, matrix in found.matrices))
-    assert math.hypot(*(line.norm for line in lines)) == pytest.approx(whole)
+    assert math.hypot(*(NORM.joined(group.matrices) for group in modules)) == pytest.approx(whole)
+
+
+def matrix(values, *, size=100, top=None, full_rank=None, **facts):
+    """A spectrum with its columns, of these values."""
+    usual = {"base_norm": 20.0, "noise_edge": 1.0, "zero_fraction": 0.0, "method": "gram"}
+    raw = Spectrum(
+        singular_values=values,
+        full_rank=full_rank or len(values),
+        size=size,
+        norm=math.hypot(*values),
+        value_bound=1e-9,
+        **usual | facts,
+    )
+    return describe(raw, top)
+
+
+JOINS = {
+    "norm": (13.0, "13"),
+    "relative_norm": (13 / math.hypot(20, 20), "46%"),
+    "sigma_first": (12.0, "12"),
+    "sigma_last": (12e-7, "<1.2e-06"),
+    "stable_rank": ((25 / 16 + 1) / 2, "1.3"),
+    "effective_rank": (
+        (math.exp(math.log(7) - (3 * math.log(3) + 4 * math.log(4)) / 7) + 1) / 2,
+        "1.5",
+    ),
+    "rank_90": (1.5, "1.5"),
+    "rank_99": (1.5, "1.5"),
+    "noise_edge": (1.5, "1.5"),
+    "above_noise_edge": (1.5, "1.5"),
+    "zero_fraction": (0.1, "10%"),
+    "intruders": (3, "3"),
+}
+
+
+def test_every_column_has_one_rule_for_several_matrices():
+    """A stack, a module and a layer alike, on the screen, the page and in pictures."""
+    intruders = [Intruders(cosines, 0.5) for cosines in ((0.1, 0.9), (0.2, 0.3))]
+    both = [
+        matrix([4.0, 3.0], intruders=intruders[0]),
+        matrix(
+            [12.0, 0.0], size=300, noise_edge=2.0, zero_fraction=0.4 / 3, intruders=intruders[1]
+        ),
+    ]
+    assert JOINS.keys() == {column.key for column in JOINED}
+    for column in JOINED:
+        value, text = JOINS[column.key]
+        assert column.joined(both) == pytest.approx(value), column.key
+        assert column.text(both) == text, column.key
+
+
+def test_several_matrices_have_no_number_where_one_has_none():
+    whole, head = matrix([4.0, 3.0, 2.0]), matrix([4.0], full_rank=3)
+    zeros = matrix([0.0, 0.0, 0.0], noise_edge=0.0)
+    for column in JOINED:
+        alone = column.joined([whole])
+        if column.key in ("stable_rank", "effective_rank"):
+            assert column.joined([whole, zeros]) == alone  # zeros have none of their own
+            assert column.joined([zeros]) is None
+        if column.joined([head]) is None:
+            assert column.joined([whole, head]) is None
+            assert column.text([whole, head]) == "-"
+
+
+def test_columns_are_measured_from_all_values_that_were_computed():
+    """However many of them are kept: the last one too."""
+    values = [float(value) for value in range(20, 0, -1)]
+    whole, some = matrix(values), matrix(values, top=4)
+    assert list(some.singular_values) == values[:4]
+    assert some.numbers == whole.numbers
+    assert some.sigma_last == 1.0
+    head = matrix(values[:4], full_rank=20)
+    assert head.sigma_last is head.effective_rank is None
+
+
+def test_a_spectrum_has_the_columns_as_attributes():
+    found = matrix([4.0, 3.0])
+    for column in COLUMNS:
+        assert getattr(found, column.key) is not None or column.key == "intruders"
+    assert "stable_rank=1.5625" in repr(found)
+    with pytest.raises(AttributeError, match="stable_rnk"):
+        _ = found.stable_rnk
 
 
 def test_cut_points_are_those_of_truncate(wide_pair, tmp_path):
@@ -403,7 +488,7 @@ def test_cut_points_of_leading_values(wide_pair):
 
 def test_rows(wide_pair):
     found = svdcut.spectrum(*wide_pair)
-    table = [dict(zip(COLUMNS, row, strict=True)) for row in rows(found)]
+    table = [dict(zip(HEAD, row, strict=True)) for row in rows(found)]
     assert len(table) == len(found.matrices)
     stacked = [row for row in table if row["tensor"].endswith("experts.up")]
     assert [row["matrix"] for row in stacked] == [0, 1, 2]
@@ -433,7 +518,7 @@ def test_saved_values(wide_pair, tmp_path, top):
 def test_same_numbers_whatever_the_workers(wide_pair, monkeypatch):
     documents = []
     for cores in (1, 3):
-        monkeypatch.setattr("svdcut.spectra.stream.num_workers", lambda device, cores=cores: cores)
+        monkeypatch.setattr("svdcut.spectra.run.num_workers", lambda device, cores=cores: cores)
         document = svdcut.spectrum(*wide_pair, top=24).to_json()
         del document["seconds"]
         documents.append(document)

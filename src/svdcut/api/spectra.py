@@ -196,7 +196,7 @@ def measure_comparison(
     request: ComparisonRequest, *, observe: Observer | None = None
 ) -> Comparison:
     """Measure what was prepared; see `compare_spectra` for what it returns and raises."""
-    from svdcut.spectra.compare import run_comparison
+    from svdcut.spectra.run import run_comparison
 
     return run_comparison(request.plan, request.options, observe=observe or (lambda progress: None))
 

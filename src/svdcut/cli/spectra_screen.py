@@ -7,6 +7,7 @@ import os
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 from rich.markup import escape
 
@@ -19,10 +20,14 @@ from svdcut.cli.output import (
 )
 from svdcut.cli.tables import Column, no_room, print_table
 from svdcut.pair.pairing import Pairing
-from svdcut.shown import percent, printable
+from svdcut.shown import MISSING, percent, printable
+from svdcut.spectra.column import Column as SpectrumColumn
+from svdcut.spectra.column import known_columns
+from svdcut.spectra.columns import ABOVE_NOISE_EDGE, JOINED, NORM, RELATIVE_NORM, ZERO_FRACTION
 from svdcut.spectra.cuts import CutPoint, cut_points
-from svdcut.spectra.facts import RESOLUTION, Spectra, Spectrum, Subject
-from svdcut.spectra.summary import Summary, by_depth, by_module, by_tensor
+from svdcut.spectra.facts import Spectra, Subject
+from svdcut.spectra.groups import Group, by_depth, by_module, by_tensor, count_above_edge
+from svdcut.spectra.matrix import RESOLUTION, Spectrum
 from svdcut.svd.measured import Method
 
 _BARS, _PLAIN_BARS = "▁▂▃▄▅▆▇█", "_.-=+*#@"
@@ -41,14 +46,7 @@ _FEW = 12
 
 _MANY_ZEROS = 0.25
 
-_LEGEND = (
-    "first, last: singular values; stable, effective: ranks; 90 %, 99 %: ranks that hold this "
-    "share of the energy",
-    "; >noise: values above the edge of rounding",
-)
-
-
-_Columns = Sequence[tuple[Column, Callable[[Summary], str]]]
+_Columns = Sequence[tuple[Column, Callable[[Group], str]]]
 
 
 def print_spectra(spectra: Spectra, pairing: Pairing | None, *, with_tensors: bool) -> None:
@@ -72,8 +70,7 @@ def print_spectra(spectra: Spectra, pairing: Pairing | None, *, with_tensors: bo
         screen.print("There is no matrix to look at.")
         return
     columns = _columns(spectra)
-    legend = _LEGEND[: 1 + (spectra.subject is Subject.UPDATE)]
-    screen.print("".join(legend) + ".", style="dim")
+    screen.print(_legend(spectra), style="dim")
     screen.print()
     modules, layers = by_module(spectra), by_depth(spectra)
     tables = {
@@ -87,12 +84,12 @@ def print_spectra(spectra: Spectra, pairing: Pairing | None, *, with_tensors: bo
     if points:
         dropped += _print_cuts(screen, points)
         screen.print()
-    for title, summaries in tables.items():
-        if summaries:
-            shown = summaries if with_tensors else summaries[:SHOWN_ROWS]
+    for title, groups in tables.items():
+        if groups:
+            shown = groups if with_tensors else groups[:SHOWN_ROWS]
             dropped += _print_lines(screen, title, shown, columns)
             if not with_tensors:
-                print_more(screen, len(summaries), "--sort model shows all")
+                print_more(screen, len(groups), "--sort model shows all")
             screen.print()
     for line in _verdict(spectra):
         screen.say(line)
@@ -117,35 +114,41 @@ def _title(spectra: Spectra) -> str:
     return f"[bold]Update from {escape(printable(spectra.base))} to {checkpoint}[/bold]"
 
 
+def _legend(spectra: Spectra) -> str:
+    """Return what the titles of columns mean that need a word."""
+    meanings: dict[str, list[str]] = {}
+    for column in known_columns(JOINED, [matrix for _, matrix in spectra.matrices]):
+        if column.short and column.legend:
+            meanings.setdefault(column.legend, []).append(column.short)
+    return "; ".join(f"{', '.join(titles)}: {text}" for text, titles in meanings.items()) + "."
+
+
 def _columns(spectra: Spectra) -> _Columns:
-    """Return the columns that say something of these spectra."""
-    matrices = [matrix for _, matrix in spectra.matrices]
-    decades = _decades(matrices)
-    update = spectra.subject is Subject.UPDATE
-    several = any(tensor.stacked for tensor in spectra.tensors.values())
-    columns = [
-        (Column("n", 4), lambda line: str(len(line.matrices))) if several else None,
-        (Column("shape", 4), lambda line: _shape(line.shape)),
-        (Column("norm", 6), lambda line: size_text(line.norm)),
-        (Column("relative", 1), lambda line: share_text(line.relative_norm)) if update else None,
-        (Column("first", 3), lambda line: size_text(line.sigma_first)),
-        (Column("last", 9), _last_text),
-        (Column("stable", 7), lambda line: number_text(line.stable_rank)),
-        (Column("effective", 3), lambda line: number_text(line.effective_rank)),
-        (Column("90 %", 1), lambda line: number_text(line.rank_90)),
-        (Column("99 %", 8), lambda line: number_text(line.rank_99)),
-        (Column(">noise", 1), lambda line: number_text(line.above_noise_edge)) if update else None,
-        (Column("zeros", 5), lambda line: share_text(line.zero_fraction)),
-        (Column("intruders", 1), lambda line: number_text(line.intruders))
-        if any(matrix.intruders for matrix in matrices)
-        else None,
-        (Column("spectrum", 2, "left", "cyan"), lambda line: _sparkline(line.matrices, decades)),
+    """Return the columns beside the names, with the text of each in a row."""
+    decades = _decades([matrix for _, matrix in spectra.matrices])
+    columns: list[tuple[Column, Callable[[Group], str]]] = [
+        (Column("shape", 4), lambda group: _shape(group.shape)),
+        *(
+            (Column(column.short, column.priority), partial(_text, column))
+            for column in JOINED
+            if column.short
+        ),
+        (
+            Column("spectrum", 2, "left", "cyan"),
+            lambda group: _sparkline(group.matrices, decades),
+        ),
     ]
-    return [column for column in columns if column is not None]
+    if any(tensor.stacked for tensor in spectra.tensors.values()):
+        columns.insert(0, (Column("n", 4), lambda group: str(len(group.matrices))))
+    return columns
+
+
+def _text(column: SpectrumColumn, group: Group) -> str:
+    return column.text(group.matrices)
 
 
 def _print_lines(
-    screen: Screen, title: str, lines: Sequence[Summary], columns: _Columns
+    screen: Screen, title: str, lines: Sequence[Group], columns: _Columns
 ) -> list[str]:
     """Print a table of as many columns as there is room for; return the titles of the others."""
     start, end = common_ends([line.name for line in lines])
@@ -153,36 +156,13 @@ def _print_lines(
     screen.say(f"[bold]By {title}[/bold]{escape(where)}")
     names = [line.name[len(start) : len(line.name) - len(end)] for line in lines]
     cells = {column: [text(line) for line in lines] for column, text in columns}
-    known = {column: texts for column, texts in cells.items() if set(texts) != {"-"}}
+    known = {column: texts for column, texts in cells.items() if set(texts) != {MISSING}}
     rows = list(zip(names, *known.values(), strict=True))
     return print_table(screen, "", list(known), rows, gap=1, max_name=_MAX_NAME)
 
 
 def _shape(shape: tuple[int, ...] | None) -> str:
-    return "-" if shape is None else "x".join(map(str, shape))
-
-
-def number_text(value: float | None) -> str:
-    """Return a rank, or a median of ranks."""
-    if value is None:
-        return "-"
-    return f"{value:.1f}" if value < 9.95 and value != int(value) else f"{value:.0f}"
-
-
-def size_text(value: float | None) -> str:
-    """Return a norm or a singular value in at most seven characters."""
-    if value is None:
-        return "-"
-    return f"{value:.3g}" if value == 0 or 1e-3 <= value < 1000 else f"{value:.1e}"
-
-
-def share_text(value: float | None) -> str:
-    """Return a share in percent."""
-    return "-" if value is None else percent(value)
-
-
-def _last_text(line: Summary) -> str:
-    return ("" if line.is_last_resolved else "<") + size_text(line.sigma_last)
+    return MISSING if shape is None else "x".join(map(str, shape))
 
 
 def _decades(matrices: Sequence[Spectrum]) -> float:
@@ -220,7 +200,7 @@ def _print_cuts(screen: Screen, points: Sequence[CutPoint]) -> list[str]:
     for point in points:
         span = f"{point.lowest} to {point.highest}, median {point.median:.0f}"
         each = str(point.lowest) if point.lowest == point.highest else span
-        energy = "-" if point.energy is None else share_text(point.energy)
+        energy = MISSING if point.energy is None else percent(point.energy)
         rows.append([str(point.rule), each, f"{point.rank} of {point.full_rank}", energy])
     return print_table(screen, "a cut at -k", columns, rows)
 
@@ -228,13 +208,11 @@ def _print_cuts(screen: Screen, points: Sequence[CutPoint]) -> list[str]:
 def _verdict(spectra: Spectra) -> Iterator[str]:
     """Yield in sentences what the tables come to."""
     matrices = [matrix for _, matrix in spectra.matrices]
-    norm = math.hypot(*(matrix.norm for matrix in matrices))
     left = f", {len(spectra.left_out)} tensors without one" if spectra.left_out else ""
-    base = math.hypot(*(matrix.base_norm or 0.0 for matrix in matrices))
-    share = f", {share_text(norm / base)} of base's" if base else ""
-    yield f"{len(matrices)} matrices{left}. Norm of all: {size_text(norm)}{share}."
-    known = [matrix for matrix in matrices if matrix.above_noise_edge is not None]
-    above = sum(matrix.above_noise_edge or 0 for matrix in known)
+    relative = RELATIVE_NORM.joined(matrices)
+    share = "" if relative is None else f", {percent(relative)} of base's"
+    yield f"{len(matrices)} matrices{left}. Norm of all: {NORM.text(matrices)}{share}."
+    above, known = count_above_edge(matrices)
     if known and spectra.subject is Subject.UPDATE:
         total = sum(matrix.full_rank for matrix in known)
         factored = all(matrix.method == Method.FACTORED.value for matrix in known)
@@ -242,7 +220,7 @@ def _verdict(spectra: Spectra) -> Iterator[str]:
         where = "float64" if factored else "storage"
         yield (
             f"{above} of {total} singular values are above what rounding in {where} explains "
-            f"({share_text(above / total)})."
+            f"({percent(above / total)})."
         )
     if spectra.subject is Subject.UPDATE:
         yield from _zeros(spectra)
@@ -264,10 +242,10 @@ def _zeros(spectra: Spectra) -> Iterator[str]:
     if changed and same:
         noun = "matrix is" if same == 1 else "matrices are"
         yield f"{same} {noun} unchanged: the same on both sides."
-    zeros = spectra.changed_zero_fraction or 0.0
+    zeros = ZERO_FRACTION.joined(changed) or 0.0
     if zeros >= _MANY_ZEROS:
         where = "what changed" if same else "the update"
-        text = f"{share_text(zeros)} of the entries of {where} are exactly zero"
+        text = f"{percent(zeros)} of the entries of {where} are exactly zero"
         above = [_norm_above_edge(matrix) for matrix in changed]
         # Rows that training never reached are zero too, but leave the others above the edge.
         if 2 * math.hypot(*above) ** 2 < math.hypot(*(matrix.norm for matrix in changed)) ** 2:
@@ -280,5 +258,5 @@ def _zeros(spectra: Spectra) -> Iterator[str]:
 
 def _norm_above_edge(matrix: Spectrum) -> float:
     """Return the norm of the part that rounding does not explain; all where that is not known."""
-    above = matrix.above_noise_edge
-    return matrix.norm if above is None else math.hypot(*matrix.singular_values[:above])
+    above = ABOVE_NOISE_EDGE.of(matrix)
+    return matrix.norm if above is None else math.hypot(*matrix.singular_values[: int(above)])

@@ -43,8 +43,10 @@ from svdcut.cli.spectrum_output import (
     show_spectra,
 )
 from svdcut.errors import UsageError
+from svdcut.spectra.column import Needs
+from svdcut.spectra.columns import COLUMNS
+from svdcut.spectra.groups import MODEL_ORDER, SORT_KEYS, sort_comparison, sort_tensors
 from svdcut.spectra.plan import SpectraPlan
-from svdcut.spectra.summary import SortKey, sort_comparison, sort_tensors
 
 _QUESTIONS = "Further questions"
 _OUTPUT = "Output"
@@ -112,11 +114,12 @@ def spectrum(
     ] = None,
     rename: RenameOption = None,
     sort: Annotated[
-        SortKey | None,
+        str | None,
         typer.Option(
+            autocompletion=lambda: list(SORT_KEYS),
             metavar="KEY",
             help="Show every tensor, in this order, numbers from the largest down: "
-            f"{', '.join(key.value for key in SortKey)}.",
+            f"{', '.join(SORT_KEYS)}.",
             rich_help_panel=TENSORS,
         ),
     ] = None,
@@ -223,26 +226,25 @@ def spectrum(
             _compare(asked, targets, sort, form, quiet=quiet)
 
 
-def _check_sort(sort: SortKey | None, *, update: bool, intruders: bool) -> None:
-    """Refuse a number that no tensor will have."""
-    needs: dict[SortKey, str] = {}
-    if not update:
-        needs[SortKey.RELATIVE_NORM] = "two checkpoints, BASE FT"
-    if not intruders:
-        needs[SortKey.INTRUDERS] = "--intruders, and two checkpoints"
+def _check_sort(sort: str | None, *, update: bool, intruders: bool) -> None:
+    """Refuse what is no key, and a number that no tensor will have."""
+    if sort not in {None, *SORT_KEYS}:
+        raise UsageError(f"--sort {sort}: there is no such key", hint=f"{', '.join(SORT_KEYS)}.")
+    given = {Needs.NOTHING: True, Needs.UPDATE: update, Needs.INTRUDERS: intruders}
+    needs = {column.key: column.needs.value for column in COLUMNS if not given[column.needs]}
     if sort in needs:
-        keys = ", ".join(key.value for key in SortKey if key not in needs)
-        raise UsageError(f"--sort {sort.value} needs {needs[sort]}", hint=f"Without: {keys}.")
+        keys = ", ".join(key for key in SORT_KEYS if key not in needs)
+        raise UsageError(f"--sort {sort} needs {needs[sort]}", hint=f"Without: {keys}.")
 
 
 def _look(
-    request: SpectraRequest, targets: Targets, sort: SortKey | None, form: Form, *, quiet: bool
+    request: SpectraRequest, targets: Targets, sort: str | None, form: Form, *, quiet: bool
 ) -> None:
     targets.check(request.plan.places)
     _warn(request.plan)
     with show_progress(quiet=quiet, verbose=False) as observe:
         spectra = measure_spectra(request, observe=observe)
-    spectra = sort_tensors(spectra, sort or SortKey.MODEL)
+    spectra = sort_tensors(spectra, sort or MODEL_ORDER)
     if request.plan.base is not None and spectra.tensors:
         warn_of_no_update(differ=any(matrix.norm for _, matrix in spectra.matrices))
     targets.write(spectra)
@@ -250,13 +252,13 @@ def _look(
 
 
 def _compare(
-    request: ComparisonRequest, targets: Targets, sort: SortKey | None, form: Form, *, quiet: bool
+    request: ComparisonRequest, targets: Targets, sort: str | None, form: Form, *, quiet: bool
 ) -> None:
     targets.check_comparison(request.plan.places)
     _warn(request.plan.first, request.plan.second)
     with show_progress(quiet=quiet, verbose=False) as observe:
         comparison = measure_comparison(request, observe=observe)
-    comparison = sort_comparison(comparison, sort or SortKey.MODEL)
+    comparison = sort_comparison(comparison, sort or MODEL_ORDER)
     targets.write_comparison(comparison)
     show_comparison(comparison, form)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+from svdcut.cli.comparison_screen import print_comparison
 from svdcut.cli.guard import note
 from svdcut.cli.output import print_json
 from svdcut.cli.spectra_screen import print_spectra
@@ -108,7 +109,7 @@ def show_spectra(spectra: Spectra, plan: SpectraPlan, form: Form, *, by_tensor: 
     if form is Form.JSON:
         print_json(spectra.to_json())
     elif form is Form.CSV:
-        files.write_csv(sys.stdout, files.COLUMNS, files.rows(spectra))
+        files.write_csv(sys.stdout, files.HEAD, files.rows(spectra))
     elif form is Form.TABLES:
         from svdcut.spectra.lineage import find_base
 
@@ -121,11 +122,10 @@ def show_spectra(spectra: Spectra, plan: SpectraPlan, form: Form, *, by_tensor: 
 
 def show_comparison(comparison: Comparison, form: Form) -> None:
     """Print what two updates have in common."""
-    from svdcut.cli import comparison_screen
-
     if form is Form.JSON:
         print_json(comparison.to_json())
     elif form is Form.CSV:
-        files.write_csv(sys.stdout, comparison_screen.COLUMNS, comparison_screen.rows(comparison))
+        lines = files.comparison_rows(comparison)
+        files.write_csv(sys.stdout, files.COMPARISON_HEAD, lines)
     elif form is Form.TABLES:
-        comparison_screen.print_comparison(comparison)
+        print_comparison(comparison)

@@ -16,13 +16,15 @@ from typing import Protocol
 
 from svdcut.files.atomic_write import write_whole
 from svdcut.page import tables
-from svdcut.page.rows import limited, tensor_rows, totals
-from svdcut.page.text import grouped, markup, number, script_json
+from svdcut.page.text import grouped, markup, script_json
 from svdcut.spectra import files
-from svdcut.spectra.facts import Spectra, Subject
+from svdcut.spectra.column import known_columns
+from svdcut.spectra.columns import JOINED
+from svdcut.spectra.facts import Spectra
 
 _HERE = Path(__file__).parent
 _THEMES = ("light", "dark")
+_MAX_LEFT_OUT = 1000
 _EARLY = 'document.documentElement.className = "loading"'
 """Runs before the tables are read, so that the far rows are never laid out."""
 
@@ -63,7 +65,7 @@ def save_page(spectra: Spectra, panels: Mapping[str, Sequence[Panel]], path: Pat
     Notes
     -----
     The same spectra and pictures make the same bytes. A row of a table takes 0.8 KB; there are
-    at most `svdcut.page.rows.MAX_ROWS`. The CSV, compressed, takes 0.2 KB for every matrix.
+    at most `svdcut.page.tables.MAX_ROWS`. The CSV, compressed, takes 0.2 KB for every matrix.
     """
     data = render(spectra, panels).encode()
     write_whole(path, lambda place: place.write_bytes(data))
@@ -77,11 +79,10 @@ def render(spectra: Spectra, panels: Mapping[str, Sequence[Panel]]) -> str:
     spectra, panels
         As for `save_page`.
     """
-    is_update = spectra.subject is Subject.UPDATE
-    of_what = "update" if is_update else "weights"
-    every = tensor_rows(spectra)
-    rows = limited(every)
-    columns = tables.filled(every)
+    of_what = spectra.subject.value
+    every = tables.tensor_rows(spectra)
+    rows = tables.limited(every)
+    columns = known_columns(JOINED, [matrix for _, matrix in spectra.matrices])
     script = _part("page.js")
     return Template(_part("template.html")).substitute(
         policy=_policy(_EARLY, script),
@@ -89,11 +90,11 @@ def render(spectra: Spectra, panels: Mapping[str, Sequence[Panel]]) -> str:
         style=_part("page.css"),
         heading=f"Spectrum of the {of_what}",
         sides=_sides(spectra),
-        totals=tables.totals_list(totals(spectra), is_update=is_update),
+        totals=tables.totals_list(spectra),
         made=_made(spectra),
         pictures=_pictures(panels),
-        kind_heads=tables.kind_heads(spectra),
-        kind_rows=tables.kind_rows(spectra),
+        kind_heads=tables.kind_heads(columns),
+        kind_rows=tables.kind_rows(spectra, columns),
         lead=tables.lead(every, rows),
         heads=tables.heads(columns),
         rows=tables.body(rows, columns),
@@ -112,7 +113,7 @@ def _part(name: str) -> str:
 def _packed_csv(spectra: Spectra) -> str:
     """Return what ``--csv`` prints, by gzip and base64."""
     text = io.StringIO()
-    files.write_csv(text, files.COLUMNS, files.rows(spectra))
+    files.write_csv(text, files.HEAD, files.rows(spectra))
     return base64.b64encode(gzip.compress(text.getvalue().encode(), mtime=0)).decode()
 
 
@@ -146,7 +147,7 @@ def _made(spectra: Spectra) -> str:
         values = f"the {grouped(spectra.top)} leading singular values"
     facts = [f"Measured on {markup(spectra.device)}", values]
     if (bound := max(bounds, default=0.0)) > 0 and bound < 1:
-        facts.append(f"relative error of a value at most {number(bound)}")
+        facts.append(f"relative error of a value at most {bound:.0e}")
     facts += [f"svdcut {markup(spectra.svdcut_version)}", f"torch {markup(spectra.torch_version)}"]
     return " · ".join(facts)
 
@@ -176,7 +177,7 @@ def _pictures(panels: Mapping[str, Sequence[Panel]]) -> str:
 def _left_out(names: Sequence[str]) -> str:
     if not names:
         return ""
-    shown = names[: tables.MAX_LEFT_OUT]
+    shown = names[:_MAX_LEFT_OUT]
     items = [f"<li><bdi>{markup(name)}</bdi>" for name in shown]
     if len(names) > len(shown):
         items.append(f"<li>and {grouped(len(names) - len(shown))} more")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
 
-from svdcut.spectra.facts import Spectrum
+from svdcut.spectra.matrix import Spectrum
 
 NUM_POINTS = 32
 WIDTH, HEIGHT = 168, 48
@@ -25,7 +25,7 @@ _USUAL = 0.97
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """What is drawn of one matrix; nothing for a matrix of zeros."""
+    """Points of a spectrum; none for a matrix of zeros."""
 
     places: tuple[int, ...] = ()
     """From the left, up to `WIDTH`."""
@@ -37,7 +37,19 @@ class Curve:
     """The noise edge, in decades below the first value; infinite where it is not known."""
 
 
-def curve(matrix: Spectrum) -> Curve:
+def curve(matrices: Sequence[Spectrum]) -> Curve:
+    """Return the curve of a matrix, or the middle of those of several of one shape."""
+    if len(matrices) == 1:
+        return _curve(matrices[0])
+    drawn = [each for each in map(_curve, matrices) if each.depths]
+    if not drawn:
+        return Curve()
+    middle = len(drawn) // 2
+    columns = zip(*(each.depths for each in drawn), strict=False)
+    return Curve(drawn[0].places, tuple(sorted(column)[middle] for column in columns))
+
+
+def _curve(matrix: Spectrum) -> Curve:
     """Return a few points of a spectrum, denser towards its head."""
     s = matrix.singular_values
     first = s[0] if len(s) else 0.0
@@ -53,16 +65,6 @@ def curve(matrix: Spectrum) -> Curve:
         tuple(_depth(s[index], first) for index in indices),
         _depth(matrix.noise_edge or 0.0, first),
     )
-
-
-def median_curve(curves: Sequence[Curve]) -> Curve:
-    """Return the curve in the middle of those of several matrices of one shape."""
-    drawn = [each for each in curves if each.depths]
-    if not drawn:
-        return Curve()
-    middle = len(drawn) // 2
-    columns = zip(*(each.depths for each in drawn), strict=False)
-    return Curve(drawn[0].places, tuple(sorted(column)[middle] for column in columns))
 
 
 def scale(curves: Sequence[Curve]) -> int:

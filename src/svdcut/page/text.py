@@ -1,4 +1,4 @@
-"""Numbers and strangers' names as a page shows them.
+"""Strangers' names and counts as HTML in which nothing hides and nothing runs.
 
 It knows no columns and no layout.
 """
@@ -7,38 +7,22 @@ from __future__ import annotations
 
 import html
 import json
-import math
 
-MISSING = "–"
+from svdcut.shown import printable
+
 MAX_NAME = 240
 """Characters of a name that are shown: real ones have half as many."""
-
-_DIGITS = 9
-"""Significant digits of what a script reads: more than any method warrants."""
 
 _NARROW_SPACE = "\u202f"
 _SCRIPT_ESCAPES = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 
 
 def visible(text: str) -> str:
-    """Return a text in which nothing hides: controls and turned writing are spelled out.
-
-    Parameters
-    ----------
-    text : str
-        From a stranger; may hold half a surrogate pair.
-    """
+    """Return a stranger's text, shortened, with controls and turned writing spelled out."""
     if len(text) > MAX_NAME:
         half = MAX_NAME // 2
         text = f"{text[:half]}…{text[-half:]}"
-    return text if text.isprintable() else "".join(map(_spelled, text))
-
-
-def _spelled(character: str) -> str:
-    if character.isprintable():
-        return character
-    code = ord(character)
-    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+    return printable(text)
 
 
 def markup(text: str) -> str:
@@ -56,35 +40,6 @@ def script_json(value: object) -> str:
     """Return JSON that may stand within a script element."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return text.translate(_SCRIPT_ESCAPES)
-
-
-def known(value: object) -> float | None:
-    """Return a number that can be shown: None for NaN and infinity."""
-    return value if isinstance(value, (int, float)) and math.isfinite(value) else None
-
-
-def exact(value: float | None) -> float | None:
-    """Return a number for a script, to 9 digits; counts stay whole."""
-    if value is None or isinstance(value, int):
-        return value
-    return float(f"{value:.{_DIGITS}g}")
-
-
-def number(value: float) -> str:
-    """Return a number of any size, to three or four digits."""
-    size = abs(value)
-    if value == 0:
-        return "0"
-    if not 1e-3 <= size < 1e6:
-        mantissa, _, exponent = f"{value:.2e}".partition("e")
-        return f"{mantissa}e{int(exponent)}".replace("-", "−")
-    text = f"{value:.0f}" if size >= 1e3 else f"{value:#.4g}"
-    return text.removesuffix(".").replace("-", "−")
-
-
-def whole(value: float) -> str:
-    """Return a count, or the median of counts."""
-    return f"{value:.0f}" if value == int(value) else f"{value:.1f}"
 
 
 def grouped(count: int) -> str:

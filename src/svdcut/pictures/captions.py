@@ -14,7 +14,8 @@ from svdcut.pictures.groups import RULES, Frame, Group, noise_edges, spread_of_r
 from svdcut.pictures.kinds import MAX_LINES
 from svdcut.pictures.style import readable
 from svdcut.pictures.tables import Measure, Table, scale_of
-from svdcut.spectra.facts import Spectra, Spectrum, Subject
+from svdcut.spectra.facts import Spectra, Subject
+from svdcut.spectra.matrix import Spectrum
 
 _CHECKPOINT = 64
 """Characters of a name that may be a path."""

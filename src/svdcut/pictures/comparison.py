@@ -30,7 +30,8 @@ from svdcut.pictures.style import PAGE, Theme, decade_ticks, mixed, readable
 from svdcut.pictures.tables import Measure, tabulate
 from svdcut.shown import percent
 from svdcut.spectra.comparison import Comparison, Overlap
-from svdcut.spectra.facts import Spectra, Spectrum
+from svdcut.spectra.facts import Spectra
+from svdcut.spectra.matrix import Spectrum
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from svdcut.pictures.kinds import Curve, Energy, Kind
-from svdcut.spectra.facts import Spectrum
+from svdcut.spectra.matrix import Spectrum
 
 FIXED_RANKS = (16, 64, 256)
 """Those that people ask for."""

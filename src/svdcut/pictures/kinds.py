@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from svdcut.names import collapse_numbers, layer_number, model_order
-from svdcut.spectra.facts import Spectra, Spectrum
+from svdcut.spectra.facts import Spectra
+from svdcut.spectra.matrix import Spectrum
 
 Numbers = NDArray[np.float64]
 

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from svdcut.pictures.kinds import Kind, Numbers, Unit, median_or_none
 from svdcut.shown import percent
-from svdcut.spectra.facts import Spectra, Spectrum, Subject
+from svdcut.spectra.facts import Spectra, Subject
+from svdcut.spectra.matrix import Spectrum
 
 MAX_ROWS = 18
 MAX_COLUMNS = 128

@@ -6,12 +6,13 @@ It computes nothing but what follows from its own fields.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from svdcut.shown import brief
 from svdcut.spectra.facts import Spectra, join_documents
+from svdcut.spectra.matrix import Spectrum
 
 SCHEMA = "svdcut/comparison/1"
 
@@ -67,6 +68,17 @@ def _mean_square(cosines: tuple[float, ...]) -> float | None:
 
 
 @dataclass(frozen=True, slots=True)
+class Both:
+    """A matrix of both updates."""
+
+    number: int | None
+    """Place in a stack; None for a tensor of one matrix."""
+
+    sides: tuple[Spectrum, Spectrum]
+    overlap: Overlap
+
+
+@dataclass(frozen=True, slots=True)
 class Comparison:
     """The spectra of two updates of one base, and what their leading spaces share."""
 
@@ -87,6 +99,16 @@ class Comparison:
 
     unmatched: tuple[str, ...]
     """Tensors with a spectrum in one of them only, or with another shape in the other."""
+
+    @property
+    def matrices(self) -> Iterator[tuple[str, Both]]:
+        """The matrices that both updates have, with the first one's names of their tensors."""
+        for name, overlaps in self.overlaps.items():
+            ours = self.first.tensors[name]
+            theirs = self.second.tensors[self.partners[name]]
+            found = zip(ours.matrices, theirs.matrices, overlaps, strict=True)
+            for number, (first, second, overlap) in enumerate(found):
+                yield name, Both(number if ours.stacked else None, (first, second), overlap)
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object; in a stack every value of an overlap is a list."""

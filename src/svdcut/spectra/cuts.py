@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from svdcut.choose.ranks import Energy, Fixed, Noise, Rule, parse_rules
-from svdcut.spectra.facts import Spectra, Spectrum
+from svdcut.spectra.columns import ABOVE_NOISE_EDGE
+from svdcut.spectra.facts import Spectra
+from svdcut.spectra.matrix import Spectrum
 from svdcut.spectra.statistics import head_rank
 
 RULES = parse_rules("4,16,64,256,energy=0.9,energy=0.99,noise")
@@ -87,8 +89,9 @@ def _point(rule: Rule, matrices: Sequence[Spectrum], ranks: Sequence[int]) -> Cu
 def _rank(rule: Rule, matrix: Spectrum) -> int | None:
     """Return the rank that a rule means, or None where the values at hand do not tell."""
     if isinstance(rule, Noise):
-        return matrix.above_noise_edge
+        above = ABOVE_NOISE_EDGE.of(matrix)
+        return None if above is None else int(above)
     s, known = matrix.singular_values, rule.known_rank(matrix.full_rank)
-    if len(s) == matrix.full_rank or (known is not None and known <= len(s)):
+    if matrix.is_whole or (known is not None and known <= len(s)):
         return rule.rank(s, matrix.full_rank)
     return head_rank(s, matrix.norm, rule.share) if isinstance(rule, Energy) else None

@@ -12,28 +12,67 @@ from typing import TYPE_CHECKING, TextIO
 
 from svdcut.files.atomic_write import write_whole
 from svdcut.shown import safe_cell
-from svdcut.spectra.facts import FACTS, SCHEMA, Cell, Spectra, TensorSpectra
+from svdcut.spectra.columns import COLUMNS, EFFECTIVE_RANK, NORM, SIGMA_LAST
+from svdcut.spectra.comparison import Comparison
+from svdcut.spectra.facts import SCHEMA, Spectra, TensorSpectra
+from svdcut.spectra.matrix import Value
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-COLUMNS = ("tensor", "matrix", "shape", "dtype", *FACTS)
-"""Of the rows."""
+HEAD = ("tensor", "matrix", "shape", "dtype", *(column.key for column in COLUMNS))
+"""The first line of a CSV file."""
 
 
-def rows(spectra: Spectra) -> Iterator[list[Cell]]:
-    """Yield a row of `COLUMNS` for each matrix; ``matrix`` counts the experts of a stack."""
+def rows(spectra: Spectra) -> Iterator[list[Value]]:
+    """Yield a line below `HEAD` for each matrix; ``matrix`` counts the experts of a stack."""
     for name, tensor in spectra.tensors.items():
         shape = "x".join(map(str, tensor.shape))
         for number, matrix in enumerate(tensor.matrices):
-            cells: dict[str, Cell] = {key: matrix.cell(key) for key in FACTS}
-            if matrix.sigma_last is not None and matrix.sigma_last < matrix.resolution:
-                cells["sigma_last"] = f"<{matrix.resolution:.1e}"
+            cells = dict(matrix.numbers)
+            if SIGMA_LAST.is_below(matrix):
+                cells[SIGMA_LAST.key] = f"<{matrix.resolution:.1e}"
             expert = number if tensor.stacked else None
-            yield [name, expert, shape, tensor.dtype, *cells.values()]
+            yield [name, expert, shape, tensor.dtype, *(cells[c.key] for c in COLUMNS)]
 
 
-def write_csv(stream: TextIO, head: Sequence[str], lines: Iterable[Sequence[Cell]]) -> None:
+COMPARISON_HEAD = (
+    "tensor",
+    "matrix",
+    "rank",
+    "norm_first",
+    "norm_second",
+    "effective_rank_first",
+    "effective_rank_second",
+    "energy_distance",
+    "left_overlap",
+    "left_chance",
+    "right_overlap",
+    "right_chance",
+    "gap_first",
+    "gap_second",
+)
+
+
+def comparison_rows(comparison: Comparison) -> Iterator[list[Value]]:
+    """Yield a line below `COMPARISON_HEAD` for each matrix that both updates have."""
+    for name, both in comparison.matrices:
+        overlap = both.overlap
+        yield [
+            name,
+            both.number,
+            overlap.rank,
+            *(column.of(side) for column in (NORM, EFFECTIVE_RANK) for side in both.sides),
+            overlap.energy_distance,
+            overlap.left_overlap,
+            overlap.left_chance,
+            overlap.right_overlap,
+            overlap.right_chance,
+            *(overlap.gaps or (None, None)),
+        ]
+
+
+def write_csv(stream: TextIO, head: Sequence[str], lines: Iterable[Sequence[Value]]) -> None:
     """Write lines of cells below a head; a stranger's text in them computes and hides nothing."""
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(head)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from svdcut.spectra.facts import Intruders
+from svdcut.spectra.matrix import Intruders
 from svdcut.streaming.memory import NUM_LEADING
 from svdcut.streaming.stored_matrix import MatrixEntry
 from svdcut.streaming.update import MatrixSides, read_weights

@@ -10,9 +10,7 @@ from array import array
 from collections.abc import Callable, Sequence
 
 from svdcut.choose.noise import update_edge
-from svdcut.choose.ranks import Noise, rank_for_energy
-from svdcut.spectra.facts import Spectrum
-from svdcut.spectra.statistics import effective_rank, head_rank, stable_rank
+from svdcut.spectra.matrix import Spectrum
 from svdcut.streaming.update import Update
 from svdcut.svd.certificate import VALUE_TOLERANCE
 from svdcut.svd.decomposition import Decomposition
@@ -29,7 +27,7 @@ def measure_spectrum(
     seed: int,
     escalate: Callable[[int], object] = lambda _: None,
 ) -> Spectrum:
-    """Measure the singular values of a matrix, and what follows from them.
+    """Measure the singular values of a matrix.
 
     Parameters
     ----------
@@ -45,8 +43,8 @@ def measure_spectrum(
     Returns
     -------
     Spectrum
-        Every value within `VALUE_TOLERANCE`. Where the leading values alone were
-        computed, what needs the others is None.
+        With every value that was computed, within `VALUE_TOLERANCE`: at least those that are
+        wanted. Its columns are still to be filled.
 
     Raises
     ------
@@ -61,12 +59,13 @@ def measure_spectrum(
     full_rank = update.full_rank
     if top is None or choose_route(full_rank, top) is not Route.KRYLOV:
         found = singular_values(update.matrix, escalate=escalate)
-        values, method, bound = found.singular_values, found.method, found.bound
-        return _describe(update, values, values[:top], math.hypot(*values), method, bound)
+        values = found.singular_values
+        return _spectrum(update, values, math.hypot(*values), found.method, found.bound)
     head = _leading(update, top, seed, escalate)
-    values = head.singular_values() or [0.0] * full_rank
-    known = values if head.is_complete or not head.energy else None
-    return _describe(update, known, values[:top], head.norm, head.method, head.value_bound(top))
+    values = head.singular_values() if head.energy else [0.0] * full_rank
+    if len(values) < full_rank:
+        values = values[:top]  # the bound holds for no more
+    return _spectrum(update, values, head.norm, head.method, head.value_bound(top))
 
 
 def _leading(
@@ -79,40 +78,17 @@ def _leading(
     return found.measured()
 
 
-def _describe(
-    update: Update,
-    values: Sequence[float] | None,
-    shown: Sequence[float],
-    norm: float,
-    method: Method,
-    bound: float,
+def _spectrum(
+    update: Update, values: Sequence[float], norm: float, method: Method, bound: float
 ) -> Spectrum:
-    """Return the facts, from all values or, where these are None, from the leading ones."""
-    full_rank = update.full_rank
-    known = shown if values is None else values
-    edge = update_edge(update.storage, update.matrix.shape, values)
-    above = None
-    if edge is not None:
-        above = Noise().rank(known, full_rank, edge=edge)
-        if values is None and above == len(known):
-            above = None  # there may be more
-
-    def rank(share: float) -> int | None:
-        if norm == 0:
-            return 0
-        return head_rank(shown, norm, share) if values is None else rank_for_energy(values, share)
-
+    whole = len(values) == update.full_rank
     return Spectrum(
-        singular_values=array("d", shown),
-        full_rank=full_rank,
+        singular_values=array("d", values),
+        full_rank=update.full_rank,
+        size=math.prod(update.matrix.shape),
         norm=norm,
         base_norm=None if update.base is None else update.base_norm,
-        stable_rank=stable_rank(known, norm),
-        effective_rank=None if values is None else effective_rank(values),
-        rank_90=rank(0.9),
-        rank_99=rank(0.99),
-        noise_edge=edge,
-        above_noise_edge=above,
+        noise_edge=update_edge(update.storage, update.matrix.shape, values if whole else None),
         zero_fraction=update.zero_fraction,
         method=method.value,
         value_bound=bound,

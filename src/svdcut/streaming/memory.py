@@ -104,35 +104,20 @@ def memory_needs(plan: Plan, rules: Sequence[Rule], options: Options) -> MemoryN
 
 
 def spectrum_needs(
-    pairs: Sequence[Pair], top: int | None, *, intruders: bool = False
+    tasks: Sequence[Sequence[Pair]], top: int | None, rank: int = 0, *, intruders: bool = False
 ) -> MemoryNeeds:
-    """Find the memory that tensors take while their singular values are computed.
-
-    Parameters
-    ----------
-    pairs : sequence of Pair
-        The tensors, matrices all.
-    top : int or None
-        How many leading values are wanted; None for all.
-    intruders : bool
-        Whether intruder dimensions are.
-    """
-    return _keep_promise([_spectrum_bytes(pair, top, intruders=intruders) for pair in pairs], pairs)
-
-
-def comparison_needs(
-    tasks: Sequence[Sequence[Pair]], top: int | None, rank: int, *, intruders: bool = False
-) -> MemoryNeeds:
-    """Find the memory that tensors of two updates take while they are compared.
+    """Find the memory that tensors take while their spectra are measured.
 
     Parameters
     ----------
     tasks : sequence of sequence of Pair
-        What is looked at together, one after the other.
-    top, intruders
-        As for `spectrum_needs`.
+        The tensors of each update that are measured together, one after the other.
+    top : int or None
+        How many leading values are wanted; None for all.
     rank : int
-        Of the spaces that are compared.
+        Of the spaces that are compared where there are two.
+    intruders : bool
+        Whether intruder dimensions are wanted.
     """
     needs = []
     for task in tasks:
