@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,11 +13,10 @@ import torch
 from huggingface_hub import constants
 from huggingface_hub.utils import close_session
 from hypothesis import settings
-from typer.testing import CliRunner
 
 import checkpoints
 from hub_server import HubServer
-from svdcut.cli.app import app
+from processes import call
 
 # Under nohup processes would be born deaf to it, those of the tests too.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -122,13 +120,6 @@ def go_offline(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def call_cli(monkeypatch):
+def call_cli():
     """Call ``svdcut`` in this process, as a shell would."""
-
-    def call(*arguments, columns=80):
-        words = [*map(str, arguments)]
-        monkeypatch.setattr(sys, "argv", ["svdcut", *words])
-        environment = {"COLUMNS": str(columns), "TERM": "dumb", "HF_HUB_OFFLINE": "1"}
-        return CliRunner().invoke(app, words, env=environment)
-
     return call

@@ -11,7 +11,6 @@ import re
 import shlex
 import signal
 import struct
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -23,10 +22,9 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from typer.testing import CliRunner
 
+import processes
 from svdcut import truncate
-from svdcut.cli.app import app
 from svdcut.errors import Interrupted
 from svdcut.record.progress import Progress
 
@@ -34,7 +32,6 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 CALL = ["truncate", "base", "ft", "-k", "8", "-o", "out"]
-ENVIRONMENT = {"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"}
 
 
 @dataclass(frozen=True)
@@ -72,21 +69,10 @@ def refuse(case: Case, folder: Path) -> Outcome:
 
 def call(words: list[str], folder: Path) -> Outcome:
     """Run a command line in a folder; that folder's name is left out of what it says."""
-    argv = mock.patch.object(sys, "argv", ["svdcut", *words])
-    with _inside(folder), _offline(folder / "cache"), argv:
-        result = CliRunner().invoke(app, words, env=ENVIRONMENT)
+    with _offline(folder / "cache"):
+        result = processes.call(*words, cwd=folder, columns=200)
     stderr = result.stderr.replace(f"{folder.resolve()}/", "").replace(str(folder.resolve()), ".")
     return Outcome(result.exit_code, result.stdout, stderr)
-
-
-@contextmanager
-def _inside(folder: Path) -> Iterator[None]:
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        yield
-    finally:
-        os.chdir(before)
 
 
 @contextmanager

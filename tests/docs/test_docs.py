@@ -14,6 +14,7 @@ import harness_files
 import svdcut
 import text_models
 from architectures import ARCHITECTURES
+from processes import call
 from svdcut.spectra.columns import COLUMNS
 from text_models import make_examples, write_csv
 
@@ -34,18 +35,6 @@ def commands(text, name):
 
 
 SPECTRUM = [c for path in DOCUMENTS for c in commands(path.read_text("utf-8"), "spectrum")]
-
-
-def run(*words, cwd, columns=80):
-    environment = {**os.environ, "COLUMNS": str(columns), "HF_HUB_OFFLINE": "1"}
-    return subprocess.run(
-        [sys.executable, "-m", "svdcut", *words],
-        cwd=cwd,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 MEMBERS = ("negation", "source", "male", "female", "muslim", "black")
@@ -104,8 +93,8 @@ def unstable(screen):
 @pytest.mark.parametrize(("document", "columns", "words", "shown"), list(screens()))
 def test_screens_in_the_documents_are_the_real_ones(document, columns, words, shown, demo):
     """Written anew by ``python tests/docs/test_docs.py``; look at what changed."""
-    done = run(*words, cwd=demo, columns=columns)
-    assert done.returncode == 0, done.stderr
+    done = call(*words, cwd=demo, columns=columns)
+    assert done.exit_code == 0, done.stderr
     assert unstable(done.stdout) == unstable(shown)
 
 
@@ -140,8 +129,8 @@ def test_commands_in_the_documents_are_understood(command, real_pair, adapter, t
     if "base/ lora/" in command:
         (tmp_path / "lora").symlink_to(adapter)
     words = shlex.split(command.partition("|")[0])[1:]
-    done = run(*words, "--dry-run", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    done = call(*words, "--dry-run", cwd=tmp_path)
+    assert done.exit_code == 0, done.stderr
 
 
 @pytest.mark.parametrize("command", SPECTRUM)
@@ -149,8 +138,8 @@ def test_spectrum_commands_in_the_documents_work(command, demo, adapter):
     (demo / "lora").symlink_to(adapter)
     for name, target in (("base", "base"), ("ft", "finetuned"), ("finetuned",) * 2, ("other",) * 2):
         (demo / name).symlink_to(demo / "demo" / target)
-    done = run(*shlex.split(command.partition("|")[0])[1:], cwd=demo)
-    assert (done.returncode, done.stderr) == (0, "")
+    done = call(*shlex.split(command.partition("|")[0])[1:], cwd=demo)
+    assert (done.exit_code, done.stderr) == (0, "")
     for name in re.findall(r"\S+\.(?:png|html|safetensors)", command):
         assert (demo / name).stat().st_size > 10_000
 
@@ -163,8 +152,8 @@ def make_planted(folder: Path, command: str) -> None:
     text_models.planted(folder, task=1.0, shortcut=0.3)
     for name in ("adapter/", "lora/"):
         if name in command:
-            done = run("extract", "base/", "ft/", "-k", "2", "-o", name, "-q", cwd=folder)
-            assert done.returncode == 0, done.stderr
+            done = call("extract", "base/", "ft/", "-k", "2", "-o", name, "-q", cwd=folder)
+            assert done.exit_code == 0, done.stderr
 
 
 @pytest.mark.parametrize("command", EVALUATE)
@@ -174,8 +163,8 @@ def test_evaluate_commands_in_the_documents_work(command, tmp_path):
     text_models.gpt2(tmp_path / "llm")
     columns = {name: [n % k % 2 for n in range(30)] for k, name in enumerate(MEMBERS, start=2)}
     write_csv(tmp_path / "test.csv", make_examples(30, labels=("0", "1")), **columns)
-    done = run(*shlex.split(command.partition("|")[0])[1:], cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
+    done = call(*shlex.split(command.partition("|")[0])[1:], cwd=tmp_path)
+    assert (done.exit_code, done.stderr) == (0, "")
 
 
 SWEEP = [c for path in DOCUMENTS for c in commands(path.read_text("utf-8"), "sweep")]
@@ -188,8 +177,8 @@ def test_sweep_commands_in_the_documents_work(command, tmp_path, monkeypatch):
     make_planted(tmp_path, command)
     data = text_models.planted_data(tmp_path / "test.csv")
     data.write_text(data.read_text().replace("group", "source", 1))
-    done = run(*shlex.split(command)[1:], cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    done = call(*shlex.split(command)[1:], cwd=tmp_path)
+    assert done.exit_code == 0, done.stderr
     assert (tmp_path / "sweep" / "sweep.json").is_file()
 
 
@@ -263,8 +252,8 @@ if __name__ == "__main__":
                 (Path(name) / "demo" / side).symlink_to(getattr(sides, side))
 
             def fresh(match, folder=Path(name)):
-                done = run(*match[2].split(), cwd=folder, columns=int(match[1]))
-                assert done.returncode == 0, done.stderr
+                done = call(*match[2].split(), cwd=folder, columns=int(match[1]))
+                assert done.exit_code == 0, done.stderr
                 return f"<!-- screen {match[1]}: {match[2]} -->\n```text\n{done.stdout}```\n"
 
             text = SCREEN.sub(fresh, path.read_text(encoding="utf-8"))
