@@ -27,7 +27,7 @@ from svdcut.api import prepare
 from svdcut.files.checkpoint import open_checkpoint
 from svdcut.machine import num_cores
 from svdcut.pair.pairing import Action
-from svdcut.streaming.update import matrix_sides
+from svdcut.streaming.stored_matrix import matrix_sides
 from svdcut.truncation.tensor_job import Job, decompose_matrix
 
 SQUARE = 2048

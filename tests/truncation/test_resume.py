@@ -72,7 +72,7 @@ def one_worker(monkeypatch):
 
 
 def write(writer, entry, data):
-    sink = writer.sink(entry)
+    sink = writer.open(entry)
     sink.write(data)
     writer.record(TENSOR, entry.name, {"sha256": sink.finish()})
 

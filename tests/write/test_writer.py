@@ -52,7 +52,7 @@ def make_writer(out, identity=IDENTITY, **options):
 def fill(writer, names=("c", "empty", "b", "a"), *, record=False):
     # In any order, and in pieces.
     for name in names:
-        sink = writer.sink(ENTRIES[name])
+        sink = writer.open(ENTRIES[name])
         sink.write(DATA[name][:2])
         sink.write(memoryview(DATA[name])[2:])
         digest = sink.finish()
@@ -132,16 +132,16 @@ def test_without_a_finished_tensor_nothing_stays(out, tmp_path, error):
 
 def test_hash_is_that_of_the_bytes(out):
     with make_writer(out) as writer:
-        sink = writer.sink(ENTRIES["a"])
+        sink = writer.open(ENTRIES["a"])
         sink.write(b"aa")
         sink.write(bytearray(b"bcd"))
         assert sink.finish() == hashlib.sha256(b"aabcd").hexdigest()
-        assert writer.sink(ENTRIES["empty"]).finish() == hashlib.sha256(b"").hexdigest()
+        assert writer.open(ENTRIES["empty"]).finish() == hashlib.sha256(b"").hexdigest()
 
 
 def test_too_few_and_too_many_bytes(out):
     with make_writer(out) as writer:
-        sink = writer.sink(ENTRIES["a"])
+        sink = writer.open(ENTRIES["a"])
         sink.write(b"aaa")
         with pytest.raises(ValueError, match="'a': 3 of 5"):
             sink.finish()

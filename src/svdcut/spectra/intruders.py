@@ -12,8 +12,8 @@ from torch import Tensor
 
 from svdcut.spectra.matrix import Intruders
 from svdcut.streaming.memory import NUM_LEADING
-from svdcut.streaming.stored_matrix import MatrixEntry
-from svdcut.streaming.update import MatrixSides, read_weights
+from svdcut.streaming.stored_matrix import MatrixEntry, MatrixSides
+from svdcut.streaming.update import read_weights
 from svdcut.svd.decomposition import multiply, normalise, solver_errors
 from svdcut.svd.dense import gram
 from svdcut.svd.subspace import leading_spaces

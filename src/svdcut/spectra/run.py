@@ -27,7 +27,8 @@ from svdcut.spectra.plan import ComparisonPlan, SpectraOptions, SpectraPlan
 from svdcut.spectra.statistics import energy_distance
 from svdcut.streaming.memory import spectrum_needs
 from svdcut.streaming.pool import Pool, Reserve, or_on_cpu
-from svdcut.streaming.update import MatrixSides, matrix_sides, read_update
+from svdcut.streaming.stored_matrix import MatrixSides, matrix_sides
+from svdcut.streaming.update import read_update
 from svdcut.svd.decomposition import SolverError
 from svdcut.svd.subspace import LeadingSpaces, leading_spaces, principal_cosines
 

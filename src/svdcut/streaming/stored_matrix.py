@@ -1,6 +1,6 @@
-"""A stored tensor seen as a matrix: its values, in blocks, and back to bytes.
+"""The matrices of a stored tensor: where they lie, their values in blocks, and back to bytes.
 
-It knows neither sides that belong together nor updates.
+`matrix_sides` alone says which matrices a tensor has; their shapes are `Pair.matrices`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from torch import Tensor
 
 from svdcut.device import host_buffer
 from svdcut.errors import NonFiniteError
+from svdcut.files.lora_factors import LowRankEntry
 from svdcut.files.tensorfile import Dtype, TensorEntry, read_bytes, read_into, size_bytes
+from svdcut.pair.pairing import Pair
 from svdcut.svd.decomposition import row_blocks
 
 TORCH_DTYPES = {
@@ -81,6 +83,34 @@ class MatrixEntry:
             size_bytes(self.tensor.dtype, (first + row * columns,)) for row in (start, stop)
         )
         return begin, end
+
+
+@dataclass(frozen=True, slots=True)
+class MatrixSides:
+    """Where one matrix of a tensor lies on both sides."""
+
+    base: MatrixEntry | None
+    finetuned: MatrixEntry
+    """Base's own where an adapter gives the update, unless that stores it whole too."""
+
+    update: LowRankEntry | None = None
+    """The adapter's, of all of `finetuned` and the rows of it that base lacks."""
+
+    number: int = 0
+    """Which matrix of the tensor it is."""
+
+    new_rows: int = 0
+    """How many rows base lacks; they follow."""
+
+
+def matrix_sides(pair: Pair) -> Iterator[MatrixSides]:
+    """Yield both sides of each matrix of a tensor."""
+    first = 0
+    for number, shape in enumerate(pair.matrices):
+        ours = None if pair.base is None else MatrixEntry(pair.base, first, shape)
+        theirs = MatrixEntry(pair.finetuned, first, shape)
+        yield MatrixSides(ours, theirs, pair.update, number, pair.new_rows)
+        first += math.prod(shape)
 
 
 def is_finite(values: Tensor, bound: float = math.inf) -> bool:

@@ -6,7 +6,7 @@ One matrix at a time, on the device. It decomposes nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,41 +17,19 @@ from svdcut.choose.noise import Storage
 from svdcut.errors import NonFiniteError
 from svdcut.files.lora_factors import LowRankEntry
 from svdcut.files.tensorfile import Dtype, TensorEntry
-from svdcut.pair.pairing import Pair
 from svdcut.streaming.rounding import RoundingMeter
-from svdcut.streaming.stored_matrix import MatrixEntry, Side, is_finite, nonfinite_error
+from svdcut.streaming.stored_matrix import (
+    MatrixEntry,
+    MatrixSides,
+    Side,
+    is_finite,
+    nonfinite_error,
+)
 from svdcut.svd.decomposition import sum_of_squares
 from svdcut.svd.product import Product
 
 _LARGEST = 2.0**1000
 """Room for norms below the end of float64."""
-
-
-@dataclass(frozen=True, slots=True)
-class MatrixSides:
-    """Where one matrix of a tensor lies on both sides."""
-
-    base: MatrixEntry | None
-    finetuned: MatrixEntry
-    """Base's own where an adapter gives the update, unless that stores it whole too."""
-
-    update: LowRankEntry | None = None
-    """The adapter's, of all of `finetuned` and the rows of it that base lacks."""
-
-    number: int = 0
-    """Which matrix of the tensor it is."""
-
-    new_rows: int = 0
-    """How many rows base lacks; they follow."""
-
-
-def matrix_sides(pair: Pair) -> Iterator[MatrixSides]:
-    """Yield both sides of each matrix of a tensor."""
-    for number, shape in enumerate(pair.matrices):
-        first = number * math.prod(shape)
-        ours = None if pair.base is None else MatrixEntry(pair.base, first, shape)
-        theirs = MatrixEntry(pair.finetuned, first, shape)
-        yield MatrixSides(ours, theirs, pair.update, number, pair.new_rows)
 
 
 @dataclass(frozen=True, slots=True)

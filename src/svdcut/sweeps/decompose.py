@@ -28,9 +28,8 @@ from svdcut.pair.plan import Output, Plan, PlannedTensor
 from svdcut.record.progress import Observer, Progress
 from svdcut.record.provenance import identify_run, refuse_changed
 from svdcut.streaming.memory import memory_needs
-from svdcut.streaming.pool import Pool, Reserve, or_on_cpu
-from svdcut.streaming.stored_matrix import to_bytes
-from svdcut.streaming.update import MatrixSides, matrix_sides
+from svdcut.streaming.pool import Pool, Reserve
+from svdcut.streaming.stored_matrix import MatrixSides, matrix_sides, to_bytes
 from svdcut.sweeps.facts import BASE, Variant
 from svdcut.sweeps.stored import (
     FACTORS_NAME,
@@ -44,9 +43,14 @@ from svdcut.sweeps.stored import (
     open_decomposed,
 )
 from svdcut.truncation.budget import allocate_budgets
-from svdcut.truncation.tensor_job import Job, decompose_matrix, naming
-from svdcut.truncation.tensor_output import CutMatrix, stays_whole
-from svdcut.write.staging import Range
+from svdcut.truncation.tensor_job import (
+    CutMatrix,
+    Job,
+    decompose_matrix,
+    decompose_on_device,
+    stays_whole,
+)
+from svdcut.write.tensor_writer import Range
 from svdcut.write.writer import TENSOR, CheckpointWriter
 
 _DTYPES = {torch.float32: Dtype.F32, torch.float64: Dtype.F64}
@@ -104,7 +108,7 @@ def decompose_update(
     work = _Work(plan, tuple(variants), options, device, observe)
     cuts = ", ".join(map(str, variants))
     with CheckpointWriter(
-        folder, (), {**identity, "cuts": cuts}, spools=True, restart=restart
+        folder, (), {**identity, "cuts": cuts}, stages=True, restart=restart
     ) as writer:
         records = work.run(writer)
         refuse_changed(plan)
@@ -178,11 +182,7 @@ class _Work:
             found = writer.finished_parts(pair.name)
             resumed = found is not None
             if found is None:
-                with naming(pair):
-                    made, _ = or_on_cpu(
-                        job.device,
-                        lambda device: _decompose(replace(job, device=device), pair, writer),
-                    )
+                made, _ = decompose_on_device(job, pair, lambda job: _decompose(job, pair, writer))
                 found = made
             self.observe(Progress("decompose", pair.name, size, total, resumed=resumed))
             return found
@@ -210,12 +210,13 @@ class _Work:
         """Write the file of factors; return the sha256 of each tensor."""
         file = lay_out(FACTORS_NAME, shapes, {})
         writer.add_file(file)
-        places = [place for tensor in self.tensors for place in writer.parts(tensor.pair.name)]
+        staging = writer.staging
+        places = [place for tensor in self.tensors for place in staging.parts(tensor.pair.name)]
         hashes = {}
         for entry, place in zip(file.entries, places, strict=True):
-            sink = writer.sink(entry)
-            sink.write(writer.read_parts([place]))
-            hashes[entry.name] = sink.finish()
+            output = writer.open(entry)
+            output.write(staging.read(place))
+            hashes[entry.name] = output.finish()
         return hashes
 
 
@@ -241,8 +242,8 @@ def _decompose(job: Job, pair: Pair, writer: CheckpointWriter) -> _Record:
         for tensor in tensors:
             data = to_bytes(tensor)
             digest.update(data)
-            places.append(writer.keep(data))
-    writer.keep_parts(pair.name, places)
+            places.append(writer.staging.append(data))
+    writer.staging.record_parts(pair.name, places)
     record = {"sha256": digest.hexdigest(), "matrices": [asdict(matrix) for matrix in found]}
     writer.record(TENSOR, pair.name, record)
     return record
@@ -259,14 +260,14 @@ def _decompose_matrix(
     asked = [request for request, is_whole in zip(requests, whole, strict=True) if not is_whole]
     cuts = decompose_matrix(job, pair, sides, asked or [CutRequest(NOTHING, Keep.TOP, 0)])
     found = iter(cuts if asked else ())
-    ranks = [full_rank if is_whole else next(found).cut.rank for is_whole in whole]
+    ranks = [full_rank if is_whole else next(found).result.cut.rank for is_whole in whole]
     return _keep(cuts, ranks)
 
 
 def _keep(cuts: Sequence[CutMatrix], ranks: Sequence[int]) -> tuple[StoredMatrix, list[Tensor]]:
     first = cuts[0]
-    kept, measured = first.kept, first.measured
-    needed = sorted({index for cut in cuts for index in cut.cut.indices})
+    kept, measured = first.kept, first.result.measured
+    needed = sorted({index for cut in cuts for index in cut.kept.indices})
     left, right = kept.factors(needed)
     dtype = torch.promote_types(left.dtype, right.dtype)
     matrix = StoredMatrix(
@@ -275,10 +276,10 @@ def _keep(cuts: Sequence[CutMatrix], ranks: Sequence[int]) -> tuple[StoredMatrix
         stored=tuple(needed),
         dtype=_DTYPES[dtype],
         ranks=tuple(ranks),
-        edge=next((cut.cut.edge for cut in cuts if cut.cut.edge is not None), None),
+        edge=next((c.result.cut.edge for c in cuts if c.result.cut.edge is not None), None),
         is_wide=kept.is_wide,
-        zero_fraction=first.zero_fraction,
-        equal_bytes=first.equal_bytes,
+        zero_fraction=first.result.zero_fraction,
+        equal_bytes=first.result.equal_bytes,
     )
     values = [measured.squares, measured.residuals, measured.couplings]
     tensors = [torch.tensor(values, dtype=torch.float64)] if measured.squares else []

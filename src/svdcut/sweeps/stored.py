@@ -27,12 +27,11 @@ from svdcut.files.jsonfile import quoted
 from svdcut.files.tensorfile import Dtype, TensorEntry, read_bytes
 from svdcut.pair.pairing import Action, Pair
 from svdcut.pair.plan import Plan
-from svdcut.streaming.stored_matrix import TORCH_DTYPES
-from svdcut.streaming.update import MatrixSides, matrix_sides
+from svdcut.streaming.stored_matrix import TORCH_DTYPES, MatrixSides, matrix_sides
 from svdcut.svd.measured import MeasuredValues
 from svdcut.sweeps.facts import Cost, Variant
-from svdcut.truncation.tensor_job import Job
-from svdcut.truncation.tensor_output import CutMatrix, KeptMatrix, stays_whole
+from svdcut.truncation.report import MatrixResult
+from svdcut.truncation.tensor_job import CutMatrix, Job, KeptMatrix, stays_whole
 
 FACTORS_NAME = "factors.safetensors"
 FACTS_NAME = "decomposition.json"
@@ -293,11 +292,8 @@ class _Reader:
         assert request is not None
         facts, cut = self.facts, choose_cut(self.measured, request, self.facts.edge)
         return CutMatrix(
-            kept=self._kept(cut.indices, device),
-            cut=cut,
-            measured=self.measured,
-            zero_fraction=facts.zero_fraction,
-            equal_bytes=facts.equal_bytes,
+            self._kept(cut.indices, device),
+            MatrixResult(cut, self.measured, facts.zero_fraction, facts.equal_bytes),
         )
 
     def _factors(self, indices: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:

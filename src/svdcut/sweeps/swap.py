@@ -25,7 +25,7 @@ from svdcut.pair.plan import Plan, PlannedTensor
 from svdcut.streaming.stored_matrix import TORCH_DTYPES
 from svdcut.sweeps.facts import Variant
 from svdcut.sweeps.stored import Decomposed
-from svdcut.truncation.tensor_output import measure_rounding
+from svdcut.truncation.reconstruction import measure_rounding
 
 
 class SwappedModel:

@@ -37,7 +37,7 @@ from svdcut.record.manifest import (
 from svdcut.streaming.stored_matrix import TORCH_DTYPES, MatrixEntry, to_bytes
 from svdcut.truncation.adapter_plan import describe_model, find_changes
 from svdcut.truncation.tensor_output import factor_dtype
-from svdcut.write.staging import Range
+from svdcut.write.tensor_writer import Range
 from svdcut.write.writer import CheckpointWriter
 
 
@@ -136,7 +136,7 @@ class _Assembly:
         stored: dict[str, StoredFact] = {}
 
         def put(key: str, pieces: Iterator[bytes | bytearray | memoryview]) -> None:
-            sink = self.writer.sink(entries[key])
+            sink = self.writer.open(entries[key])
             for piece in pieces:
                 sink.write(piece)
             entry = entries[key]
@@ -169,20 +169,20 @@ class _Assembly:
         assert cut is not None
         ranks = cut.ranks
         rank, position = ranks[matrix.number], 2 * sum(bool(k) for k in ranks[: matrix.number])
-        places = self.writer.parts(matrix.tensor)[position : position + 2]
+        places = self.writer.staging.parts(matrix.tensor)[position : position + 2]
         left, right = (self._tensor(place) for place in places)
         return left.reshape(-1, rank), right.reshape(rank, -1)
 
     def _tensor(self, place: Range) -> Tensor:
-        data = self.writer.read_parts([place])
+        data = self.writer.staging.read(place)
         return torch.frombuffer(data, dtype=TORCH_DTYPES[self.dtype])
 
     def _whole(self, whole: Stored, pair: Pair) -> Iterator[bytes | bytearray | memoryview]:
-        places = self.writer.parts(pair.name)
+        places = self.writer.staging.parts(pair.name)
         if whole.source is Source.TRUNCATED:
             yield from self._truncated(pair)
         elif whole.source is Source.FINETUNED and places:
-            yield from (self.writer.read_parts([place]) for place in places)
+            yield from (self.writer.staging.read(place) for place in places)
         else:
             entry = pair.finetuned if whole.source is Source.FINETUNED else pair.base
             assert entry is not None

@@ -16,7 +16,8 @@ from svdcut.pair.pairing import Action, Pair
 from svdcut.pair.plan import Plan
 from svdcut.record.progress import Observer, Progress
 from svdcut.streaming.pool import Pool, or_on_cpu
-from svdcut.streaming.update import MatrixSides, matrix_sides, read_update
+from svdcut.streaming.stored_matrix import MatrixSides, matrix_sides
+from svdcut.streaming.update import read_update
 from svdcut.svd.values import singular_values
 from svdcut.truncation.tensor_job import BudgetRanks, Job
 from svdcut.write.writer import CheckpointWriter

@@ -1,20 +1,32 @@
-"""Rows of a result: base plus a cut update, or a matrix as the fine-tuned side has it.
+"""Bytes of a result: base plus a cut update, or a tensor as one side has it.
 
 It computes them block by block, and writes nothing.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from svdcut.errors import NonFiniteError
+from svdcut.files.tensorfile import Dtype, TensorEntry, iterate_bytes
+from svdcut.pair.pairing import Action
+from svdcut.pair.plan import PlannedTensor
 from svdcut.streaming.stored_matrix import (
+    TORCH_DTYPES,
     MatrixEntry,
+    MatrixSides,
+    Side,
+    is_finite,
+    matrix_sides,
+    nonfinite_error,
+    to_bytes,
 )
-from svdcut.streaming.update import MatrixSides, read_added
+from svdcut.streaming.update import read_added
 from svdcut.svd.product import rows_of
 
 
@@ -96,3 +108,67 @@ def merged_rows(
             more = rows_of(added, rows.start + shared, rows.stop + shared)
             intended = values.double().add_(more)
         yield Rows(intended.to(stored), intended)
+
+
+def copied_bytes(planned: PlannedTensor, device: torch.device) -> Iterator[bytearray | memoryview]:
+    """Yield the bytes of a tensor that is not truncated, in the dtype that it is stored in."""
+    pair = planned.pair
+    from_base = pair.action is Action.COPY_BASE
+    source = pair.base if from_base else pair.finetuned
+    assert source is not None
+    if from_base or (pair.update is None and source.dtype is planned.target.dtype):
+        side = Side.BASE if source == pair.base else Side.FINETUNED
+        for data in iterate_bytes(source):
+            _refuse_nonfinite_bytes(source, data, side)
+            yield data
+    else:
+        for sides in matrix_sides(pair):
+            for rows in merged_rows(sides, device, TORCH_DTYPES[planned.target.dtype]):
+                refuse_overflow(planned, sides, rows.stored)
+                yield to_bytes(rows.stored)
+
+
+def new_row_bytes(planned: PlannedTensor, device: torch.device) -> Iterator[memoryview]:
+    """Yield the rows that base lacks, from the fine-tuned side."""
+    pair = planned.pair
+    if not pair.new_rows:
+        return
+    (sides,) = matrix_sides(pair)
+    for rows in merged_rows(sides, device, TORCH_DTYPES[planned.target.dtype], new=True):
+        if not is_finite(rows.intended):
+            raise nonfinite_error(pair.finetuned, Side.FINETUNED)
+        refuse_overflow(planned, None, rows.stored)
+        yield to_bytes(rows.stored)
+
+
+def _refuse_nonfinite_bytes(entry: TensorEntry, data: bytearray, side: Side) -> None:
+    # A complex number is two float32. Only looked at: the bytes themselves are written.
+    dtype = torch.float32 if entry.dtype is Dtype.C64 else TORCH_DTYPES.get(entry.dtype)
+    if dtype is None or not data:
+        return
+    if not is_finite(torch.frombuffer(data, dtype=dtype)):
+        raise nonfinite_error(entry, side)
+
+
+def measure_rounding(planned: PlannedTensor, sides: MatrixSides, rows: Rows) -> float:
+    """Return the sum of squares of ``stored - intended``; refuse rows that overflow."""
+    # Exact, in the dtype that holds both: the numbers are next to each other.
+    error = torch.sub(rows.stored, rows.intended)
+    square = float(torch.linalg.vector_norm(error, dtype=torch.float64)) ** 2
+    if not math.isfinite(square):
+        refuse_overflow(planned, sides, rows.stored)
+    return square
+
+
+def refuse_overflow(planned: PlannedTensor, sides: MatrixSides | None, stored: Tensor) -> None:
+    """Raise if a stored block holds what is no number, and say whose it is."""
+    if is_finite(stored):
+        return
+    if sides is not None and sides.base is not None:
+        for _, values in sides.base.blocks(torch.device("cpu")):
+            if not is_finite(values):
+                raise nonfinite_error(sides.base.tensor, Side.BASE)
+    raise NonFiniteError(
+        f"tensor {planned.pair.name!r}: the result overflows {planned.target.dtype.value}",
+        hint="Store it in another --dtype, or use a smaller --scale.",
+    )

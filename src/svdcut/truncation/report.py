@@ -6,15 +6,26 @@ Arithmetic on numbers that others measured; no tensor passes through here.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timezone
 
+from svdcut import __version__
 from svdcut.choose.cut import Cut, is_certified
 from svdcut.choose.options import Options
 from svdcut.choose.ranks import Rule
 from svdcut.pair.pairing import Pair
 from svdcut.pair.plan import Plan
-from svdcut.record.manifest import MatrixFact, SvdFact, TensorFact, Totals, Truncation
+from svdcut.record.manifest import (
+    Manifest,
+    MatchingFact,
+    MatrixFact,
+    Source,
+    SvdFact,
+    TensorFact,
+    Totals,
+    Truncation,
+)
 from svdcut.svd.measured import MeasuredValues
 
 
@@ -24,10 +35,12 @@ class MatrixResult:
 
     cut: Cut
     measured: MeasuredValues
-    rounding_square: float
-    """Sum of squares of ``stored - intended``."""
-
     zero_fraction: float
+    equal_bytes: bool
+    """Whether the two sides are stored alike to the last bit."""
+
+    rounding_square: float = 0.0
+    """Sum of squares of ``stored - intended``."""
 
 
 def describe_truncation(
@@ -70,31 +83,57 @@ def describe_truncation(
     )
 
 
-def sum_totals(plan: Plan, records: Sequence[TensorFact], seconds: float) -> Totals:
+def describe_run(
+    plan: Plan,
+    options: Options,
+    rule: Rule,
+    facts: Mapping[str, TensorFact],
+    sources: tuple[Source, Source],
+    machinery: Mapping[str, str],
+    seconds: float,
+) -> Manifest:
+    """Return the manifest of one output, without its command and its files."""
+    pairing = plan.pairing
+    return Manifest(
+        svdcut_version=__version__,
+        torch_version=machinery["torch"],
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        device=machinery["device"],
+        command=(),
+        base=sources[0],
+        finetuned=sources[1],
+        options=options.to_json(rule),
+        totals=_totals(plan, facts, seconds),
+        tensors=facts,
+        base_only=pairing.base_only,
+        matching=MatchingFact(
+            pairing.matching.renames, pairing.matching.wrappers, pairing.unmatched
+        ),
+    )
+
+
+def _totals(plan: Plan, facts: Mapping[str, TensorFact], seconds: float) -> Totals:
     """Return the sums over all tensors."""
     rank = full_rank = parameters = 0
-    truncations = []
-    for planned, record in zip(plan.tensors, records, strict=True):
-        if record.truncation is None:
-            continue
-        truncations.append(record.truncation)
-        pair = planned.pair
-        ranks = zip(record.truncation.ranks, pair.matrices, pair.full_ranks, strict=True)
-        for k, shape, most in ranks:
-            rank += k
-            full_rank += most
-            parameters += k * sum(shape)
-    norm = math.hypot(*(t.update_norm for t in truncations))
-    tail = math.hypot(*(t.tail_norm for t in truncations))
+    cuts = [fact.truncation for fact in facts.values() if fact.truncation]
+    for pair in (planned.pair for planned in plan.tensors):
+        cut = facts[pair.name].truncation
+        if cut is not None:
+            rank += sum(cut.ranks)
+            full_rank += sum(pair.full_ranks)
+            shapes = zip(cut.ranks, pair.matrices, strict=True)
+            parameters += sum(k * (m + n) for k, (m, n) in shapes)
+    norm = math.hypot(*(cut.update_norm for cut in cuts))
+    tail = math.hypot(*(cut.tail_norm for cut in cuts))
     return Totals(
-        tensors=len(records),
-        truncated=len(truncations),
-        copied=len(records) - len(truncations),
+        tensors=len(facts),
+        truncated=len(cuts),
+        copied=len(facts) - len(cuts),
         rank=rank,
         full_rank=full_rank,
         energy_retained=1 - (tail / norm) ** 2 if norm else None,
         tail_norm=tail,
-        rounding_error=math.hypot(*(t.rounding_error for t in truncations)),
+        rounding_error=math.hypot(*(cut.rounding_error for cut in cuts)),
         parameters_kept=parameters,
         seconds=round(seconds, 3),
     )

@@ -6,21 +6,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime, timezone
-from typing import Any
 
 import torch
 
-from svdcut import __version__
 from svdcut.choose.options import Options
 from svdcut.device import device_name, num_workers, resolve_device
 from svdcut.errors import CheckpointError
 from svdcut.pair.pairing import Action
 from svdcut.pair.plan import Form, Output, Plan, PlannedTensor
-from svdcut.record.manifest import Manifest, MatchingFact, TensorFact, parse_fact
+from svdcut.record.manifest import Manifest, TensorFact, parse_fact
 from svdcut.record.progress import Observer, Progress
 from svdcut.record.provenance import InputHashes, identify_run, refuse_changed
 from svdcut.record.publication import publish
@@ -29,10 +26,16 @@ from svdcut.streaming.pool import Pool, Reserve
 from svdcut.truncation.adapter_plan import refuse_unholdable
 from svdcut.truncation.adapter_publication import publish_adapter
 from svdcut.truncation.budget import allocate_budgets
-from svdcut.truncation.report import sum_totals
+from svdcut.truncation.report import describe_run
 from svdcut.truncation.tensor_job import Cutter, Job, process_tensor
-from svdcut.truncation.tensor_output import AdapterTensor, CheckpointTensor, TensorOutput
+from svdcut.truncation.tensor_output import AdapterOutput, CheckpointOutput
 from svdcut.write.writer import TENSOR, CheckpointWriter
+
+_OUTPUTS: Mapping[Form, type[CheckpointOutput | AdapterOutput]] = {
+    Form.CHECKPOINT: CheckpointOutput,
+    Form.ADAPTER: AdapterOutput,
+}
+_PUBLISH = {Form.CHECKPOINT: publish, Form.ADAPTER: publish_adapter}
 
 
 def run_truncation(
@@ -86,52 +89,19 @@ def run_truncation(
     """
     began = time.monotonic()
     device = resolve_device(options.device)
-    identity = identify_run(
-        plan,
-        outputs,
-        options,
-        {"torch": str(torch.__version__), "device": device_name(device)},
-    )
+    machinery = {"torch": str(torch.__version__), "device": device_name(device)}
+    identity = identify_run(plan, outputs, options, machinery)
     rules = tuple(output.rule for output in outputs)
     needs = memory_needs(plan, rules, options)
     with ExitStack() as stack:
-        writers = [
-            stack.enter_context(
-                CheckpointWriter(
-                    output.path,
-                    plan.files if output.form is Form.CHECKPOINT else (),
-                    identity,
-                    spools=output.form is Form.ADAPTER,
-                    restart=output.restart,
-                    force=output.force,
-                )
-            )
-            for output in outputs
-        ]
-        places = [_PLACES[o.form](w) for o, w in zip(outputs, writers, strict=True)]
+        writers = [stack.enter_context(_writer(plan, output, identity)) for output in outputs]
         pool = stack.enter_context(Pool(num_workers(device), needs.bound, device))
         hashed_sources = stack.enter_context(hashes.recorded(writers[0]))
         job = Job(rules, options, device, {}, Reserve(needs.reserve), cutter=cutter)
-        if cutter is None:
-            budgets = allocate_budgets(job, plan, pool, needs.sizes, writers[0], observe)
-            job = replace(job, budgets=budgets)
         total = sum(tensor.target.size_bytes for tensor in plan.tensors)
-
-        def task(number: int) -> list[TensorFact]:
-            planned = plan.tensors[number]
-            name, size = planned.pair.name, planned.target.size_bytes
-            found = _finished(planned, places)
-            if found is not None:
-                observe(Progress("truncate", name, size, total, tuple(found), resumed=True))
-                return found
-            found = process_tensor(job, planned, places)
-            for writer, fact in zip(writers, found, strict=True):
-                writer.record(TENSOR, name, asdict(fact))
-            observe(Progress("truncate", name, size, total, tuple(found)))
-            return found
-
+        run = _Run(plan, outputs, writers, pool, needs.sizes, total, observe)
         try:
-            records = _run(plan, outputs, pool, task, needs.sizes)
+            records = run.carry_out(job)
             sources = hashed_sources()
         except CheckpointError:
             # A file that changed is the cause of what was found wrong in it.
@@ -139,99 +109,81 @@ def run_truncation(
             raise
         refuse_changed(plan)
         manifests = []
-        for number, output in enumerate(outputs):
-            facts = [record[number] for record in records]
-            names = [planned.pair.name for planned in plan.tensors]
-            manifest = Manifest(
-                svdcut_version=__version__,
-                torch_version=str(torch.__version__),
-                created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-                device=device_name(device),
-                command=tuple(command),
-                base=sources[0],
-                finetuned=sources[1],
-                options=options.to_json(output.rule),
-                totals=sum_totals(plan, facts, time.monotonic() - began),
-                tensors=dict(zip(names, facts, strict=True)),
-                base_only=plan.pairing.base_only,
-                matching=MatchingFact(
-                    plan.pairing.matching.renames,
-                    plan.pairing.matching.wrappers,
-                    plan.pairing.unmatched,
-                ),
-            )
-            finish = publish if output.form is Form.CHECKPOINT else publish_adapter
-            manifests.append(finish(writers[number], plan, manifest, options))
+        for output, writer, facts in zip(outputs, writers, records, strict=True):
+            seconds = time.monotonic() - began
+            manifest = describe_run(plan, options, output.rule, facts, sources, machinery, seconds)
+            manifest = replace(manifest, command=tuple(command))
+            manifests.append(_PUBLISH[output.form](writer, plan, manifest, options))
         for writer in writers:
             writer.commit()
     return manifests
 
 
-def _run(
-    plan: Plan,
-    outputs: Sequence[Output],
-    pool: Pool,
-    task: Callable[[int], list[TensorFact]],
-    sizes: Sequence[int],
-) -> list[list[TensorFact]]:
-    """Return the facts of all tensors, for each output."""
-    copied = [n for n, t in enumerate(plan.tensors) if t.pair.action is not Action.TRUNCATE]
-    done: dict[int, list[TensorFact]] = {}
-
-    def run(numbers: Sequence[int]) -> None:
-        found = pool.map(lambda n: task(numbers[n]), [sizes[number] for number in numbers])
-        done.update(zip(numbers, found, strict=True))
-
-    adapters = [n for n, output in enumerate(outputs) if output.form is Form.ADAPTER]
-    if adapters:
-        # What is copied is compared with base, and may have no place in an adapter: before
-        # the long work.
-        run(copied)
-        names = {number: plan.tensors[number].pair.name for number in copied}
-        refuse_unholdable(plan, {names[n]: facts[adapters[0]] for n, facts in done.items()})
-    run([number for number in range(len(plan.tensors)) if number not in done])
-    return [done[number] for number in range(len(plan.tensors))]
+def _writer(plan: Plan, output: Output, identity: Mapping[str, str]) -> CheckpointWriter:
+    whole = output.form is Form.CHECKPOINT
+    return CheckpointWriter(
+        output.path,
+        plan.files if whole else (),
+        identity,
+        stages=not whole,
+        restart=output.restart,
+        force=output.force,
+    )
 
 
 @dataclass(frozen=True, slots=True)
-class _CheckpointPlace:
-    """Where the tensors of a checkpoint go."""
+class _Run:
+    """The tensors of a plan at work."""
 
-    writer: CheckpointWriter
+    plan: Plan
+    outputs: Sequence[Output]
+    writers: Sequence[CheckpointWriter]
+    pool: Pool
+    sizes: Sequence[int]
+    """Memory that each tensor takes at work, in bytes."""
 
-    def open(self, planned: PlannedTensor, options: Options) -> TensorOutput:
-        return CheckpointTensor(self.writer.sink(planned.target), planned, options.scale)
+    total: int
+    """Bytes of all tensors."""
 
-    def finished(self, planned: PlannedTensor) -> Mapping[str, Any] | None:
-        return self.writer.finished(planned.target)
+    observe: Observer
 
+    def carry_out(self, job: Job) -> list[dict[str, TensorFact]]:
+        """Make every tensor; return the facts of each output, by the names of tensors."""
+        plan = self.plan
+        if job.cutter is None:
+            budgets = allocate_budgets(
+                job, plan, self.pool, self.sizes, self.writers[0], self.observe
+            )
+            job = replace(job, budgets=budgets)
+        done: dict[str, list[TensorFact]] = {}
+        adapters = [n for n, output in enumerate(self.outputs) if output.form is Form.ADAPTER]
+        if adapters:
+            # What is copied is compared with base, and may have no place in an adapter: before
+            # the long work.
+            copied = [t.pair.action is not Action.TRUNCATE for t in plan.tensors]
+            done |= self._make(job, [n for n, is_copied in enumerate(copied) if is_copied])
+            refuse_unholdable(plan, {name: facts[adapters[0]] for name, facts in done.items()})
+        names = [tensor.pair.name for tensor in plan.tensors]
+        done |= self._make(job, [n for n, name in enumerate(names) if name not in done])
+        return [{name: done[name][n] for name in names} for n in range(len(self.outputs))]
 
-@dataclass(frozen=True, slots=True)
-class _AdapterPlace:
-    """Where the tensors of an adapter wait for their ranks to be known."""
+    def _make(self, job: Job, numbers: Sequence[int]) -> dict[str, list[TensorFact]]:
+        """Return the facts of some tensors of the plan, for each output."""
+        tensors = [self.plan.tensors[number] for number in numbers]
+        sizes = [self.sizes[number] for number in numbers]
+        facts = self.pool.map(lambda number: self._tensor(job, tensors[number]), sizes)
+        return {t.pair.name: found for t, found in zip(tensors, facts, strict=True)}
 
-    writer: CheckpointWriter
-
-    def open(self, planned: PlannedTensor, options: Options) -> TensorOutput:
-        return AdapterTensor(self.writer, planned, options)
-
-    def finished(self, planned: PlannedTensor) -> Mapping[str, Any] | None:
-        return self.writer.finished_parts(planned.pair.name)
-
-
-_Place = _CheckpointPlace | _AdapterPlace
-_PLACES: Mapping[Form, type[_Place]] = {
-    Form.CHECKPOINT: _CheckpointPlace,
-    Form.ADAPTER: _AdapterPlace,
-}
-
-
-def _finished(planned: PlannedTensor, places: Sequence[_Place]) -> list[TensorFact] | None:
-    """Return what an earlier run made of a tensor, if it did so for all outputs."""
-    found = []
-    for place in places:
-        document = place.finished(planned)
-        if document is None:
-            return None
-        found.append(parse_fact(TensorFact, document))
-    return found
+    def _tensor(self, job: Job, planned: PlannedTensor) -> list[TensorFact]:
+        places = [_OUTPUTS[o.form](w) for o, w in zip(self.outputs, self.writers, strict=True)]
+        name, documents = planned.pair.name, [place.finished(planned) for place in places]
+        resumed = None not in documents
+        if resumed:
+            facts = [parse_fact(TensorFact, document) for document in documents]
+        else:
+            facts = process_tensor(job, planned, places)
+            for writer, fact in zip(self.writers, facts, strict=True):
+                writer.record(TENSOR, name, asdict(fact))
+        size, found = planned.target.size_bytes, tuple(facts)
+        self.observe(Progress("truncate", name, size, self.total, found, resumed=resumed))
+        return facts

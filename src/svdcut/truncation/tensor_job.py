@@ -1,39 +1,33 @@
-"""Write one tensor of the result to every output.
+"""Make one tensor of the result: read both sides, subtract, decompose, cut, store.
 
-It decides on no rank and on no action: `cut` and `pairing` do.
+What is done to a tensor is decided in `svdcut.pair.pairing`, its rank in `svdcut.choose`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
+from torch import Tensor
 
 from svdcut.choose.cut import CutRequest, cut_matrix, stable_seed
 from svdcut.choose.keep import Keep
 from svdcut.choose.options import Options
 from svdcut.choose.ranks import Rule, rule_for
 from svdcut.errors import QualityError, SvdcutError
-from svdcut.files.tensorfile import Dtype, TensorEntry, iterate_bytes
 from svdcut.pair.pairing import Action, Pair
 from svdcut.pair.plan import PlannedTensor
 from svdcut.record.manifest import TensorFact, Truncation
 from svdcut.streaming.pool import Reserve, or_on_cpu
-from svdcut.streaming.stored_matrix import TORCH_DTYPES, Side, is_finite, nonfinite_error, to_bytes
-from svdcut.streaming.update import MatrixSides, matrix_sides, read_update
+from svdcut.streaming.stored_matrix import MatrixSides, matrix_sides
+from svdcut.streaming.update import read_update
 from svdcut.svd.decomposition import SolverError
-from svdcut.truncation.reconstruction import merged_rows
+from svdcut.truncation.reconstruction import Rows, compose, copied_bytes, copy_rows, new_row_bytes
 from svdcut.truncation.report import MatrixResult, describe_truncation
-from svdcut.truncation.tensor_output import (
-    CutMatrix,
-    KeptMatrix,
-    Stored,
-    TensorOutput,
-    refuse_overflow,
-)
+
+T = TypeVar("T")
 
 BudgetRanks = Mapping[tuple[Rule, str, int], int]
 """Rank of matrix `i` of a tensor under a budget rule."""
@@ -72,8 +66,72 @@ class Job:
         ]
 
 
+@dataclass(frozen=True, slots=True)
+class KeptMatrix:
+    """What stays of the update of one matrix."""
+
+    sides: MatrixSides
+    indices: Sequence[int]
+    """Of the triplets that stay, ascending."""
+
+    full_rank: int
+    scale: float
+    """The factor on the product of the factors."""
+
+    factors: Callable[[Sequence[int]], tuple[Tensor, Tensor]]
+    """Makes them of chosen triplets, as `svdcut.svd.decomposition.Decomposition.factors`."""
+
+    is_wide: bool
+    """Whether a side is stored in float64."""
+
+    def rows(self, dtype: torch.dtype, scale: float) -> Iterator[Rows]:
+        """Return the rows of the result.
+
+        Parameters
+        ----------
+        dtype : torch.dtype
+            Of the stored rows.
+        scale : float
+            Of the kept update.
+        """
+        if stays_whole(self.sides, len(self.indices), self.full_rank, scale):
+            return copy_rows(self.sides.finetuned, dtype)
+        assert self.sides.base is not None
+        factors = self.factors(self.indices)
+        return compose(self.sides.base, factors, self.scale * scale, dtype, is_wide=self.is_wide)
+
+
+def stays_whole(sides: MatrixSides, rank: int, full_rank: int, scale: float) -> bool:
+    """Whether all triplets make the fine-tuned matrix, as it is stored."""
+    return rank == full_rank and scale == 1 and sides.update is None
+
+
+@dataclass(frozen=True, slots=True)
+class CutMatrix:
+    """One matrix on its way to an output."""
+
+    kept: KeptMatrix
+    result: MatrixResult
+
+
 Cutter = Callable[[Job, Pair], Iterator[list[CutMatrix]]]
 """Yields the cuts of each matrix of a tensor, one for each output."""
+
+
+class TensorOutput(Protocol):
+    """Takes one tensor, in order: either the bytes of a copy, or its matrices."""
+
+    def wants(self, action: Action) -> bool:
+        """Whether a tensor with that action is to be written at all."""
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Take the next bytes of a tensor that is copied."""
+
+    def add(self, matrix: CutMatrix) -> float:
+        """Take the next matrix; return the sum of squares of its rounding error."""
+
+    def finish(self, action: Action, truncation: Truncation | None = None) -> TensorFact:
+        """Return what became of it."""
 
 
 class Destination(Protocol):
@@ -111,26 +169,37 @@ def process_tensor(
     SvdcutError
         If no decomposition converges.
     """
-    pair = planned.pair
 
     def takers() -> list[TensorOutput]:
         return [output.open(planned, job.options) for output in outputs]
 
-    if pair.action is Action.TRUNCATE:
-        with naming(pair):
-            facts, failed = or_on_cpu(
-                job.device,
-                lambda device: _truncate(replace(job, device=device), planned, takers()),
-            )
-        return [_reject(fact, failed) for fact in facts]
-    return _copy(job, planned, takers())
+    if planned.pair.action is not Action.TRUNCATE:
+        return _copy(job, planned, takers())
+    facts, failed = decompose_on_device(
+        job, planned.pair, lambda job: _truncate(job, planned, takers())
+    )
+    return [_reject(fact, failed) for fact in facts]
 
 
-@contextmanager
-def naming(pair: Pair) -> Iterator[None]:
-    """Add the name of a tensor to what its decomposition raises."""
+def decompose_on_device(
+    job: Job, pair: Pair, work: Callable[[Job], T]
+) -> tuple[T, tuple[str, ...]]:
+    """Decompose a tensor on the job's device, or on the CPU where the device fails at it.
+
+    Parameters
+    ----------
+    job, pair
+        Of the run, and the tensor; errors name it.
+    work : callable
+        Takes the job with the device to use; it may be called twice.
+
+    Returns
+    -------
+    tuple of object and tuple of str
+        What `work` returned, and how the device failed, if it did.
+    """
     try:
-        yield
+        return or_on_cpu(job.device, lambda device: work(replace(job, device=device)))
     except QualityError as error:
         raise QualityError(f"tensor {pair.name!r}: {error.what}", hint=error.hint) from error
     except SolverError as error:
@@ -149,50 +218,10 @@ def _copy(job: Job, planned: PlannedTensor, takers: Sequence[TensorOutput]) -> l
     action = planned.pair.action
     wanting = [taker for taker in takers if taker.wants(action)]
     if wanting:
-        for data in _copied_bytes(planned, job.device):
+        for data in copied_bytes(planned, job.device):
             for taker in wanting:
                 taker.write(data)
-    return [_fact(planned, action, taker.finish()) for taker in takers]
-
-
-def _copied_bytes(planned: PlannedTensor, device: torch.device) -> Iterator[bytearray | memoryview]:
-    pair = planned.pair
-    from_base = pair.action is Action.COPY_BASE
-    source = pair.base if from_base else pair.finetuned
-    assert source is not None
-    if from_base or (pair.update is None and source.dtype is planned.target.dtype):
-        side = Side.BASE if source == pair.base else Side.FINETUNED
-        for data in iterate_bytes(source):
-            _refuse_nonfinite_bytes(source, data, side)
-            yield data
-    else:
-        for sides in matrix_sides(pair):
-            for rows in merged_rows(sides, device, TORCH_DTYPES[planned.target.dtype]):
-                refuse_overflow(planned, sides, rows.stored)
-                yield to_bytes(rows.stored)
-
-
-def _fact(
-    planned: PlannedTensor, action: Action, stored: Stored, truncation: Truncation | None = None
-) -> TensorFact:
-    action = stored.action or action
-    return TensorFact(
-        action.value,
-        planned.target.shape,
-        stored.dtype.value,
-        stored.file,
-        stored.sha256,
-        truncation,
-    )
-
-
-def _refuse_nonfinite_bytes(entry: TensorEntry, data: bytearray, side: Side) -> None:
-    # A complex number is two float32. Only looked at: the bytes themselves are written.
-    dtype = torch.float32 if entry.dtype is Dtype.C64 else TORCH_DTYPES.get(entry.dtype)
-    if dtype is None or not data:
-        return
-    if not is_finite(torch.frombuffer(data, dtype=dtype)):
-        raise nonfinite_error(entry, side)
+    return [taker.finish(action) for taker in takers]
 
 
 def cut_tensor(job: Job, pair: Pair) -> Iterator[list[CutMatrix]]:
@@ -245,10 +274,7 @@ def decompose_matrix(
                 factors=decomposition.factors,
                 is_wide=update.is_wide,
             ),
-            cut=cut,
-            measured=measured,
-            zero_fraction=update.zero_fraction,
-            equal_bytes=update.equal_bytes,
+            result=MatrixResult(cut, measured, update.zero_fraction, update.equal_bytes),
         )
         for cut in cuts
     ]
@@ -256,35 +282,18 @@ def decompose_matrix(
 
 def _truncate(job: Job, planned: PlannedTensor, takers: Sequence[TensorOutput]) -> list[TensorFact]:
     pair = planned.pair
-    assert pair.base is not None
     results: list[list[MatrixResult]] = [[] for _ in takers]
-    equal = pair.base.shape == pair.finetuned.shape
     for cut_matrices in (job.cutter or cut_tensor)(job, pair):
-        equal = equal and cut_matrices[0].equal_bytes
         for found, matrix, taker in zip(results, cut_matrices, takers, strict=True):
-            square = taker.add(matrix)
-            found.append(MatrixResult(matrix.cut, matrix.measured, square, matrix.zero_fraction))
+            found.append(replace(matrix.result, rounding_square=taker.add(matrix)))
         del cut_matrices, matrix  # the next one of a stack needs their memory
-    records = []
-    for rule, found, taker in zip(job.rules_for(pair), results, takers, strict=True):
-        for data in _new_rows(planned, job.device):
+    for data in new_row_bytes(planned, job.device):
+        for taker in takers:
             taker.write(data)
-        if equal:
-            records.append(_fact(planned, Action.UNCHANGED, taker.finish()))
-        else:
-            truncation = describe_truncation(pair, rule, job.options, found)
-            records.append(_fact(planned, Action.TRUNCATE, taker.finish(), truncation))
-    return records
-
-
-def _new_rows(planned: PlannedTensor, device: torch.device) -> Iterator[memoryview]:
-    """Yield the rows that base lacks, from the fine-tuned side."""
-    pair = planned.pair
-    if not pair.new_rows:
-        return
-    (sides,) = matrix_sides(pair)
-    for rows in merged_rows(sides, device, TORCH_DTYPES[planned.target.dtype], new=True):
-        if not is_finite(rows.intended):
-            raise nonfinite_error(pair.finetuned, Side.FINETUNED)
-        refuse_overflow(planned, None, rows.stored)
-        yield to_bytes(rows.stored)
+    same_shape = pair.base is not None and pair.base.shape == pair.finetuned.shape
+    if same_shape and all(result.equal_bytes for result in results[0]):
+        return [taker.finish(Action.UNCHANGED) for taker in takers]
+    return [
+        taker.finish(Action.TRUNCATE, describe_truncation(pair, rule, job.options, found))
+        for rule, found, taker in zip(job.rules_for(pair), results, takers, strict=True)
+    ]

@@ -1,4 +1,4 @@
-"""What is made of one tensor for one output: rows of a checkpoint, or factors of an adapter.
+"""What one output stores of a tensor: rows of a checkpoint, or factors of an adapter.
 
 It writes what others have decomposed and cut.
 """
@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,98 +21,31 @@ from svdcut.files.filenames import ADAPTER_NAME
 from svdcut.files.tensorfile import Dtype, TensorEntry, read_bytes
 from svdcut.pair.pairing import Action
 from svdcut.pair.plan import PlannedTensor
-from svdcut.streaming.stored_matrix import TORCH_DTYPES, Side, is_finite, nonfinite_error, to_bytes
-from svdcut.streaming.update import MatrixSides
-from svdcut.svd.measured import MeasuredValues
-from svdcut.truncation.reconstruction import Rows, compose, copy_rows
-from svdcut.write.staging import Range
-from svdcut.write.tensor_writer import TensorSink
-
-
-@dataclass(frozen=True, slots=True)
-class KeptMatrix:
-    """What stays of the update of one matrix."""
-
-    sides: MatrixSides
-    indices: Sequence[int]
-    """Of the triplets that stay, ascending."""
-
-    full_rank: int
-    scale: float
-    """The factor on the product of the factors."""
-
-    factors: Callable[[Sequence[int]], tuple[Tensor, Tensor]]
-    """Makes them of chosen triplets, as `svdcut.svd.decomposition.Decomposition.factors`."""
-
-    is_wide: bool
-    """Whether a side is stored in float64."""
-
-    def rows(self, dtype: torch.dtype, scale: float) -> Iterator[Rows]:
-        """Return the rows of the result.
-
-        Parameters
-        ----------
-        dtype : torch.dtype
-            Of the stored rows.
-        scale : float
-            Of the kept update.
-        """
-        if stays_whole(self.sides, len(self.indices), self.full_rank, scale):
-            return copy_rows(self.sides.finetuned, dtype)
-        assert self.sides.base is not None
-        factors = self.factors(self.indices)
-        return compose(self.sides.base, factors, self.scale * scale, dtype, is_wide=self.is_wide)
-
-
-def stays_whole(sides: MatrixSides, rank: int, full_rank: int, scale: float) -> bool:
-    """Whether all triplets make the fine-tuned matrix, as it is stored."""
-    return rank == full_rank and scale == 1 and sides.update is None
-
-
-@dataclass(frozen=True, slots=True)
-class CutMatrix:
-    """One matrix on its way to an output, with all that is known of it."""
-
-    kept: KeptMatrix
-    cut: Cut
-    measured: MeasuredValues
-    zero_fraction: float
-    equal_bytes: bool
-    """Both of the update; see `svdcut.streaming.update.Update`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """What became of a tensor."""
-
-    dtype: Dtype
-    file: str | None
-    """Where it is; None where the output holds nothing of it."""
-
-    sha256: str | None
-    action: Action | None = None
-    """What was done, where it is not what was planned."""
-
+from svdcut.record.manifest import TensorFact, Truncation
+from svdcut.streaming.stored_matrix import TORCH_DTYPES, is_finite, to_bytes
+from svdcut.truncation.reconstruction import measure_rounding
+from svdcut.truncation.tensor_job import CutMatrix
+from svdcut.write.tensor_writer import Range, Staging, TensorWriter
+from svdcut.write.writer import CheckpointWriter
 
 _SAME_UPDATE = 1e-6
 """What rounding to float32 may change of an update, as a share of its norm, by rank: eight
 times the unit of float32. The norms of two factors exceed that of the product by its root."""
 
 
-class TensorOutput(Protocol):
-    """Takes one tensor, in order: either the bytes of a copy, or its matrices."""
+@dataclass(frozen=True, slots=True)
+class CheckpointOutput:
+    """Where the tensors of a checkpoint go."""
 
-    def wants(self, action: Action) -> bool:
-        """Whether a tensor with that action is to be written at all."""
+    writer: CheckpointWriter
 
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Take the next bytes of a tensor that is copied."""
+    def open(self, planned: PlannedTensor, options: Options) -> CheckpointTensor:
+        """Return what takes a planned tensor."""
+        return CheckpointTensor(self.writer.open(planned.target), planned, options.scale)
 
-    def add(self, matrix: CutMatrix) -> float:
-        """Take the next matrix; return the sum of squares of its rounding error."""
-
-    def finish(self) -> Stored:
-        """Return what became of it."""
+    def finished(self, planned: PlannedTensor) -> Mapping[str, Any] | None:
+        """Return what an earlier run recorded of a tensor, if its bytes are there."""
+        return self.writer.finished(planned.target)
 
 
 class CheckpointTensor:
@@ -120,16 +53,16 @@ class CheckpointTensor:
 
     Parameters
     ----------
-    sink : TensorSink
-        Where its bytes go.
+    writer : TensorWriter
+        Takes its bytes.
     planned : PlannedTensor
         What it is.
     scale : float
         Of the kept update.
     """
 
-    def __init__(self, sink: TensorSink, planned: PlannedTensor, scale: float) -> None:
-        self._sink = sink
+    def __init__(self, writer: TensorWriter, planned: PlannedTensor, scale: float) -> None:
+        self._writer = writer
         self._planned = planned
         self._scale = scale
 
@@ -139,7 +72,7 @@ class CheckpointTensor:
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Take the next bytes."""
-        self._sink.write(data)
+        self._writer.write(data)
 
     def add(self, matrix: CutMatrix) -> float:
         """Write a matrix."""
@@ -147,23 +80,29 @@ class CheckpointTensor:
         dtype = TORCH_DTYPES[self._planned.target.dtype]
         for block in matrix.kept.rows(dtype, self._scale):
             total += measure_rounding(self._planned, matrix.kept.sides, block)
-            self._sink.write(to_bytes(block.stored))
+            self._writer.write(to_bytes(block.stored))
         return total
 
-    def finish(self) -> Stored:
-        """Return where it is."""
-        target = self._planned.target
-        return Stored(target.dtype, target.path.name, self._sink.finish())
+    def finish(self, action: Action, truncation: Truncation | None = None) -> TensorFact:
+        """Return what became of it."""
+        target, sha256 = self._planned.target, self._writer.finish()
+        file, dtype = target.path.name, target.dtype.value
+        return TensorFact(action.value, target.shape, dtype, file, sha256, truncation)
 
 
-class PartKeeper(Protocol):
-    """Where bytes wait that have no place yet: see `svdcut.write.writer.CheckpointWriter`."""
+@dataclass(frozen=True, slots=True)
+class AdapterOutput:
+    """Where the tensors of an adapter wait for their ranks to be known."""
 
-    def keep(self, data: bytes | bytearray | memoryview) -> Range:
-        """Put bytes aside, and return where they lie."""
+    writer: CheckpointWriter
 
-    def keep_parts(self, name: str, places: list[Range]) -> None:
-        """Record where the parts of a tensor lie."""
+    def open(self, planned: PlannedTensor, options: Options) -> AdapterTensor:
+        """Return what takes a planned tensor."""
+        return AdapterTensor(self.writer.staging, planned, options)
+
+    def finished(self, planned: PlannedTensor) -> Mapping[str, Any] | None:
+        """Return what an earlier run recorded of a tensor, if its parts are there."""
+        return self.writer.finished_parts(planned.pair.name)
 
 
 class AdapterTensor:
@@ -174,7 +113,7 @@ class AdapterTensor:
 
     Parameters
     ----------
-    keeper : PartKeeper
+    staging : Staging
         Takes the bytes; the adapter's file is laid out when all ranks are known.
     planned : PlannedTensor
         What it is.
@@ -182,8 +121,8 @@ class AdapterTensor:
         For the scale of the kept update and the dtype of the factors.
     """
 
-    def __init__(self, keeper: PartKeeper, planned: PlannedTensor, options: Options) -> None:
-        self._keeper = keeper
+    def __init__(self, staging: Staging, planned: PlannedTensor, options: Options) -> None:
+        self._staging = staging
         self._planned = planned
         self._scale = options.scale
         self._dtype = factor_dtype(options.dtype)
@@ -210,11 +149,11 @@ class AdapterTensor:
         self._read += len(view)
         self._digest.update(view)
         if self._planned.pair.update is not None:  # else it can be read again
-            self._places.append(self._keeper.keep(view))
+            self._places.append(self._staging.append(view))
 
     def add(self, matrix: CutMatrix) -> float:
         """Keep the factors of a matrix."""
-        cut = matrix.cut
+        cut = matrix.result.cut
         if not cut.rank:
             return 0.0
         left, right = matrix.kept.factors(cut.indices)
@@ -229,7 +168,7 @@ class AdapterTensor:
                 )
             data = to_bytes(factor)
             self._digest.update(data)
-            self._places.append(self._keeper.keep(data))
+            self._places.append(self._staging.append(data))
         square = product_difference(intended, (stored[0], stored[1]))
         self._refuse_other_update(math.sqrt(square), cut)
         return square
@@ -244,15 +183,17 @@ class AdapterTensor:
                 hint="This is a fault of svdcut; please report it.",
             )
 
-    def finish(self) -> Stored:
-        """Return where it will be."""
+    def finish(self, action: Action, truncation: Truncation | None = None) -> TensorFact:
+        """Return what became of it."""
         own = self._planned.pair.finetuned.dtype if self._copied else self._dtype
+        file = sha256 = None
         if self._copied and not self._differs:
-            return Stored(own, None, None, Action.UNCHANGED)
-        if not (self._places or self._copied):
-            return Stored(own, None, None)
-        self._keeper.keep_parts(self._planned.pair.name, self._places)
-        return Stored(own, ADAPTER_NAME, self._digest.hexdigest())
+            action = Action.UNCHANGED
+        elif self._places or self._copied:
+            self._staging.record_parts(self._planned.pair.name, self._places)
+            file, sha256 = ADAPTER_NAME, self._digest.hexdigest()
+        shape = self._planned.target.shape
+        return TensorFact(action.value, shape, own.value, file, sha256, truncation)
 
 
 def factor_dtype(wanted: StoredDtype) -> Dtype:
@@ -307,27 +248,3 @@ def product_difference(intended: tuple[Tensor, Tensor], stored: tuple[Tensor, Te
     columns = torch.cat([ours - left, left], dim=1)
     rows = torch.cat([theirs, theirs - right])
     return float(((columns.T @ columns) * (rows @ rows.T)).sum().clamp_min(0))
-
-
-def measure_rounding(planned: PlannedTensor, sides: MatrixSides, rows: Rows) -> float:
-    """Return the sum of squares of ``stored - intended``; refuse rows that overflow."""
-    # Exact, in the dtype that holds both: the numbers are next to each other.
-    error = torch.sub(rows.stored, rows.intended)
-    square = float(torch.linalg.vector_norm(error, dtype=torch.float64)) ** 2
-    if not math.isfinite(square):
-        refuse_overflow(planned, sides, rows.stored)
-    return square
-
-
-def refuse_overflow(planned: PlannedTensor, sides: MatrixSides | None, stored: Tensor) -> None:
-    """Raise if a stored block holds what is no number, and say whose it is."""
-    if is_finite(stored):
-        return
-    if sides is not None and sides.base is not None:
-        for _, values in sides.base.blocks(torch.device("cpu")):
-            if not is_finite(values):
-                raise nonfinite_error(sides.base.tensor, Side.BASE)
-    raise NonFiniteError(
-        f"tensor {planned.pair.name!r}: the result overflows {planned.target.dtype.value}",
-        hint="Store it in another --dtype, or use a smaller --scale.",
-    )

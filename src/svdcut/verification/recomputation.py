@@ -20,8 +20,8 @@ from svdcut.pair.pairing import Action
 from svdcut.pair.plan import PlannedTensor
 from svdcut.record.manifest import TensorFact, Truncation
 from svdcut.streaming.pool import or_on_cpu
-from svdcut.streaming.stored_matrix import TORCH_DTYPES, MatrixEntry
-from svdcut.streaming.update import MatrixSides, matrix_sides, read_update
+from svdcut.streaming.stored_matrix import TORCH_DTYPES, MatrixEntry, MatrixSides, matrix_sides
+from svdcut.streaming.update import read_update
 from svdcut.svd.decomposition import SolverError
 from svdcut.truncation.reconstruction import merged_rows
 from svdcut.truncation.tensor_job import Job, process_tensor
@@ -43,7 +43,7 @@ from svdcut.verification.stored import (
     measure_exact,
     measure_stored,
 )
-from svdcut.write.tensor_writer import TensorSink
+from svdcut.write.tensor_writer import TensorWriter
 
 _SAME_ROUNDING = 1e-3
 """Relative difference of the rounding errors of two runs that store the same bytes: what
@@ -71,7 +71,9 @@ class Discard:
 
     def open(self, planned: PlannedTensor, options: Options) -> CheckpointTensor:
         """Return what takes a planned tensor."""
-        return CheckpointTensor(TensorSink(self.descriptor, planned.target), planned, options.scale)
+        return CheckpointTensor(
+            TensorWriter(self.descriptor, planned.target), planned, options.scale
+        )
 
 
 def recompute_tensor(

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from svdcut.choose.keep import Keep
 from svdcut.record.manifest import Truncation
-from svdcut.streaming.update import MatrixSides, Update
+from svdcut.streaming.stored_matrix import MatrixSides
+from svdcut.streaming.update import Update
 from svdcut.svd.decomposition import PRODUCT_BYTES, Decomposition, row_blocks
 from svdcut.svd.product import Product, rows_of
 from svdcut.verification.claims import joined

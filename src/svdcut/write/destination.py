@@ -1,12 +1,10 @@
-"""Where a result may go: refuse what must not be written, before any work.
-
-It looks at paths alone, and changes nothing.
-"""
+"""Where a result may go: refuse what must not be written before any work; one rename after it."""
 
 from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -157,3 +155,47 @@ def is_ours(out: Path) -> bool:
     """Whether svdcut may replace what is there."""
     empty = out.is_dir() and not out.is_symlink() and not any(out.iterdir())
     return empty or (out / MANIFEST_NAME).is_file()
+
+
+def publish_folder(result: Path, out: Path, *, force: bool) -> None:
+    """Give a finished folder its name, in place of what svdcut wrote there before.
+
+    Raises
+    ------
+    OutputExistsError
+        If something else is there now.
+    OSError
+        If it cannot be renamed; the old folder, if any, is then still there.
+    """
+    old = replaced_path(out)
+    if os.path.lexists(out):
+        if not (force and is_ours(out)):
+            raise OutputExistsError(f"{out} appeared during the run")
+        # A folder with content cannot be renamed over: step it aside first.
+        out.rename(old)
+    try:
+        result.rename(out)
+    except BaseException:
+        if os.path.lexists(old):
+            old.rename(out)
+        raise
+    if force and os.path.lexists(old):
+        remove(old)
+    sync_path(out.absolute().parent)
+
+
+def remove(path: Path) -> None:
+    """Remove a folder with all in it, a file, or a link alone."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def sync_path(path: Path) -> None:
+    """Put a file or the names of a folder on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,17 +1,26 @@
-"""Bytes of one tensor on their way into a file."""
+"""Bytes on their way into files: a tensor at its offset, or put aside until it has one.
+
+It knows nothing of what the bytes mean.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import threading
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 from svdcut.errors import OutputError
 from svdcut.files.tensorfile import TensorEntry
 
+_PARTS = "parts"
+"""Kind of a record of where the parts of a tensor lie in the staging file."""
 
-class TensorSink:
-    """Takes the bytes of one tensor, in order.
+
+class TensorWriter:
+    """Writes the bytes of one tensor, in order.
 
     Parameters
     ----------
@@ -46,6 +55,71 @@ class TensorSink:
                 f"tensor {self._entry.name!r}: {self._done} of {self._entry.size_bytes} bytes"
             )
         return self._digest.hexdigest()
+
+
+class Range(NamedTuple):
+    """Where some bytes lie."""
+
+    offset: int
+    size: int
+
+
+class Staging:
+    """A file of bytes that wait for their place; several threads may append.
+
+    Parameters
+    ----------
+    path : Path
+        It is made where it is not there; what it holds stays.
+    find, record : callable
+        `svdcut.write.writer.CheckpointWriter.find` and `record`, to remember where parts lie.
+
+    Raises
+    ------
+    OSError
+        If it cannot be opened.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        find: Callable[[str, str], object],
+        record: Callable[[str, str, object], None],
+    ) -> None:
+        self._path = path
+        self._find, self._record = find, record
+        self._parts: dict[str, list[Range]] = {}
+        self._lock = threading.Lock()
+        self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        self._end = os.fstat(self.descriptor).st_size
+
+    def append(self, data: bytes | bytearray | memoryview) -> Range:
+        """Write some bytes behind all others, and return where they lie."""
+        view = memoryview(data).cast("B")
+        with self._lock:
+            place = Range(self._end, len(view))
+            self._end += len(view)
+        try:
+            write_at(self.descriptor, view, place.offset)
+        except OSError as error:
+            raise output_error(self._path, error) from error
+        return place
+
+    def read(self, place: Range) -> bytearray:
+        """Return the bytes of a place; fewer where the file ends."""
+        return bytearray(os.pread(self.descriptor, place.size, place.offset))
+
+    def record_parts(self, name: str, places: Iterable[Range]) -> None:
+        """Record where the parts of a tensor lie, before the tensor itself is recorded."""
+        self._parts[name] = list(places)
+        self._record(_PARTS, name, self._parts[name])
+
+    def parts(self, name: str) -> list[Range]:
+        """Return where the parts of a tensor lie; none if it has none."""
+        if name not in self._parts:
+            found = self._find(_PARTS, name)
+            self._parts[name] = [Range(*p) for p in found] if isinstance(found, list) else []
+        return self._parts[name]
 
 
 def write_at(descriptor: int, view: memoryview, offset: int) -> None:

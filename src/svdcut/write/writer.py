@@ -24,19 +24,21 @@ from typing import Any
 
 from svdcut.errors import OutputError, OutputExistsError, SvdcutError
 from svdcut.files.tensorfile import FileLayout, TensorEntry, iterate_bytes
-from svdcut.write.destination import check_partial, is_ours, partial_path, replaced_path
+from svdcut.write.destination import (
+    check_partial,
+    partial_path,
+    publish_folder,
+    remove,
+    sync_path,
+)
 from svdcut.write.journal import Journal
-from svdcut.write.staging import Range, Spool
-from svdcut.write.tensor_writer import TensorSink, output_error, write_at
+from svdcut.write.tensor_writer import Staging, TensorWriter, output_error, write_at
 
 TENSOR = "tensor"
 """Kind of a record of a finished tensor."""
 
-_PARTS = "parts"
-"""Kind of a record of where the parts of a tensor lie in the spool."""
-
 _RESULT_NAME = "checkpoint"
-_SPOOL_NAME = "spool"
+_STAGING_NAME = "staging"
 _NEW_NAME = "new"
 _COPY_BYTES = 1 << 20
 _SYNC_SECONDS = 1.0
@@ -58,8 +60,8 @@ class CheckpointWriter:
         Its weight files, as far as they are known: see `add_file`.
     identity : mapping of str to str
         Everything that shapes the bytes, in words.
-    spools : bool
-        Whether there are bytes that have no place until the end: see `keep`.
+    stages : bool
+        Whether there are bytes that have no place until the end: see `staging`.
     restart : bool
         Whether to drop unfinished work.
     force : bool
@@ -79,7 +81,7 @@ class CheckpointWriter:
         files: Sequence[FileLayout],
         identity: Mapping[str, str],
         *,
-        spools: bool = False,
+        stages: bool = False,
         restart: bool = False,
         force: bool = False,
     ) -> None:
@@ -95,9 +97,8 @@ class CheckpointWriter:
         self._pending_lock = threading.Lock()
         self._sync_lock = threading.Lock()
         self._synced_at = time.monotonic()
-        self._spools = spools
-        self._spool: Spool | None = None
-        self._places: dict[str, list[Range]] = {}
+        self._stages = stages
+        self._staging: Staging | None = None
         self._whole: set[str] = set()
         """Files that were there already, with the right header and length."""
 
@@ -117,8 +118,8 @@ class CheckpointWriter:
             self._remove_strays()
             for file in self._files:
                 self._create(file)
-            if self._spools:
-                self._spool = Spool(self._partial / _SPOOL_NAME)
+            if self._stages:
+                self._staging = Staging(self._partial / _STAGING_NAME, self.find, self.record)
         except BaseException as error:
             self._leave(error)
             if isinstance(error, OSError):
@@ -137,7 +138,7 @@ class CheckpointWriter:
     def _begin(self) -> None:
         if self._result.is_dir():
             shutil.rmtree(self._result)
-        (self._partial / _SPOOL_NAME).unlink(missing_ok=True)
+        (self._partial / _STAGING_NAME).unlink(missing_ok=True)
         self._journal.begin(self._identity)
 
     def _remove_strays(self) -> None:
@@ -145,7 +146,7 @@ class CheckpointWriter:
         names = {file.name for file in self._files}
         for path in self._result.iterdir():
             if path.name not in names:
-                _remove(path)
+                remove(path)
 
     def _create(self, file: FileLayout) -> None:
         path = self._result / file.name
@@ -202,41 +203,25 @@ class CheckpointWriter:
         except OSError as error:
             raise output_error(self._result / file.name, error) from error
 
-    def keep(self, data: bytes | bytearray | memoryview) -> Range:
-        """Put bytes aside that have no place yet, and return where they lie."""
-        assert self._spool is not None
-        return self._spool.append(data)
-
-    def keep_parts(self, name: str, places: Sequence[Range]) -> None:
-        """Record where the parts of a tensor lie, before the tensor itself is recorded."""
-        self._places[name] = list(places)
-        self.record(_PARTS, name, [[place.offset, place.size] for place in places])
-
-    def parts(self, name: str) -> list[Range]:
-        """Return where the parts of a tensor lie; none if it has none."""
-        if name not in self._places:
-            found = self._journal.find(_PARTS, name)
-            self._places[name] = [Range(*p) for p in found] if isinstance(found, list) else []
-        return self._places[name]
-
-    def read_parts(self, places: Sequence[Range]) -> bytearray:
-        """Return the bytes that lie at some places, in this order."""
-        assert self._spool is not None
-        return self._spool.read(places)
+    @property
+    def staging(self) -> Staging:
+        """Where bytes wait that have no place yet."""
+        assert self._staging is not None
+        return self._staging
 
     def finished_parts(self, name: str) -> Mapping[str, Any] | None:
         """Return what was recorded of a tensor in an earlier run, if its parts are there."""
         data = self._journal.find(TENSOR, name)
         if not isinstance(data, dict):
             return None
-        digest, places = hashlib.sha256(), self.parts(name)
+        digest, places = hashlib.sha256(), self.staging.parts(name)
         for place in places:
-            digest.update(self.read_parts([place]))
+            digest.update(self.staging.read(place))
         return data if not places or data["sha256"] == digest.hexdigest() else None
 
-    def sink(self, entry: TensorEntry) -> TensorSink:
-        """Return where the bytes of a planned tensor go."""
-        return TensorSink(self._descriptors[entry.path.name], entry)
+    def open(self, entry: TensorEntry) -> TensorWriter:
+        """Return what writes the bytes of a planned tensor."""
+        return TensorWriter(self._descriptors[entry.path.name], entry)
 
     def find(self, kind: str, name: str) -> object:
         """Return what was recorded beside the tensors, or None."""
@@ -268,8 +253,8 @@ class CheckpointWriter:
         try:
             for descriptor in self._descriptors.values():
                 os.fsync(descriptor)
-            if self._spool is not None:
-                self._spool.sync()
+            if self._staging is not None:
+                os.fsync(self._staging.descriptor)
             for record in pending:
                 self._journal.record(*record)
             self._journal.sync()
@@ -315,10 +300,9 @@ class CheckpointWriter:
             self._give_usual_modes()
             for path in self._result.rglob("*"):
                 if path.name not in self._descriptors:
-                    _sync(path)
-            _sync(self._result)
-            self._publish()
-            _sync(self._out.absolute().parent)
+                    sync_path(path)
+            sync_path(self._result)
+            publish_folder(self._result, self._out, force=self._force)
         except OSError as error:
             raise output_error(self._out, error) from error
 
@@ -328,22 +312,6 @@ class CheckpointWriter:
         new.touch()
         for descriptor in self._descriptors.values():
             os.fchmod(descriptor, stat.S_IMODE(new.stat().st_mode))
-
-    def _publish(self) -> None:
-        old = replaced_path(self._out)
-        if os.path.lexists(self._out):
-            if not (self._force and is_ours(self._out)):
-                raise OutputExistsError(f"{self._out} appeared during the run")
-            # A folder with content cannot be renamed over: step it aside first.
-            self._out.rename(old)
-        try:
-            self._result.rename(self._out)
-        except BaseException:
-            if os.path.lexists(old):
-                old.rename(self._out)
-            raise
-        if self._force and os.path.lexists(old):
-            _remove(old)
 
     def _leave(self, error: BaseException | None) -> None:
         """Close everything; keep what is finished, if it can be of use."""
@@ -355,8 +323,8 @@ class CheckpointWriter:
             for descriptor in self._descriptors.values():
                 os.close(descriptor)
             self._descriptors.clear()
-            if self._spool is not None:
-                self._spool.close()
+            if self._staging is not None:
+                os.close(self._staging.descriptor)
             if not self._is_useful(error):
                 shutil.rmtree(self._partial, ignore_errors=True)
             self._journal.close()
@@ -369,19 +337,3 @@ class CheckpointWriter:
             return False
         finished = self._journal.count(TENSOR) or any(r[0] == TENSOR for r in self._pending)
         return self._result.is_dir() and bool(finished)
-
-
-def _remove(path: Path) -> None:
-    """Remove a folder with all in it, a file, or a link alone."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
