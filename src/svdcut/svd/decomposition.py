@@ -82,15 +82,42 @@ class Triplets:
 
 
 @dataclass(frozen=True, slots=True)
+class Basis:
+    """Vectors whose span nearly contains the leading right vectors of a matrix."""
+
+    right: Tensor
+    """(n, j), nearly orthonormal."""
+
+    beyond: float
+    """Bound on the squared singular values of the matrix on the complement."""
+
+    proof: Proof
+    """Why that is a bound."""
+
+    images: Tensor | None = None
+    """(m, j): products of the matrix with `right`, if known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dominant:
+    """Leading values so large that rounding hides the other wanted ones."""
+
+    right: Tensor
+    """(n, h): their approximate right vectors."""
+
+
+@dataclass(frozen=True, slots=True)
 class Leading:
-    """Leading triplets, and what lies beyond them."""
+    """Leading triplets, and bounds on those beyond them."""
 
     triplets: Triplets
     next_square: float
-    """The largest squared value that is not among them, at most; 0 where all are."""
+    """Bound on the squared values beyond them; 0 if there are none."""
 
     rest: float
-    """The energy that is not among them."""
+    """The energy beyond them."""
+
+    proof: Proof
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
-"""Triplets of a whole matrix: the exact route and the Gram route.
+"""Triplets of a whole matrix by an SVD, and by eigenvectors of its Gram matrix.
 
-Neither decides whether its result is good enough.
+The caller decides whether they are good enough.
 """
 
 from __future__ import annotations
@@ -8,22 +8,27 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from svdcut.svd.decomposition import PRODUCT_BYTES, Leading, Triplets, row_blocks
+from svdcut.svd.decomposition import PRODUCT_BYTES, Basis, Dominant, Triplets, row_blocks
+from svdcut.svd.measured import Proof
 
 _TALL = 2
 """From this aspect ratio on, a QR first makes the SVD that of a square matrix."""
 
-_FEW = 3
-"""Computing only the leading eigenvectors is faster up to this part of all (measured, CPU)."""
+_NEAR = 1e-5
+"""Relative margin of the proof above the last eigenvalue found."""
 
-_SKEW = 1e-12
-"""Largest entry of ``V.T V - 1`` of eigenvectors that are accepted."""
+_ROUNDING = 4 * torch.finfo(torch.float32).eps
+"""Rounding of a float32 Gram matrix and of the proof, relative to the energy: a seventh of it
+was seen in matrices of 100,000 rows, a thirtieth in smaller ones (measured)."""
 
-_SLACK = 1e-14
-"""Rounding of a Cholesky factorisation, relative to the trace."""
+_HIDDEN = 1e4
+"""Energies larger than an eigenvalue by this factor hide it in that rounding."""
 
-_CANCELLATION = 1e-6
-"""Below this share of the energy, a difference of energies is too inaccurate."""
+_STEEP = 16.0
+"""Eigenvalues larger than the first unwanted one by this factor may be dominant."""
+
+_KNOWN = 1e-3
+"""Eigenvalues above this share of the first have accurate vectors in float32."""
 
 _PANEL = 256
 """Columns of a Gram matrix computed at a time: a third faster than all at once (measured,
@@ -73,21 +78,17 @@ def is_tall(a: Tensor) -> bool:
     return a.shape[0] >= _TALL * a.shape[1]
 
 
-def gram_triplets(product: Tensor, count: int | None = None) -> Leading:
-    """Return leading triplets of a matrix from the Gram matrix of its short side.
+def gram_triplets(a: Tensor) -> Triplets:
+    """Return all triplets of `a` from its Gram matrix.
 
     Parameters
     ----------
-    product : Tensor of shape (n, n), float64
-        From `gram`.
-    count : int, optional
-        How many are wanted; all n by default.
+    a : Tensor of shape (m, n), m >= n, float32 or float64
 
     Returns
     -------
-    Leading
-        At least `count`, right vectors in float64, `left` on demand. The energy beyond them is
-        exact to 1e-8 of itself.
+    Triplets
+        All n, right vectors in float64, `left` on demand.
 
     Raises
     ------
@@ -96,23 +97,11 @@ def gram_triplets(product: Tensor, count: int | None = None) -> Leading:
 
     Notes
     -----
-    9 n^3 for all; 5/3 n^3 and O(n^2 count) for a few, on a CPU. Squares the condition number:
-    values below 1e-8 of the first are lost, which `residuals` shows.
+    m n^2 and about 9 n^3. Squares the condition number: values below 1e-8 of the first are
+    lost, which `residuals` shows.
     """
-    n, energy = len(product), float(product.trace())
-    if count is not None and count * _FEW <= n and product.device.type == "cpu":
-        values, vectors = _last_eigenpairs(product, count)
-        rest = max(energy - float(values.sum()), 0.0)
-        if len(values) == count and rest >= _CANCELLATION * energy:
-            found = _of_eigenpairs(product, values, vectors)
-            beyond = float(found.squares[-1]) + _SLACK * energy
-            if _are_the_largest(product, found, beyond):
-                return Leading(found, beyond, rest)
+    product = gram(a)
     values, vectors = torch.linalg.eigh(product)
-    return Leading(_of_eigenpairs(product, values, vectors), 0.0, 0.0)
-
-
-def _of_eigenpairs(product: Tensor, values: Tensor, vectors: Tensor) -> Triplets:
     squares, right = values.flip(0).clamp_min(0), vectors.flip(1).contiguous()
     residuals = (product @ right - right * squares).norm(dim=0)
     # Rounding of the Gram matrix itself does not show in the residual.
@@ -120,24 +109,58 @@ def _of_eigenpairs(product: Tensor, values: Tensor, vectors: Tensor) -> Triplets
     return Triplets(right, None, squares, residuals, residuals)
 
 
-def _are_the_largest(product: Tensor, found: Triplets, beyond: float) -> bool:
-    """Whether eigenvectors are orthonormal, and every other eigenvalue is at most `beyond`.
+def gram_basis(a: Tensor, k: int, energy: float) -> Basis | Dominant | None:
+    """Return a basis of the `k` + 1 leading right vectors of `a`, from its Gram matrix.
 
-    With `R` the deflated matrix, ``beyond * 1 - R`` has a Cholesky factor exactly if no
-    eigenvalue of `R` is larger: n^3 / 3.
+    Parameters
+    ----------
+    a : Tensor of shape (m, n), m >= n, float32
+    k : int, 0 <= k < n
+    energy : float
+        Sum of squares of `a`.
+
+    Returns
+    -------
+    Basis, Dominant or None
+        The dominant triplets if rounding hides the others; None if the eigenvectors found are
+        not proven to be the leading ones.
+
+    Notes
+    -----
+    In float32: accurate enough, as the vectors are measured on `a` afterwards. m n^2 for the Gram
+    matrix, 4/3 n^3 for its eigenvectors, n^3 / 3 for the proof.
     """
-    right = found.right
-    skew = right.T @ right
-    skew.diagonal().sub_(1)
-    if float(skew.abs().max()) > _SKEW:
-        return False
-    left = torch.addmm(product, right * found.squares, right.T, alpha=-1).neg_()
-    left.diagonal().add_(beyond)
-    return int(torch.linalg.cholesky_ex(left).info) == 0
+    product = gram(a, torch.float32)
+    count = min(len(product), k + 1 + max(7, k // 8))
+    values, vectors = _leading_eigenpairs(product, count)
+    if len(values) < count:
+        return None
+    if energy > _HIDDEN * float(values[k]):
+        floor = max(_STEEP * float(values[k]), _KNOWN * float(values[0]))
+        if num_dominant := int((values[:k] > floor).sum()):
+            return Dominant(vectors[:, :num_dominant])
+    right = torch.linalg.qr(vectors.double()).Q
+    beyond = (1 + _NEAR) * max(float(values[-1]), 0.0) + _ROUNDING * energy
+    if not _bounds_complement(product, right.to(product.dtype), values, beyond):
+        return None
+    return Basis(right, beyond, Proof.SPECTRUM)
 
 
-def _last_eigenpairs(product: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return the largest eigenvalues, ascending, and their vectors, (n, count); or fewer."""
+def _bounds_complement(product: Tensor, right: Tensor, values: Tensor, beyond: float) -> bool:
+    """Whether `product` has no eigenvalue above `beyond` on the complement of `right`.
+
+    True if ``beyond + V S V.T - product`` has a Cholesky factor, for any `S`.
+    """
+    difference = torch.addmm(product, right * values, right.T, beta=-1)
+    difference.diagonal().add_(beyond)
+    return int(torch.linalg.cholesky_ex(difference).info) == 0
+
+
+def _leading_eigenpairs(product: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the largest eigenvalues, descending, and their vectors, (n, count); or fewer."""
+    if product.device.type != "cpu":
+        values, vectors = torch.linalg.eigh(product)
+        return values[-count:].flip(0), vectors[:, -count:].flip(1)
     import numpy as np
     from scipy.linalg import eigh
 
@@ -148,7 +171,7 @@ def _last_eigenpairs(product: Tensor, count: int) -> tuple[Tensor, Tensor]:
     except np.linalg.LinAlgError as error:
         raise torch.linalg.LinAlgError(str(error)) from error  # type: ignore[attr-defined]
     values, vectors = map(torch.from_numpy, found)
-    return values, vectors
+    return values.flip(0), vectors.flip(1)
 
 
 def triangle(a: Tensor) -> Tensor:
@@ -169,26 +192,13 @@ def triangle(a: Tensor) -> Tensor:
     return found
 
 
-def gram(a: Tensor, *, without: Tensor | None = None) -> Tensor:
-    """Return ``a.T @ a``, (n, n) float64, of which only one triangle is computed.
-
-    Parameters
-    ----------
-    a : Tensor of shape (m, n), float32 or float64
-    without : Tensor of shape (n, k), float64, optional
-        Orthonormal: what lies along it is taken out of `a` first.
-
-    Notes
-    -----
-    O(m n^2).
-    """
+def gram(a: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Return ``a.T @ a``, (n, n), for `a` of shape (m, n); only one triangle costs time, m n^2."""
     n = a.shape[1]
-    product = torch.zeros(n, n, dtype=torch.float64, device=a.device)
+    product = torch.zeros(n, n, dtype=dtype, device=a.device)
     panels = [slice(start, start + _PANEL) for start in range(0, n, _PANEL)]
     for start, stop in row_blocks(a.shape, a.device, num_bytes=PRODUCT_BYTES):
-        block = a[start:stop].double()
-        if without is not None:
-            block = block.addmm(block @ without, without.T, alpha=-1)
+        block = a[start:stop].to(dtype)
         for panel in panels:
             product[panel, panel.start :].addmm_(block[:, panel].T, block[:, panel.start :])
     for panel in panels:

@@ -17,22 +17,19 @@ from torch import Generator, Tensor
 from svdcut.svd.decomposition import (
     UNCOUNTED,
     Decomposition,
-    Leading,
     SolverError,
     Triplets,
     is_solver_failure,
     normalise,
     sum_of_squares,
 )
-from svdcut.svd.deflation import deflated_triplets, find_dominant, hides_rest, leading_triplets
-from svdcut.svd.dense import exact_triplets, gram, gram_triplets
+from svdcut.svd.dense import exact_triplets, gram_basis, gram_triplets
 from svdcut.svd.factored import factored_triplets
+from svdcut.svd.krylov import krylov_basis
+from svdcut.svd.leading import FindBasis, leading_triplets
 from svdcut.svd.measured import Method, Proof
 from svdcut.svd.product import Product
-from svdcut.svd.route import Route, choose_route, gram_bytes
-
-_DOMINANT_SHARE = 8
-"""Dominant triplets are looked for among the first of so many parts of the values."""
+from svdcut.svd.route import Route, choose_route, gram_bytes, is_few
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +89,8 @@ def decompose(
 
     Notes
     -----
-    Cost and memory are those of the routes: see `leading_triplets`, `gram_triplets`,
-    `deflated_triplets`, `exact_triplets`, `factored_triplets`.
-
-    Rounding of a Gram matrix hides values that are small beside the first. Where that shows,
-    or the bound is missed, the dominant triplets are deflated.
+    Cost and memory are those of the routes: see `krylov_basis`, `gram_basis`, `measure`,
+    `gram_triplets`, `exact_triplets`, `factored_triplets`.
 
     A product is formed only if its own route misses the bound. The result is then that of the
     product as rounded to float64.
@@ -170,124 +164,68 @@ def _start(a: Tensor | Product) -> Decomposition:
     )
 
 
+@dataclass(frozen=True, slots=True)
 class _Routes:
     """The routes for a matrix, from the fastest to the exact one."""
 
-    def __init__(
-        self,
-        start: Decomposition,
-        matrix: Tensor,
-        top: int | None,
-        tolerance: float,
-        seed: int,
-        escalate: Callable[[int], object],
-    ) -> None:
-        self._start = start
-        self._matrix = matrix
-        self._top = top
-        self._tolerance = tolerance
-        self._seed = seed
-        self._escalate = escalate
-        self._count = None if top is None else top + 1
-        self._converges = True
-        self._dominant: tuple[Triplets | None] | None = None
-        """The dominant triplets, or None of them; empty before they are looked for."""
+    start: Decomposition
+    matrix: Tensor
+    top: int | None
+    tolerance: float
+    seed: int
+    escalate: Callable[[int], object]
 
     def ladder(self, route: Route) -> Iterator[_Attempt]:
-        """Yield the routes in turn, the choice depending on how the earlier ones ended."""
-        full_rank, top = self._start.full_rank, self._top
+        """Yield the routes in turn."""
+        full_rank, top = self.start.full_rank, self.top
         if route is Route.AUTO:
             route = choose_route(full_rank, top)
-        if route is Route.KRYLOV and top is not None and top < full_rank:
-            dtypes = dict.fromkeys((self._matrix.dtype, torch.float64))
-            for dtype in dtypes:
-                # What does not converge in float32 does not in float64 either.
-                if self._converges:
-                    name = f"krylov/{str(dtype).removeprefix('torch.')}"
-                    yield _Attempt(name, partial(self._krylov, max(top, 1), dtype))
+        if top is not None and top < full_rank and route is Route.KRYLOV:
+            yield _Attempt("krylov", partial(self._krylov, max(top, 1)))
         if route is not Route.EXACT:
             num_bytes = gram_bytes(full_rank)
-            yield _Attempt("gram/float64", self._gram, num_bytes)
-            if self._may_have_dominant():
-                yield _Attempt("gram/float64/deflated", self._deflated, num_bytes)
-        yield _Attempt("exact/float64", self._exact, is_last=True)
+            if top is not None and is_few(full_rank, top):
+                yield _Attempt("gram/leading", partial(self._leading, max(top, 1)), num_bytes)
+            yield _Attempt("gram", self._gram, num_bytes)
+        yield _Attempt("exact", self._exact, is_last=True)
 
-    def _krylov(self, top: int, dtype: torch.dtype) -> Decomposition | str:
-        found = leading_triplets(
-            self._matrix.to(dtype),
-            top,
-            energy=self._start.energy,
-            tolerance=self._tolerance,
-            generator=self._generator(),
-            escalate=self._escalate,
-        )
-        if not isinstance(found, Leading):
-            self._converges = False
-            return "no convergence" if found is None else "noise beside dominant triplets"
-        return self._of(found, Method.KRYLOV, Proof.RANDOM_START)
+    def _krylov(self, top: int) -> Decomposition | str:
+        generator = Generator().manual_seed(self.seed)
+        find = partial(krylov_basis, tolerance=self.tolerance, generator=generator)
+        return self._found(top, find, Method.KRYLOV) or "no convergence"
 
-    def _gram(self) -> Decomposition | str:
-        product = gram(self._matrix)
-        if (
-            self._may_have_dominant()
-            and hides_rest(product, generator=self._generator())
-            and self._find_dominant() is not None
-        ):
-            return "hidden by dominant triplets"
-        return self._of(gram_triplets(product, self._count), Method.GRAM)
+    def _leading(self, top: int) -> Decomposition | str:
+        return self._found(top, gram_basis, Method.GRAM) or "not proven to be the leading ones"
 
-    def _deflated(self) -> Decomposition | str:
-        dominant = self._find_dominant()
-        if dominant is None:
-            return "no dominant triplets"
-        found = deflated_triplets(self._matrix, dominant, self._count, energy=self._start.energy)
+    def _found(self, top: int, find: FindBasis, method: Method) -> Decomposition | None:
+        energy, escalate = self.start.energy, self.escalate
+        found = leading_triplets(self.matrix, top, find, energy=energy, escalate=escalate)
         if found is None:
-            return "no gap below the dominant triplets"
-        return self._of(found, Method.GRAM)
-
-    def _of(self, found: Leading, method: Method, proof: Proof = Proof.SPECTRUM) -> Decomposition:
+            return None
         return replace(
-            self._start,
+            self.start,
             triplets=found.triplets,
             method=method,
-            proof=proof,
+            proof=found.proof,
             rest=found.rest,
             next_square=found.next_square,
         )
 
+    def _gram(self) -> Decomposition:
+        return replace(self.start, triplets=gram_triplets(self.matrix), method=Method.GRAM)
+
     def _exact(self) -> Decomposition:
-        return replace(self._start, triplets=exact_triplets(self._matrix), method=Method.EXACT)
-
-    def _may_have_dominant(self) -> bool:
-        """Whether looking for dominant triplets pays."""
-        full_rank = self._start.full_rank
-        return choose_route(full_rank, full_rank // _DOMINANT_SHARE) is Route.KRYLOV
-
-    def _find_dominant(self) -> Triplets | None:
-        if self._dominant is None:
-            full_rank = self._start.full_rank
-            self._escalate(gram_bytes(full_rank) + self._matrix.nbytes)
-            found = find_dominant(
-                self._matrix,
-                full_rank // _DOMINANT_SHARE,
-                energy=self._start.energy,
-                generator=self._generator(),
-            )
-            self._dominant = (found,)
-        return self._dominant[0]
-
-    def _generator(self) -> Generator:
-        return Generator().manual_seed(self._seed)
+        return replace(self.start, triplets=exact_triplets(self.matrix), method=Method.EXACT)
 
 
 def _ladder_of_product(start: Decomposition, product: Product) -> Iterator[_Attempt]:
     yield _Attempt(
-        "factored/float64",
+        "factored",
         lambda: _of_product(start, factored_triplets(product), Method.FACTORED),
     )
     # What the dense product has beyond its rank is rounding.
     yield _Attempt(
-        "exact/float64",
+        "exact",
         lambda: _of_product(
             start, exact_triplets(product.dense()).first(product.rank), Method.EXACT
         ),

@@ -1,8 +1,7 @@
 """Leading triplets by block Lanczos iteration on ``a.T @ a``.
 
-A random start block, full re-orthogonalisation, stopped by Ritz residuals [1]_, [2]_.
-The triplets are measured at the end by products with the matrix itself; the caller decides
-whether they are good enough.
+A random start block, full re-orthogonalisation, stopped by Ritz residuals [1]_, [2]_, in
+float32. `svdcut.svd.leading` measures the result; the caller decides whether it is good enough.
 
 References
 ----------
@@ -15,7 +14,6 @@ References
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
@@ -23,7 +21,8 @@ import torch
 from torch import Generator, Tensor
 
 from svdcut.svd.certificate import VALUE_TOLERANCE, bound_cut
-from svdcut.svd.decomposition import Leading, Triplets, multiply_rows, row_blocks
+from svdcut.svd.decomposition import Basis, Dominant, row_blocks
+from svdcut.svd.measured import Proof
 
 _WIDTH = 24
 """Vectors of the start block. Fewer make products slower, more need more products
@@ -33,9 +32,6 @@ _PANEL_BYTES = 1 << 20
 """Rows multiplied both ways while in the cache. The second product is half as fast again as
 with panels of 4 MB (measured, CPU with AVX-512)."""
 
-_CANCELLATION = {torch.float32: 1e-2, torch.float64: 1e-10}
-"""Below this share of the energy, a difference of energies is mostly rounding."""
-
 _SAFETY = 0.7
 """The iteration stops when its estimate is below this share of the tolerance."""
 
@@ -43,18 +39,10 @@ _DROWNED = 5e-5
 """If rounding of the first value is a larger share of a value, the iteration does not find
 that value: it stalls at a thousandth of it (measured)."""
 
+_EPSILON = torch.finfo(torch.float32).eps
+
 _STEEP = 4.0
 """Values larger than the first unwanted one by this factor may be dominant."""
-
-_FLAT = 2.5
-"""Values within this factor of each other look like noise (measured; an early look
-underestimates the last)."""
-
-NARROW = 1024
-"""Up to so many columns the Gram route is faster for noise (measured, CPU)."""
-
-_NOISE_MARGIN = 1.2
-"""Squares below the edge of noise times this factor are taken for noise."""
 
 _KNOWN = 1e-2
 """Largest residual of a dominant value, relative to its square."""
@@ -64,52 +52,33 @@ _ALIKE = 5e-3
 Values of noise lie further apart."""
 
 
-@dataclass(frozen=True, slots=True)
-class Dominant:
-    """Leading values so large that rounding hides the other wanted ones."""
-
-    right: Tensor
-    """(n, h) float64: their approximate right vectors."""
-
-    is_over_noise: bool
-    """Whether the other wanted values are about equal, as in noise."""
-
-
-def krylov_triplets(
-    a: Tensor,
-    k: int,
-    *,
-    energy: float,
-    tolerance: float,
-    generator: Generator,
-    num_looks: int | None = None,
-) -> Leading | Dominant | None:
-    """Return at least the `k` + 1 leading triplets of `a`.
+def krylov_basis(
+    a: Tensor, k: int, energy: float, *, tolerance: float, generator: Generator
+) -> Basis | Dominant | None:
+    """Return a basis of the `k` + 1 leading right vectors of `a`.
 
     Parameters
     ----------
-    a : Tensor of shape (m, n), m >= n, float32 or float64
+    a : Tensor of shape (m, n), m >= n, float32
     k : int, 0 <= k < n
     energy : float
         Sum of squares of `a`, above 0.
     tolerance : float
         Relative excess error at rank `k` to aim for.
     generator : Generator
-        On the CPU; the random blocks are drawn from it on every device alike.
-    num_looks : int, optional
-        Give up after so many checks without convergence.
+        On the CPU; every device draws the same random blocks from it.
 
     Returns
     -------
-    Leading, Dominant or None
-        The dominant triplets if the iteration can find no others; None if it gave up, or did
-        not converge with a basis of half of `n` columns. A dense route is faster then.
+    Basis, Dominant or None
+        The dominant triplets if rounding hides the others; None if the iteration did not
+        converge with a basis of half of `n` columns: eigenvectors of the Gram matrix are
+        faster then.
 
     Notes
     -----
-    A step of `b` vectors costs 4 m n b operations, and reads `a` once. Memory beside
-    `a` is the basis and its images, (m + n) p numbers of the dtype of `a`, p about
-    3 k.
+    A step of `b` vectors costs 4 m n b operations, and reads `a` once. Memory beside `a` is the
+    basis and its images, (m + n) p numbers, p about 3 k.
     """
     n = a.shape[1]
     width = min(n, _WIDTH)
@@ -117,7 +86,7 @@ def krylov_triplets(
     limit = max(n // 2, num_wanted + 3 * width)
     lanczos = _Lanczos(a, energy=energy, generator=generator)
     lanczos.inject(width)
-    next_check, looks = num_wanted + 3 * width, 0
+    next_check = num_wanted + 3 * width
     while lanczos.num_pending and lanczos.size <= limit:
         lanczos.step()
         if lanczos.num_pending and lanczos.size < next_check:
@@ -128,15 +97,10 @@ def krylov_triplets(
             lanczos.inject(num_wanted - lanczos.size)
             continue
         ritz = lanczos.ritz(num_wanted)
-        if count := ritz.num_dominant(k, torch.finfo(a.dtype).eps):
-            spread = ritz.squares[count] / ritz.squares[min(k, num_wanted - 1)]
-            over_noise = bool(spread <= _FLAT * _FLAT)
-            return Dominant(lanczos.vectors(ritz)[:count].T, is_over_noise=over_noise)
+        if count := ritz.num_dominant(k):
+            return Dominant(lanczos.basis(ritz).right[:, :count])
         if ritz.converged(k, energy, tolerance * _SAFETY):
-            return None if ritz.may_hide_copies(width) else lanczos.measure(ritz)
-        looks += 1
-        if looks == num_looks or (n <= NARROW and ritz.is_noise(k, energy, a.shape)):
-            return None
+            return None if ritz.may_hide_copies(width) else lanczos.basis(ritz)
         if not lanczos.num_pending:
             lanczos.inject(width)
     return None
@@ -167,44 +131,34 @@ class _Ritz:
             [0.0] * self.num_wanted,
             k,
             rest=rest,
-            beyond=self.beyond(rest),
+            beyond=min(rest, self.beyond),
             epsilon=0.0,
         )
         return bounds.excess <= tolerance and bounds.value <= VALUE_TOLERANCE * _SAFETY
 
-    def num_dominant(self, k: int, epsilon: float) -> int:
+    def num_dominant(self, k: int) -> int:
         """Return how many values to deflate, at most `k`, so that rounding hides no other."""
         s: list[float] = self.squares[: self.num_wanted].sqrt().tolist()
         following = s[min(k, len(s) - 1)]
 
         def drowns(first: float) -> bool:
-            return epsilon * first > _DROWNED * following
+            return _EPSILON * first > _DROWNED * following
 
         if not drowns(s[0]):
             return 0
         # Values within rounding of the first are too inaccurate to deflate.
-        floor = max(following, epsilon * s[0])
+        floor = max(following, _EPSILON * s[0])
         steep = zip(s, self.residuals, strict=False)
         known = (x > _STEEP * floor and e <= _KNOWN * x * x for x, e in steep)
         count = sum(1 for _ in takewhile(bool, known))
         return 0 if drowns(s[count]) else count
 
-    def beyond(self, rest: float) -> float:
-        """Return an upper estimate of the largest square beyond the wanted ones."""
+    @property
+    def beyond(self) -> float:
+        """An upper estimate of the largest square beyond the wanted ones; infinite without."""
         if len(self.squares) == self.num_wanted:
-            return rest
-        return min(rest, float(self.squares[self.num_wanted]) + self.residuals[self.num_wanted])
-
-    def is_noise(self, k: int, energy: float, shape: Sequence[int]) -> bool:
-        """Whether the values from the `k`-th on may be white noise.
-
-        The largest square of white noise is ``(1 + sqrt(n / m))^2`` times the mean square
-        (Marchenko, Pastur 1967).
-        """
-        m, n = shape
-        rest = energy - float(self.squares[: self.num_wanted].sum())
-        edge = rest / max(n - self.num_wanted, 1) * (1 + math.sqrt(n / m)) ** 2
-        return float(self.squares[min(k, self.num_wanted - 1)]) <= _NOISE_MARGIN * edge
+            return math.inf
+        return float(self.squares[self.num_wanted]) + self.residuals[self.num_wanted]
 
     def may_hide_copies(self, width: int) -> bool:
         """Whether a multiple value may have more copies than the iteration found.
@@ -230,7 +184,7 @@ class _Lanczos:
         self._energy = energy
         self._generator = generator
         # A direction of smaller norm is rounding.
-        self._rounding = 4 * torch.finfo(a.dtype).eps * energy**0.5
+        self._rounding = 4 * _EPSILON * energy**0.5
         self._basis = _Rows(a.shape[1], a)
         self._images = _Rows(a.shape[0], a)
         self._gram = a.new_zeros(0, 0, dtype=torch.float64)
@@ -298,10 +252,11 @@ class _Lanczos:
 
     def ritz(self, num_wanted: int) -> _Ritz:
         """Return the Ritz pairs, the first `num_wanted` with vectors."""
-        s, rotation = self._diagonalise(None)
+        squares, vectors = torch.linalg.eigh(self._images_gram())
+        rotation = vectors.T.flip(0)
         last = rotation[: num_wanted + 1, self.size - self._outside.shape[1] :]
         return _Ritz(
-            s.square(),
+            squares.flip(0).clamp_min(0),
             rotation[:num_wanted],
             (last @ self._outside.double().T).norm(dim=1).tolist(),
             num_wanted,
@@ -321,112 +276,12 @@ class _Lanczos:
         self._gram = gram
         return gram
 
-    def _diagonalise(self, vectors: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return singular values of the images of some vectors, and their left vectors.
-
-        Parameters
-        ----------
-        vectors : Tensor or None
-            (j, p) float64, in coordinates of the basis; None for the basis itself.
-
-        Returns
-        -------
-        tuple of Tensor
-            `s` (j,), descending, and `rotation` (j, j), float64: ``rotation @ vectors`` have
-            images of norm `s`, at right angles to each other.
-        """
-        if self._a.dtype == torch.float64:
-            # A float64 Gram matrix would lose the accuracy that float64 is used for.
-            images = self._images.rows if vectors is None else vectors @ self._images.rows
-            _, s, rotation = torch.linalg.svd(torch.linalg.qr(images.T, mode="r").R)
-            return s, rotation
-        gram = self._images_gram()
-        if vectors is not None:
-            gram = vectors @ gram @ vectors.T
-        squares, rotation = torch.linalg.eigh(gram)
-        return squares.flip(0).clamp_min(0).sqrt(), rotation.T.flip(0)
-
-    def vectors(self, ritz: _Ritz) -> Tensor:
-        """Return the Ritz vectors, (num_wanted, n) float64, orthonormal to the basis' dtype."""
-        return ritz.vectors @ self._basis.rows[: self.size].double()
-
-    def measure(self, ritz: _Ritz) -> Leading:
-        """Return the Ritz triplets with residuals measured on the matrix."""
-        dtype = self._a.dtype
-        right = self.vectors(ritz)
-        # The basis is orthonormal only to the precision of its dtype.
-        factor = torch.linalg.cholesky(right @ right.T)
-        vectors = torch.linalg.solve_triangular(factor, ritz.vectors, upper=False)
-        s, rotation = self._diagonalise(vectors)
-        right = rotation @ torch.linalg.solve_triangular(factor, right, upper=False)
-        left = (rotation @ vectors).to(dtype) @ self._images.rows
-        return measure_triplets(
-            self._a, right.to(dtype), left, s, energy=self._energy, beyond=ritz.beyond
-        )
-
-
-def measure_triplets(
-    a: Tensor,
-    right: Tensor,
-    left: Tensor,
-    s: Tensor,
-    *,
-    energy: float,
-    beyond: Callable[[float], float],
-) -> Leading:
-    """Return triplets with residuals measured on the matrix.
-
-    Parameters
-    ----------
-    a : Tensor of shape (m, n)
-    right : Tensor of shape (j, n)
-        Orthonormal rows.
-    left : Tensor of shape (j, m), of the dtype of `right`
-        Their images, orthogonal to each other.
-    s : Tensor of shape (j,), float64
-        Norms of the images, descending.
-    energy : float
-        Sum of squares of `a`.
-    beyond : callable
-        Returns the largest squared value beyond them, given the energy beyond them.
-    """
-    residuals, couplings = _defects(right.double(), multiply_rows(left, a).double(), s)
-    rounding = torch.finfo(right.dtype).eps * s
-    residuals += rounding * s[0]
-    # Rounding of ``a @ v``, in no particular direction, and of `v` and `left`.
-    couplings += rounding * ((energy / len(a)) ** 0.5 + 2 * s)
-    squares = s.square()
-    rest = _rest(a, left.T, right, energy - float(squares.sum()), energy)
-    triplets = Triplets(right.T, left.T, squares, residuals, couplings)
-    return Leading(triplets, next_square=beyond(rest), rest=rest)
-
-
-def _rest(a: Tensor, left: Tensor, right: Tensor, rest: float, energy: float) -> float:
-    """Return the energy of ``a - left @ right``: `rest`, unless cancellation spoils that."""
-    if rest > _CANCELLATION[left.dtype] * energy:
-        return rest
-    # `rest` has no correct digits: measure it.
-    return math.fsum(
-        float((block.double() - part.double() @ right.double()).square_().sum())
-        for start, stop in row_blocks(a.shape, a.device)
-        for block, part in [(a[start:stop], left[start:stop])]
-    )
-
-
-def _defects(right: Tensor, image: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the norms of ``image - s**2 * right``, and of its part in the span of `right`.
-
-    The part along a larger triplet counts by the ratio of the values: it is also a residual
-    of that triplet, and moves it more.
-    """
-    outside = image - right * s.square().unsqueeze(1)
-    inside = outside @ right.T
-    outside -= inside @ right
-    inside *= (s / s.clamp_min(1e-300).unsqueeze(1)).clamp_max(1).T
-    couplings = inside.norm(dim=1)
-    residuals = (outside.norm(dim=1).square() + couplings.square()).sqrt()
-    # Twice: an error of ``left = a @ right`` changes its norm too.
-    return residuals, 2 * couplings
+    def basis(self, ritz: _Ritz) -> Basis:
+        """Return the wanted Ritz vectors and their images."""
+        rotation = ritz.vectors.to(self._a.dtype)
+        right = ritz.vectors @ self._basis.rows[: self.size].double()
+        images = rotation @ self._images.rows
+        return Basis(right.T, ritz.beyond, Proof.RANDOM_START, images.T)
 
 
 class _Rows:

@@ -14,12 +14,14 @@ class Route(str, Enum):
     KRYLOV = "krylov"
 
 
-_KRYLOV_MIN_SIDE = 384
-"""Shorter matrices are decomposed whole sooner than iterated on (measured, CPU)."""
+_KRYLOV_MIN_SIDE = 1025
+"""Narrower matrices: eigenvectors of the Gram matrix are faster (measured, CPU)."""
 
 _KRYLOV_MAX_SHARE = 6
-"""Krylov pays while the rank is below this part of the short side (measured, CPU)."""
+"""Iteration pays while the rank is below this part of the short side (measured, CPU)."""
 
+_FEW = 3
+"""Leading eigenvectors alone pay while they are at most this part of all (measured, CPU)."""
 
 _GRAM_SQUARES = 5
 """Matrices of the short side squared, in float64, that the Gram route takes (measured)."""
@@ -43,3 +45,8 @@ def choose_route(full_rank: int, top: int | None) -> Route:
     if top is None or full_rank < _KRYLOV_MIN_SIDE or top * _KRYLOV_MAX_SHARE > full_rank:
         return Route.GRAM
     return Route.KRYLOV
+
+
+def is_few(full_rank: int, top: int | None) -> bool:
+    """Whether computing only the leading triplets pays."""
+    return top is not None and (top + 1) * _FEW <= full_rank
