@@ -8,6 +8,7 @@ from functools import cached_property
 
 import pytest
 import torch
+from certificates import examine
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -273,3 +274,14 @@ class TestHoles:
         assert gap_energy(s, e, c, 1, h) >= 1e-3
         assert excess_energy(s[:1], e[:1], h[1]) >= 1e-3
         assert gap_energy(s, e, [0.0, 0.0], 1, complement_bounds(s, e, [0.0, 0.0], 0.0)) < 1e-5
+
+
+@pytest.mark.parametrize("first", range(0, 300, 30))
+def test_no_certificate_is_false_in_families_that_were_false_once(first):
+    claims = {
+        (number, name): claim
+        for number in range(first, first + 30)
+        for name, claim in examine(number)
+        if claim
+    }
+    assert not claims
