@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from svdcut.errors import UsageError
+from svdcut.files.checkpoint import Checkpoint
 from svdcut.files.tensorfile import TensorEntry
+from svdcut.names import is_vocabulary, tied_part
 
 WRAPPERS = frozenset(
     {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
@@ -202,3 +204,28 @@ def _prefixes(names: Iterable[str]) -> set[str]:
             prefixes.add(name[:end])
             end = name.find(".", end) + 1
     return set(sorted(prefixes, key=lambda prefix: (prefix.count("."), prefix))[:_MAX_PREFIXES])
+
+
+def may_descend(
+    ours: TensorEntry, theirs: TensorEntry, *, sizes: tuple[int | None, int | None]
+) -> bool:
+    """Whether the shapes agree, or differ in the vocabulary alone, of which `sizes` are known."""
+    if ours.shape == theirs.shape:
+        return True
+    if len(ours.shape) != len(theirs.shape) or not ours.shape or ours.shape[1:] != theirs.shape[1:]:
+        return False
+    return is_vocabulary(ours.name) or sizes == (ours.shape[0], theirs.shape[0])
+
+
+def tied_partner(entry: TensorEntry, base: Checkpoint) -> TensorEntry | None:
+    """Return the copy that base stores of a tied matrix whose other copies it leaves out."""
+    part = tied_part(entry.name)
+    if not base.ties_embeddings or part is None:
+        return None
+    # A second embedding is no copy of the first, but a head or what all parts share is.
+    found = [
+        (other.shape != entry.shape, place, name)
+        for name, other in base.tensors.items()
+        if (place := tied_part(name)) not in (None, part) and other.shape[1:] == entry.shape[1:]
+    ]
+    return base.tensors[min(found)[2]] if found else None

@@ -5,7 +5,7 @@ A pure function of headers and options: it reads no weights and imports no torch
 
 from __future__ import annotations
 
-import re
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from functools import partial
 
 from svdcut.choose.options import Rest
-from svdcut.errors import MismatchError, QuantizedError, UsageError, listed
+from svdcut.errors import MismatchError, UsageError, listed
 from svdcut.files.checkpoint import Checkpoint
 from svdcut.files.lora_factors import LowRankEntry
 from svdcut.files.tensorfile import TensorEntry
@@ -22,10 +22,17 @@ from svdcut.names import (
     is_bias,
     is_expert_stack,
     is_task_head,
-    is_vocabulary,
     tied_part,
 )
-from svdcut.pair.matching import Matching, match_names, rename_tensors
+from svdcut.pair.matching import (
+    Fits,
+    Matching,
+    match_names,
+    may_descend,
+    rename_tensors,
+    tied_partner,
+)
+from svdcut.pair.quantization import refuse_quantized
 
 
 class Action(str, Enum):
@@ -92,7 +99,7 @@ class Pair:
         shape = self.finetuned.shape
         if self.stacked:
             return [(shape[1], shape[2])] * shape[0]
-        return [(self.shared_rows, _columns(shape))]
+        return [(self.shared_rows, math.prod(shape[1:]))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,13 +123,6 @@ class Pairing:
     def finetuned_prefix(self) -> str | None:
         """What was taken from the fine-tuned names, where most weights needed it."""
         return (self.matching.renames[0].finetuned or None) if self.matching.renames else None
-
-
-def _columns(shape: tuple[int, ...]) -> int:
-    columns = 1
-    for size in shape[1:]:
-        columns *= size
-    return columns
 
 
 def pair_tensors(
@@ -165,44 +165,38 @@ def pair_tensors(
         If a glob or a rename matches nothing.
     """
     for side in (base, finetuned):
-        _refuse_quantized(side)
-    _check_globs(only, skip, finetuned)
-    check_patterns("--drop", drop, list(finetuned.tensors))
+        refuse_quantized(side)
+    _check_globs(finetuned, ("--only", only), ("--skip", skip), ("--drop", drop))
     # The names of an adapter were matched when it was opened.
-    renamed = rename_tensors(
-        base.tensors, {} if finetuned.is_adapter else renames or {}, base.source
-    )
-    fits = partial(_fits, sizes=(finetuned.vocab_size, base.vocab_size))
+    old_to_new = {} if finetuned.is_adapter else renames or {}
+    renamed = rename_tensors(base.tensors, old_to_new, base.source)
+    fits = partial(may_descend, sizes=(finetuned.vocab_size, base.vocab_size))
     matching = match_names(renamed, dict(finetuned.tensors), fits)
     pairs: list[Pair] = []
-    mismatches: list[Pair] = []
-    unmatched: list[str] = []
     for name, entry in finetuned.tensors.items():
-        other = matching.partners.get(name) or _tied_partner(entry, base)
+        other = matching.partners.get(name) or tied_partner(entry, base)
         fitting = other is None or fits(entry, other)
         if not fitting and is_task_head(name):
             other = None  # the head of another task: there is no update to speak of
-        wanted = _is_wanted(name, only, skip)
         update = finetuned.updates.get(name)
-        action = _decide(entry, other, rest, wanted=wanted and fitting)
+        action = _decide(entry, other, rest, wanted=fitting and _is_wanted(name, only, skip))
         if finetuned.is_adapter and update is None and entry == other:
             action = Action.UNCHANGED  # an adapter leaves it alone
         if _matches(name, drop):
             action = Action.DROP
-        pair = Pair(name, action, entry, other, _seed_name(name, finetuned), update)
-        pairs.append(pair)
-        if other is None and wanted and action is not Action.DROP and _truncatable(entry, entry):
-            unmatched.append(name)
-        dropped = action is Action.DROP
-        if other is not None and wanted and not (fitting or dropped) and _matters(entry, other):
-            mismatches.append(pair)
+        pairs.append(Pair(name, action, entry, other, _seed_name(name, finetuned), update))
+    wanted = [p for p in pairs if _is_wanted(p.name, only, skip) and p.action is not Action.DROP]
+    if not matching.partners:
+        raise _nothing_shared(base, finetuned)
+    _refuse_mismatches(base, finetuned, [p for p in wanted if p.base and _differs(p, p.base, fits)])
     used = {pair.base.name for pair in pairs if pair.base is not None}
-    _refuse_mismatches(base, finetuned, mismatches, shared=bool(matching.partners))
     return Pairing(
         pairs=tuple(pairs),
         base_only=tuple(name for name in base.tensors if name not in used),
         matching=matching,
-        unmatched=tuple(unmatched),
+        unmatched=tuple(
+            p.name for p in wanted if p.base is None and _truncatable(p.finetuned, p.finetuned)
+        ),
     )
 
 
@@ -225,8 +219,8 @@ def select_matrices(
     UsageError
         If a glob matches nothing.
     """
-    _refuse_quantized(checkpoint)
-    _check_globs(only, skip, checkpoint)
+    refuse_quantized(checkpoint)
+    _check_globs(checkpoint, ("--only", only), ("--skip", skip))
     return tuple(
         Pair(name, Action.COPY_FINETUNED, entry, None, _seed_name(name, checkpoint))
         for name, entry in checkpoint.tensors.items()
@@ -234,9 +228,9 @@ def select_matrices(
     )
 
 
-def _check_globs(only: Sequence[str], skip: Sequence[str], finetuned: Checkpoint) -> None:
-    for option, patterns in (("--only", only), ("--skip", skip)):
-        check_patterns(option, patterns, list(finetuned.tensors))
+def _check_globs(checkpoint: Checkpoint, *globs: tuple[str, Sequence[str]]) -> None:
+    for option, patterns in globs:
+        check_patterns(option, patterns, list(checkpoint.tensors))
 
 
 def check_patterns(option: str, patterns: Sequence[str], names: Sequence[str]) -> None:
@@ -258,39 +252,20 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _tied_partner(entry: TensorEntry, base: Checkpoint) -> TensorEntry | None:
-    """Return the copy that base stores of a tied matrix whose other copies it leaves out."""
-    part = tied_part(entry.name)
-    if not base.ties_embeddings or part is None:
-        return None
-    # A second embedding is no copy of the first, but a head or what all parts share is.
-    found = [
-        (other.shape != entry.shape, place, name)
-        for name, other in base.tensors.items()
-        if (place := tied_part(name)) not in (None, part) and other.shape[1:] == entry.shape[1:]
-    ]
-    return base.tensors[min(found)[2]] if found else None
-
-
 def _seed_name(name: str, finetuned: Checkpoint) -> str:
     tied = finetuned.ties_embeddings and tied_part(name) is not None
     return "tied embeddings" if tied else name
 
 
-def _fits(ours: TensorEntry, theirs: TensorEntry, *, sizes: tuple[int | None, int | None]) -> bool:
-    """Whether the shapes agree, or differ in the vocabulary alone, of which `sizes` are known."""
-    if ours.shape == theirs.shape:
-        return True
-    if len(ours.shape) != len(theirs.shape) or not ours.shape or ours.shape[1:] != theirs.shape[1:]:
-        return False
-    return is_vocabulary(ours.name) or sizes == (ours.shape[0], theirs.shape[0])
+def _differs(pair: Pair, base: TensorEntry, fits: Fits) -> bool:
+    """Whether the shapes of a pair say that base is another model's.
 
-
-def _matters(ours: TensorEntry, theirs: TensorEntry) -> bool:
-    """Whether a mismatch says that base is another model's: one of integers or one row does not."""
-    floats = ours.dtype.is_plain_float and theirs.dtype.is_plain_float
-    one_row = len(ours.shape) >= 2 and ours.shape[:1] == theirs.shape[:1] == (1,)
-    return floats and not one_row
+    Those of integers, and of matrices of one row, do not.
+    """
+    ours = pair.finetuned
+    floats = ours.dtype.is_plain_float and base.dtype.is_plain_float
+    one_row = len(ours.shape) >= 2 and ours.shape[:1] == base.shape[:1] == (1,)
+    return floats and not one_row and not fits(ours, base)
 
 
 def _decide(
@@ -311,19 +286,19 @@ def _truncatable(finetuned: TensorEntry, base: TensorEntry) -> bool:
         return False
     if is_expert_stack(finetuned.name, shape):
         return shape == base.shape and shape[0] >= 1 and min(shape[1:]) >= 2
-    return min(shape[0], base.shape[0], _columns(shape)) >= 2
+    return min(shape[0], base.shape[0], math.prod(shape[1:])) >= 2
 
 
-def _refuse_mismatches(
-    base: Checkpoint, finetuned: Checkpoint, mismatches: Sequence[Pair], *, shared: bool
-) -> None:
-    if not shared:
-        raise MismatchError(
-            f"{base.source} and {finetuned.source} share no tensor: base has names like "
-            f"{next(iter(base.tensors), 'none')!r}, the fine-tuned side like "
-            f"{next(iter(finetuned.tensors), 'none')!r}",
-            hint="If only a prefix differs, name it: --map OLD=NEW renames base's.",
-        )
+def _nothing_shared(base: Checkpoint, finetuned: Checkpoint) -> MismatchError:
+    return MismatchError(
+        f"{base.source} and {finetuned.source} share no tensor: base has names like "
+        f"{next(iter(base.tensors), 'none')!r}, the fine-tuned side like "
+        f"{next(iter(finetuned.tensors), 'none')!r}",
+        hint="If only a prefix differs, name it: --map OLD=NEW renames base's.",
+    )
+
+
+def _refuse_mismatches(base: Checkpoint, finetuned: Checkpoint, mismatches: Sequence[Pair]) -> None:
     if mismatches:
         noun = "tensor differs" if len(mismatches) == 1 else "tensors differ"
         raise MismatchError(
@@ -347,55 +322,3 @@ def _describe_mismatches(mismatches: Iterable[Pair]) -> list[str]:
         else f"{name!r} ({len(names)} tensors): {shapes}"
         for (name, shapes), names in kinds.items()
     ]
-
-
-_QUANTIZED_NAMES = {
-    r"\.qweight$": ("GPTQ or AWQ", "gptq"),
-    r"\.(absmax|quant_map|quant_state\.bitsandbytes__\w+)$": ("bitsandbytes 4-bit", "bitsandbytes"),
-    r"\.SCB$": ("bitsandbytes 8-bit", "bitsandbytes"),
-    r"\.weight_packed$": ("compressed-tensors", "compressed-tensors"),
-    r"\.weight_scale_inv$": ("fp8 with scales", "fp8"),
-    r"\.weight_scale$": ("fp8 or int8 with scales", ""),
-    r"_proj_(blocks|scales)$": ("MXFP4", "mxfp4"),
-}
-"""What to call it, and the name of the method in a config."""
-
-_DEQUANTIZE = "from_pretrained(..., quantization_config={}(dequantize=True))"
-_HOW_TO_DEQUANTIZE = {
-    "fp8": _DEQUANTIZE.format("FineGrainedFP8Config"),
-    "mxfp4": _DEQUANTIZE.format("Mxfp4Config"),
-    "compressed-tensors": _DEQUANTIZE.format("CompressedTensorsConfig"),
-    "bitsandbytes": "from_pretrained(...).dequantize()",
-}
-"""In transformers, by the name of the method. None is known for GPTQ, AWQ and others."""
-
-
-def _refuse_quantized(checkpoint: Checkpoint) -> None:
-    kind, method, where = _find_quantization(checkpoint)
-    if kind is None:
-        return
-    hint = "Use the checkpoint before it was quantised, in bfloat16, float16 or float32."
-    if how := _HOW_TO_DEQUANTIZE.get(method):
-        # Without the option, transformers quantises again what it saves.
-        hint += (
-            f"\n  Or dequantise it with transformers: {how}, then "
-            "save_pretrained('plain', save_original_format=False)."
-        )
-    raise QuantizedError(
-        f"{checkpoint.source} is quantised ({kind}, says {where}): its stored numbers are "
-        "codes, and their difference means nothing",
-        hint=hint,
-    )
-
-
-def _find_quantization(checkpoint: Checkpoint) -> tuple[str | None, str, str]:
-    """Return what to call it, its method and what says so."""
-    if method := checkpoint.quantization:
-        return method, method, "its config.json"
-    for pattern, (kind, method) in _QUANTIZED_NAMES.items():
-        for name in filter(re.compile(pattern).search, checkpoint.tensors):
-            return kind, method, f"tensor {name!r}"
-    for name, entry in checkpoint.tensors.items():
-        if entry.dtype.is_quantized:
-            return entry.dtype.value, "", f"tensor {name!r}"
-    return None, "", ""
