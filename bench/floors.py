@@ -23,11 +23,12 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from svdcut.api import prepare
+from svdcut.api.truncation import plan_truncation
 from svdcut.files.checkpoint import open_checkpoint
 from svdcut.machine import num_cores
 from svdcut.pair.pairing import Action
 from svdcut.streaming.stored_matrix import matrix_sides
+from svdcut.truncation.options import TruncateOptions
 from svdcut.truncation.tensor_job import Job, decompose_matrix
 
 SQUARE = 2048
@@ -95,7 +96,8 @@ def skipped(pair: Path) -> list[str]:
 def count_products(pair: Path, rank: str, **options: Any) -> Counter[torch.dtype]:
     """Return the operations of the engine's products for all tensors of a pair."""
     options.setdefault("skip", skipped(pair))
-    request = prepare(pair / "base", pair / "ft", {rank: pair / "never"}, **options)
+    sides = (pair / "base", pair / "ft")
+    request = plan_truncation(TruncateOptions(*sides, pair / "never", rank=rank, **options))
     job = Job((request.outputs[0].rule,), request.options, torch.device("cpu"), {})
     by_shape: dict[tuple[int, int], Counter[torch.dtype]] = {}
     total: Counter[torch.dtype] = Counter()

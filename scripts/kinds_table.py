@@ -148,8 +148,10 @@ def _architectures() -> list[tuple[str, ...]]:
 
 def _numbers(pair: Duck) -> tuple[tuple[str, ...], list[str]]:
     """Count tensors, truncated ones and experts in stacks, from the plan."""
-    api = import_module("svdcut.api")
-    plan = api.prepare(pair.base, pair.finetuned, {"1": pair.base.parent / "out"}).plan
+    module = import_module("svdcut.api.truncation")
+    out = pair.base.parent / "out"
+    options = module.TruncateOptions(pair.base, pair.finetuned, out, rank=1)
+    plan = module.plan_truncation(options).plan
     pairs = [tensor.pair for tensor in plan.tensors]
     stacks = [pair for pair in pairs if pair.stacked]
     experts = {pair.finetuned.shape[0] for pair in stacks}

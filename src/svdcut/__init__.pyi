@@ -1,19 +1,8 @@
-from .api import (
-    EvaluateOptions,
-    ExtractOptions,
-    SpectrumOptions,
-    SweepOptions,
-    TruncateOptions,
-    VerifyOptions,
-    compare_spectra,
-    evaluate,
-    extract,
-    spectrum,
-    sweep,
-    truncate,
-    truncate_many,
-    verify,
-)
+from .api.evaluation import evaluate
+from .api.spectra import compare_spectra, spectrum
+from .api.sweeps import sweep
+from .api.truncation import extract, truncate, truncate_many
+from .api.verification import verify
 from .errors import (
     CheckpointError,
     DataError,
@@ -33,19 +22,25 @@ from .errors import (
     UsageError,
 )
 from .evaluation.metrics import Evaluation, Gap, GroupResult, Interval
+from .evaluation.options import EvaluateOptions
 from .record.manifest import Manifest
 from .record.progress import Progress
 from .spectra.comparison import Comparison, Overlap
 from .spectra.facts import Spectra, Subject, TensorSpectra
 from .spectra.matrix import Intruders, Spectrum
+from .spectra.options import CompareOptions, SpectrumOptions
 from .sweeps.facts import Cost, Row, Sweep, Variant
+from .sweeps.options import SweepOptions
+from .truncation.options import ExtractOptions, TruncateManyOptions, TruncateOptions
 from .verification.findings import Checked, Failure, Verification
+from .verification.options import VerifyOptions
 
 __version__: str
 
 __all__ = [
     "Checked",
     "CheckpointError",
+    "CompareOptions",
     "Comparison",
     "Cost",
     "DataError",
@@ -80,6 +75,7 @@ __all__ = [
     "Sweep",
     "SweepOptions",
     "TensorSpectra",
+    "TruncateManyOptions",
     "TruncateOptions",
     "UnholdableError",
     "UsageError",

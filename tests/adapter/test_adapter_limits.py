@@ -15,9 +15,10 @@ from typer.testing import CliRunner
 
 import svdcut
 from checkpoints import rewrite, write_folder
-from svdcut import api
+from svdcut.api.truncation import plan_truncation
 from svdcut.cli.app import app
 from svdcut.streaming.memory import memory_needs
+from svdcut.truncation.options import TruncateOptions
 from trained_adapters import CONFIG, WEIGHTS
 
 NAME = "model.layers.0.mlp.up_proj.weight"
@@ -109,7 +110,8 @@ def test_the_memory_that_is_planned(tmp_path, dora, skip):
     if dora:
         factors["lora_magnitude_vector"] = torch.ones(2000)
     sides = plant(tmp_path, {NAME: torch.ones(2000, 3000)}, factors, use_dora=dora)
-    request = api.prepare(*sides, {"2": tmp_path / "out"}, skip=skip)
+    options = TruncateOptions(*sides, tmp_path / "out", rank=2, skip=skip)
+    request = plan_truncation(options)
     (needed,) = memory_needs(
         request.plan, [output.rule for output in request.outputs], request.options
     ).sizes

@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 
 import svdcut.truncation.run
-from refusals import CALL, ENVIRONMENT, call, pair
+from refusals import CALL, call, pair
 from svdcut.machine import allow_many_files
+
+ENVIRONMENT = {"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"}
 
 
 def process(*words, cwd, prefix="", **more):

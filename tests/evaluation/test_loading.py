@@ -12,6 +12,7 @@ from safetensors import safe_open
 
 import svdcut
 from checkpoints import HEAD_RANK, mixed, read_folder, rewrite
+from svdcut.api.truncation import carry_out, plan_truncation
 from svdcut.choose.options import StoredDtype
 from svdcut.record.publication import with_dtype
 
@@ -254,9 +255,9 @@ def test_folders_of_modules_and_tokenizers(pairs, tmp_path):
     for name in (*taken, *left, ".git/config"):
         (tuned / name).parent.mkdir(parents=True, exist_ok=True)
         (tuned / name).write_text(taken.get(name, ""))
-    request = svdcut.api.prepare(pair.base, tuned, {"4": out})
+    request = plan_truncation(svdcut.TruncateOptions(pair.base, tuned, out, rank=4))
     assert request.left_behind == tuple(sorted(left.values()))
-    svdcut.api.carry_out(request)
+    carry_out(request)
     own = {path.name for path in pair.finetuned.iterdir()} | {"svdcut.json", "README.md"}
     found = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
     assert found == taken.keys() | own

@@ -19,8 +19,7 @@ from safetensors import deserialize
 from safetensors.torch import save_file
 
 import svdcut
-from svdcut.api import resolve_options
-from svdcut.choose.options import StoredDtype
+from svdcut.choose.options import Options, StoredDtype
 from svdcut.errors import CheckpointError, SvdcutError
 from svdcut.files.checkpoint import open_checkpoint
 from svdcut.files.header import read_header
@@ -190,7 +189,7 @@ def attempt(base: Path, finetuned: Path):
     try:
         ours, theirs = open_checkpoint(base), open_checkpoint(finetuned)
         theirs.sidecars()
-        plan = make_plan(ours, theirs, resolve_options({}))
+        plan = make_plan(ours, theirs, Options())
         json.dumps(plan.index, indent=2)
         json.dumps(with_dtype(theirs.config, StoredDtype.FLOAT32), indent=2)
     except SvdcutError as error:

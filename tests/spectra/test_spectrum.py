@@ -20,7 +20,7 @@ from architectures import ARCHITECTURES
 from checkpoints import read_folder, toy, write_folder
 from kinds import KINDS
 from matrices import noise
-from svdcut.api import prepare_spectra
+from svdcut.api.spectra import prepare_spectra
 from svdcut.choose.ranks import Fixed, parse_rule, rank_for_energy
 from svdcut.names import model_order
 from svdcut.spectra.columns import COLUMNS, JOINED, NORM, describe
@@ -46,6 +46,10 @@ REFUSED = [slug for slug, kind in KINDS.items() if kind.error and slug not in UN
 
 def options_of(kind):
     return {key: value for key, value in kind.options.items() if key in ("only", "skip", "map")}
+
+
+def plan_of(*sides, **options):
+    return prepare_spectra(svdcut.SpectrumOptions(*sides, **options))
 
 
 def stored(entry):
@@ -87,7 +91,7 @@ def check_values(spectra, expected, *, top=None):
 def test_update_of_every_kind(slug, tmp_path):
     kind = KINDS[slug]
     pair = kind.build(tmp_path)
-    request = prepare_spectra(pair.base, pair.finetuned, **options_of(kind))
+    request = plan_of(pair.base, pair.finetuned, **options_of(kind))
     found = svdcut.spectrum(pair.base, pair.finetuned, **options_of(kind))
     manifest = svdcut.truncate(pair.base, pair.finetuned, tmp_path / "o", rank=1, **kind.options)
     cut = {
@@ -102,7 +106,7 @@ def test_update_of_every_kind(slug, tmp_path):
 def test_weights_of_every_kind(slug, tmp_path):
     pair = KINDS[slug].build(tmp_path)
     found = svdcut.spectrum(pair.finetuned)
-    check_values(found, reference(prepare_spectra(pair.finetuned).plan))
+    check_values(found, reference(plan_of(pair.finetuned).plan))
     for _, matrix in found.matrices:
         assert matrix.base_norm is matrix.relative_norm is None
 
@@ -119,13 +123,13 @@ def test_refused_kinds(slug, tmp_path):
 def test_architectures(name, tmp_path):
     pair = ARCHITECTURES[name].pair(tmp_path)
     found = svdcut.spectrum(pair.base, pair.finetuned)
-    check_values(found, reference(prepare_spectra(pair.base, pair.finetuned).plan))
+    check_values(found, reference(plan_of(pair.base, pair.finetuned).plan))
 
 
 def test_real_pair_against_float64(real_pair):
     for finetuned in (real_pair.finetuned, real_pair.finetuned_encoder):
         found = svdcut.spectrum(real_pair.base, finetuned)
-        check_values(found, reference(prepare_spectra(real_pair.base, finetuned).plan))
+        check_values(found, reference(plan_of(real_pair.base, finetuned).plan))
 
 
 def large_updates(m, n):
@@ -229,7 +233,7 @@ def wide_pair(tmp_path_factory):
 @pytest.mark.parametrize("top", [1, 24, 64])
 def test_leading_values(wide_pair, top):
     found = svdcut.spectrum(*wide_pair, top=top)
-    check_values(found, reference(prepare_spectra(*wide_pair).plan), top=top)
+    check_values(found, reference(plan_of(*wide_pair).plan), top=top)
     whole = svdcut.spectrum(*wide_pair)
     methods = set()
     for (name, part), (_, full) in zip(found.matrices, whole.matrices, strict=True):

@@ -29,6 +29,7 @@ from architectures import ARCHITECTURES
 from checkpoints import Pair, file_bytes
 from observers import Stop
 from svdcut.choose.keep import Keep
+from svdcut.choose.options import Options
 from svdcut.choose.ranks import parse_rule
 from svdcut.errors import InputChangedError
 from svdcut.evaluation.metrics import Evaluation, Gap, GroupResult, Interval, wilson_interval
@@ -116,7 +117,7 @@ def test_swapped_weights_are_those_of_the_written_checkpoint(place, tmp_path, mo
     outs = {rule: tmp_path / rule for rule in rules.split(",")}
     svdcut.truncate_many(place / "base", place / "ft", outs, **written)
     keep = Keep(written.pop("keep", "top"))
-    options = svdcut.api.resolve_options(written)
+    options = Options(**written)
     plan = plan_of(Pair(place / "base", place / "ft"), options)
     variants = [Variant(parse_rule(rule), keep) for rule in outs]
     decomposed = decompose_update(plan, variants, options, tmp_path / "kept")
@@ -144,7 +145,7 @@ def test_swapped_weights_of_other_models(build, tmp_path):
     shutil.copytree(finetuned, tmp_path / "base")
     model = perturbed(loader.from_pretrained(finetuned), 0.1)
     model.save_pretrained(tmp_path / "base")
-    options = svdcut.api.resolve_options({"device": "cpu"})
+    options = Options(device="cpu")
     plan = plan_of(Pair(tmp_path / "base", finetuned), options)
     variants = [Variant(parse_rule(rank)) for rank in (0, 1, 3, "full")]
     outs = {str(variant): tmp_path / str(variant) for variant in variants}
@@ -185,7 +186,7 @@ def test_swapped_weights_of_mixtures(name, layout, tmp_path):
     pair = ARCHITECTURES[name].pair(tmp_path, layout="default" if is_apart else layout)
     for side in (pair.base, pair.finetuned) if is_apart else ():
         with_experts_apart(side)
-    options = svdcut.api.resolve_options({"device": "cpu", "dtype": "float32"})
+    options = Options(device="cpu", dtype="float32")
     plan = plan_of(pair, options)
     variants = [Variant(parse_rule(rule)) for rule in RULES.split(",")]
     outs = {str(variant): tmp_path / str(variant) for variant in variants}
@@ -204,7 +205,7 @@ def test_swapped_weights_of_mixtures(name, layout, tmp_path):
 def test_experts_in_another_order_have_no_place(tmp_path):
     """Names and shapes fit, values do not: nothing is put where another expert is."""
     pair = ARCHITECTURES["mixtral"].pair(tmp_path)
-    plan = plan_of(pair, svdcut.api.resolve_options({}))
+    plan = plan_of(pair, Options())
     model = AutoModelForCausalLM.from_pretrained(pair.finetuned)
     with torch.no_grad():
         stack = model.model.layers[1].mlp.experts.gate_up_proj
@@ -345,7 +346,7 @@ def test_controls_that_are_not_stored_are_decomposed(place, tmp_path, decomposit
 
 def test_the_full_rank_needs_no_decomposition(place, tmp_path):
     """But the leading triplets that others need: a full one costs a hundred times as much."""
-    options = svdcut.api.resolve_options({"device": "cpu", "svd": "krylov"})
+    options = Options(device="cpu", svd="krylov")
     plan = plan_of(Pair(place / "base", place / "ft"), options)
     variants = [Variant(parse_rule(rule)) for rule in ("0", "2", "full")]
     found = decompose_update(plan, variants, options, tmp_path / "kept")
@@ -456,7 +457,7 @@ def test_a_flipped_bit_of_factors_is_never_evaluated(
 def test_rows_of_other_options_are_refused(place, tmp_path, options, named):
     out = tmp_path / "out"
     sweep(place, out)
-    with pytest.raises(svdcut.OutputExistsError, match=f"{named}.*\n.*restart=True"):
+    with pytest.raises(svdcut.OutputExistsError, match=f"{named}.*\n.*--restart"):
         sweep(place, out, **options)
     assert sweep(place, out, restart=True, **options).rows
 
@@ -578,7 +579,7 @@ def test_room_that_factors_are_said_to_need(pair, tmp_path, monkeypatch, rules, 
     But for three numbers a triplet, whose vectors take as many as their sides are long.
     """
     monkeypatch.setattr(preflight, "_small_bytes", lambda plan: 0)
-    options = svdcut.api.resolve_options({"device": "cpu"} | more)
+    options = Options(device="cpu", **more)
     plan = plan_of(pair, options)
     cuts = [
         (parse_rule(rule), Keep(keep)) for keep in keeps.split(",") for rule in rules.split(",")
@@ -594,7 +595,7 @@ def test_room_that_factors_are_said_to_need(pair, tmp_path, monkeypatch, rules, 
 
 
 def test_no_room_for_factors_is_refused_before_any_work(place, pair, tmp_path, monkeypatch):
-    options, out = svdcut.api.resolve_options({}), tmp_path / "out"
+    options, out = Options(), tmp_path / "out"
     cuts = [(parse_rule(rule), Keep.TOP) for rule in ("0", "2")]
     plan = plan_of(pair, options)
     needed = preflight.check_factors(plan, cuts, options, out / "decomposition").needed_bytes
@@ -618,7 +619,7 @@ def test_no_room_for_factors_is_refused_before_any_work(place, pair, tmp_path, m
 def test_no_room_for_a_checkpoint_is_refused_before_any_work(place, pair, tmp_path, monkeypatch):
     out, log = tmp_path / "out", tmp_path / "log"
     command = f"sh -c 'touch {log}; echo 0.5' {{model}}"
-    plan = plan_of(pair, svdcut.api.resolve_options({}))
+    plan = plan_of(pair, Options())
     needed = preflight.check_checkpoint(plan, out / "checkpoint").needed_bytes
     monkeypatch.setattr(preflight, "free_space", lambda path: (1, needed - 1))
     with pytest.raises(svdcut.OutputError, match=r"out/checkpoint: .* to write, but only"):
@@ -712,7 +713,7 @@ def test_a_command_sees_manifests_of_the_one_decomposition(place, tmp_path, deco
     command = f"{sys.executable} {script} {{model}} {tmp_path / 'seen'}"
     sweep(place, tmp_path / "out", eval_command=command, ranks="1,energy=0.9,ratio=0.5,full")
     pair = Pair(place / "base", place / "ft")
-    plan = plan_of(pair, svdcut.api.resolve_options({}))
+    plan = plan_of(pair, Options())
     assert len(decompositions) == sum(
         len(tensor.pair.matrices) for tensor in plan.tensors if tensor.pair.action == "truncate"
     )

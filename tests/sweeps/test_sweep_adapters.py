@@ -20,6 +20,7 @@ import text_models
 from checkpoints import file_bytes
 from svdcut.adapter.reading import open_finetuned
 from svdcut.choose.keep import Keep
+from svdcut.choose.options import Options
 from svdcut.choose.ranks import parse_rule
 from svdcut.files.checkpoint import open_checkpoint
 from svdcut.pair.plan import make_plan
@@ -102,7 +103,7 @@ def check_swapped(place, kind, tmp_path, more, rules=RULES):
     outs = {rule: tmp_path / rule for rule in rules.split(",")}
     svdcut.truncate_many(place / "base", place / "adapter", outs, **written)
     keep = Keep(written.pop("keep", "top"))
-    options = svdcut.api.resolve_options(written)
+    options = Options(**written)
     base = open_checkpoint(place / "base")
     plan = make_plan(base, open_finetuned(place / "adapter", base), options)
     variants = [Variant(parse_rule(rule), keep) for rule in outs]

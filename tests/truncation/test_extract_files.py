@@ -17,6 +17,7 @@ import svdcut.truncation.tensor_output
 from architectures import ARCHITECTURES
 from checkpoints import Pair, file_bytes, rewrite
 from observers import Stop
+from svdcut.api.truncation import carry_out, plan_extraction
 from svdcut.record.manifest import SCHEMA_PATH, Manifest
 from svdcut.write.destination import partial_path
 
@@ -80,14 +81,10 @@ def test_factors_share_the_singular_values(adapter, llama):
 
 
 def test_first_rows_of_a_larger_adapter_are_the_smaller_one(llama, tmp_path):
-    request = svdcut.api.prepare(
-        llama.base,
-        llama.finetuned,
-        {"2": tmp_path / "2", "6": tmp_path / "6"},
-        form=svdcut.pair.plan.Form.ADAPTER,
-        skip=["*embed*"],
+    options = svdcut.ExtractOptions(
+        llama.base, llama.finetuned, tmp_path / "{k}", rank=[2, 6], skip="*embed*"
     )
-    svdcut.api.carry_out(request)
+    carry_out(plan_extraction(options))
     small, large = (load_file(tmp_path / k / WEIGHTS) for k in "26")
     assert small.keys() == large.keys()
     for key, values in small.items():
@@ -188,7 +185,7 @@ def test_dropped_tensors_are_said_to_be_dropped(llama, tmp_path):
     dropped = {name for name, fact in manifest.tensors.items() if fact.action == "drop"}
     assert dropped == {n for n in manifest.tensors if "norm" in n or "embed" in n}
     assert not [key for key in load_file(out / WEIGHTS) if "norm" in key or "embed" in key]
-    with pytest.raises(svdcut.UsageError, match="drop='nothing' matches no tensor"):
+    with pytest.raises(svdcut.UsageError, match="--drop 'nothing' matches no tensor"):
         svdcut.extract(llama.base, llama.finetuned, tmp_path / "b", rank=3, drop=["nothing"])
 
 

@@ -12,7 +12,8 @@ import pytest
 
 import svdcut
 from checkpoints import Pair, toy, toy_tensors, write_folder
-from svdcut import api, machine
+from svdcut import TruncateManyOptions, machine
+from svdcut.api.truncation import plan_many
 from svdcut.errors import Interrupted, OutputError
 from svdcut.truncation import preflight
 from svdcut.write.destination import partial_path
@@ -25,7 +26,7 @@ def pair(pairs):
 
 def prepare(pair, *outs, rank="4", **options):
     rules = dict(zip([rank] if len(outs) == 1 else map(str, range(2, 9)), outs, strict=False))
-    return api.prepare(pair.base, pair.finetuned, rules, **options).preflight
+    return plan_many(TruncateManyOptions(pair.base, pair.finetuned, rules, **options)).preflight
 
 
 def folder_bytes(folder):

@@ -1,4 +1,4 @@
-"""The options of `truncate` and `extract`, and those that other commands share with them.
+"""The options that shape a cut, and those that every command has.
 
 Importable without torch.
 """
@@ -8,25 +8,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import KW_ONLY
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from svdcut.choose.keep import Keep
-from svdcut.choose.ranks import EXAMPLES, RankOverride, Rule, parse_override, parse_rules
+from svdcut.choose.ranks import RankOverride, Rule, parse_override, parse_rules
 from svdcut.files.tensorfile import Dtype
-from svdcut.option import (
+from svdcut.option import Panel, declared, plain
+from svdcut.option_kinds import (
     Choice,
     Number,
-    Option,
-    Panel,
+    Parsed,
     Prefixes,
     PythonOnly,
     Switch,
     Text,
     Texts,
     Whole,
-    declared,
     options,
-    plain,
 )
 from svdcut.svd.route import Route
 
@@ -71,31 +69,27 @@ STORED_DTYPES = {
     StoredDtype.FLOAT16: Dtype.F16,
 }
 
-RULE_EXAMPLES = EXAMPLES
-
 
 def ignore(progress: Progress) -> None:
     """Observe nothing."""
 
 
-class Rules(Option[str | int | Iterable[str | int | Rule], tuple[Rule, ...]]):
-    """Rank rules; a text holds them separated by commas."""
-
-    def read(self, value: Any) -> tuple[Rule, ...]:  # noqa: ANN401
-        """Parse the rules."""
-        several = [value] if isinstance(value, (str, int)) else value
-        return parse_rules(",".join(map(str, several)))
+def read_rules(value: str | int | Iterable[str | int | Rule]) -> tuple[Rule, ...]:
+    """Parse rank rules."""
+    several = [value] if isinstance(value, (str, int)) else value
+    return parse_rules(",".join(map(str, several)))
 
 
-class Overrides(Option[str | Iterable[str | RankOverride], tuple[RankOverride, ...]]):
-    """Rank rules for tensors by their names."""
+def _read_overrides(value: str | Iterable[str | RankOverride]) -> tuple[RankOverride, ...]:
+    several = [value] if isinstance(value, str) else value
+    return tuple(parse_override(str(text)) for text in several)
 
-    repeats = True
 
-    def read(self, value: Any) -> tuple[RankOverride, ...]:  # noqa: ANN401
-        """Parse each ``GLOB=RULE``."""
-        several = [value] if isinstance(value, str) else value
-        return tuple(parse_override(str(text)) for text in several)
+Rules: TypeAlias = Parsed[str | int | Iterable[str | int | Rule], tuple[Rule, ...]]
+"""Rank rules; a text holds them separated by commas."""
+
+Overrides: TypeAlias = Parsed[str | Iterable[str | RankOverride], tuple[RankOverride, ...]]
+"""Rank rules for tensors by their names."""
 
 
 @options
@@ -156,8 +150,10 @@ class ShapeOptions(PairOptions):
     """Options that shape a cut, of `truncate`, `extract` and `sweep`."""
 
     _: KW_ONLY
-    rank_for: Overrides = Overrides(
+    rank_for: Overrides = Parsed(
         "Use another rule for tensors whose name matches; the last match wins.",
+        reader=_read_overrides,
+        repeats=True,
         default=(),
         metavar="GLOB=RULE",
         panel=Panel.RANK,
@@ -167,18 +163,18 @@ class ShapeOptions(PairOptions):
     )
     seed: Whole[int] = Whole("Seed of --keep random.", default=0, metavar="N", panel=Panel.RANK)
     rest: Choice[Rest] = Choice(
-        Rest, "Which side every other tensor comes from.", default="ft", panel=Panel.TENSORS
+        "Which side every other tensor comes from.", kind=Rest, default="ft", panel=Panel.TENSORS
     )
     svd: Choice[Route] = Choice(
-        Route,
         "Algorithm to start with; a more careful one follows where its error bound is not met.",
+        kind=Route,
         default="auto",
         panel=Panel.COMPUTATION,
     )
     dtype: Choice[StoredDtype] = Choice(
-        StoredDtype,
         "Store truncated tensors in float32, bfloat16 or float16; auto is the fine-tuned "
         "tensor's own dtype.",
+        kind=StoredDtype,
         default="auto",
         metavar="DTYPE",
         panel=Panel.OUTPUT,
@@ -191,8 +187,8 @@ class CutOptions(ShapeOptions):
 
     _: KW_ONLY
     keep: Choice[Keep] = Choice(
-        Keep,
         "Which triplets stay; bottom and random are the controls of an experiment.",
+        kind=Keep,
         default="top",
         panel=Panel.RANK,
     )
@@ -234,9 +230,9 @@ class AdapterOptions:
         panel=Panel.TENSORS,
     )
     experts: Choice[Experts] = Choice(
-        Experts,
         "Experts that FT stores one by one: fused to the stacks that transformers makes of "
         "them, or separate, as SGLang needs them, padded with zeros to one rank.",
+        kind=Experts,
         default="fused",
         panel=Panel.OUTPUT,
     )

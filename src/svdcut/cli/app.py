@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from svdcut import __version__
-from svdcut.cli.shared import PlainFlags, new_app
+from svdcut.cli.commands import PlainFlags, new_app
 
 COMMANDS = {
     "truncate": "Write OUT = BASE + truncated update, a complete checkpoint.",
@@ -28,8 +28,7 @@ COMMANDS = {
 
 def load_command(name: str) -> Any:  # noqa: ANN401 - of the Click that Typer carries
     """Return a command, from the module of its name."""
-    app = import_module(f"svdcut.cli.{name}").app
-    command = typer.main.get_command(app)
+    command = typer.main.get_command(getattr(import_module(f"svdcut.cli.{name}"), name))
     command.name = name
     return command
 

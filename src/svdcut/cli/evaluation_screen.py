@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from rich.markup import escape
 
+from svdcut.cli.guard import note
 from svdcut.cli.spectra_screen import open_screen
 from svdcut.cli.tables import Column, no_room, print_table
 from svdcut.evaluation.dataset import Dataset
@@ -100,3 +101,9 @@ def show_share(value: float) -> str:
 def show_interval(interval: Interval | None) -> str:
     """Return an interval for people, in percent; nothing where there is none."""
     return "" if interval is None else f"{100 * interval.low:.1f} to {100 * interval.high:.1f}"
+
+
+def note_cut_texts(evaluation: Evaluation) -> None:
+    """Say how many texts were too long for the model, if any were."""
+    if count := evaluation.num_truncated:
+        note(f"{counted(count, 'text')} too long for the model: cut")

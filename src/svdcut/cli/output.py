@@ -42,7 +42,7 @@ from svdcut.shown import byte_size, counted, printable
 from svdcut.svd.measured import Method
 
 if TYPE_CHECKING:
-    from svdcut.api import Request
+    from svdcut.api.truncation import Request
     from svdcut.files.checkpoint import Checkpoint
     from svdcut.pair.matching import Matching
     from svdcut.pair.pairing import Pairing

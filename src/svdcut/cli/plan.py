@@ -26,7 +26,7 @@ from svdcut.pair.plan import Form
 from svdcut.shown import byte_size
 
 if TYPE_CHECKING:
-    from svdcut.api import Request
+    from svdcut.api.truncation import Request
     from svdcut.pair.plan import PlannedTensor
     from svdcut.truncation.preflight import Preflight
 

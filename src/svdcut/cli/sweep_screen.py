@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from rich.markup import escape
 
-from svdcut.api import SweepRequest
 from svdcut.cli.evaluation_screen import show_interval, show_share
 from svdcut.cli.spectra_screen import open_screen
 from svdcut.cli.tables import Column, no_room, print_table
@@ -27,13 +27,13 @@ _COLUMNS = (
 )
 
 
-def print_sweep(request: SweepRequest, sweep: Sweep) -> None:
+def print_sweep(folder: Path, sweep: Sweep) -> None:
     """Print what was measured, and which rank to use.
 
     Parameters
     ----------
-    request : SweepRequest
-        What was asked for.
+    folder : Path
+        Where its files are.
     sweep : Sweep
         What was found.
     """
@@ -59,9 +59,9 @@ def print_sweep(request: SweepRequest, sweep: Sweep) -> None:
     screen.print()
     for sentence in sweep.answer:
         screen.print(escape(printable(sentence)))
-    drawn = (request.folder / PICTURE_NAME).exists()
+    drawn = (folder / PICTURE_NAME).exists()
     names = ", ".join((JSON_NAME, CSV_NAME, *([PICTURE_NAME] if drawn else [])))
-    screen.say(f"[bold]{escape(printable(str(request.folder)))}[/bold]: {names}")
+    screen.say(f"[bold]{escape(printable(str(folder)))}[/bold]: {names}")
     if not drawn:
         screen.say("No picture was drawn: pip install matplotlib.")
 

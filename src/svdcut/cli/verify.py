@@ -2,25 +2,46 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from dataclasses import KW_ONLY
 
 import typer
 
-from svdcut import api
+from svdcut.api.verification import carry_out_verification
+from svdcut.cli.commands import ScreenOptions, command
 from svdcut.cli.guard import guard, warn
 from svdcut.cli.output import print_json, show_progress
-from svdcut.cli.shared import COMPUTATION, DeviceOption, new_app, screen_flag
 from svdcut.cli.verdict import first_lines, print_verdict
+from svdcut.option import Panel
+from svdcut.option_kinds import Switch, options
+from svdcut.verification.options import VerifyOptions
 
-_INPUTS = "Inputs"
 _FAILED = 4
 
-app = new_app()
+
+@options
+class VerifyCommand(ScreenOptions, VerifyOptions):
+    """Options of the command."""
+
+    _: KW_ONLY
+    json: Switch = Switch("Print the outcome on stdout.", default=False, panel=Panel.SCREEN)
+    quiet: Switch = Switch(
+        "Print nothing but false claims, on stderr, and errors.",
+        default=False,
+        panel=Panel.SCREEN,
+        short="-q",
+    )
+    verbose: Switch = Switch(
+        "Print a line for each tensor, all false claims, and the traceback of an error.",
+        default=False,
+        panel=Panel.SCREEN,
+        short="-v",
+    )
 
 
-@app.command(
-    options_metavar="[--base BASE --ft FT] [OPTIONS]",
-    epilog="""\
+@command(
+    VerifyCommand,
+    usage="[--base BASE --ft FT] [OPTIONS]",
+    examples="""\
 svdcut verify out/  # check every byte against the manifest
 
 svdcut verify out/ --base base/ --ft ft/  # compute everything again
@@ -30,57 +51,7 @@ svdcut verify out/ --base base/ --ft ft/ --sample 20  # compute 20 tensors again
 svdcut verify out/ --json | jq .failures  # list what is wrong
 """,
 )
-def verify(
-    out: Annotated[str, typer.Argument(metavar="OUT", help="The folder that svdcut wrote.")],
-    base: Annotated[
-        str | None,
-        typer.Option(
-            metavar="BASE",
-            help="The model before fine-tuning, named as for truncate.",
-            show_default=False,
-            rich_help_panel=_INPUTS,
-        ),
-    ] = None,
-    finetuned: Annotated[
-        str | None,
-        typer.Option(
-            "--ft",
-            metavar="FT",
-            help="The model fine-tuned from it.",
-            show_default=False,
-            rich_help_panel=_INPUTS,
-        ),
-    ] = None,
-    sample: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            min=1,
-            help="Compute only N truncated tensors again, large and small ones alike; hashes "
-            "are checked in full.",
-            show_default="all",
-            rich_help_panel=COMPUTATION,
-        ),
-    ] = None,
-    seed: Annotated[
-        int,
-        typer.Option(metavar="N", help="Seed of the choice.", rich_help_panel=COMPUTATION),
-    ] = 0,
-    device: DeviceOption = "auto",
-    json: Annotated[bool, screen_flag("--json", help="Print the outcome on stdout.")] = False,
-    quiet: Annotated[
-        bool,
-        screen_flag("--quiet", "-q", help="Print nothing but false claims, on stderr, and errors."),
-    ] = False,
-    verbose: Annotated[
-        bool,
-        screen_flag(
-            "--verbose",
-            "-v",
-            help="Print a line for each tensor, all false claims, and the traceback of an error.",
-        ),
-    ] = False,
-) -> None:
+def verify(options: VerifyCommand) -> None:
     """Check a result against its manifest, and against what it was made from.
 
     Every byte of OUT is read: any change of a file that the manifest names is
@@ -90,18 +61,11 @@ def verify(
     again. A false claim is printed with what the manifest says and what was found;
     the exit status is then 4.
     """
+    out, quiet, verbose = str(options.out), options.quiet, options.verbose
     with guard(verbose=verbose):
         with show_progress(quiet=quiet, verbose=verbose) as observe:
-            options: api.VerifyOptions = {
-                "base": base,
-                "finetuned": finetuned,
-                "sample": sample,
-                "seed": seed,
-                "device": device,
-                "quiet": quiet,
-            }
-            outcome = api.carry_out_verification(out, options, observe=observe)
-        if json:
+            outcome = carry_out_verification(options, observe=observe)
+        if options.json:
             print_json(outcome.to_json())
         elif not quiet:
             print_verdict(out, outcome, everything=verbose)

@@ -5,26 +5,15 @@ It reads no weights and imports no torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from svdcut.files.checkpoint import Checkpoint
 from svdcut.names import model_order, tied_part
 from svdcut.pair.pairing import Action, Pair, Pairing, pair_tensors, select_matrices
 from svdcut.spectra.facts import Subject
-
-
-@dataclass(frozen=True, slots=True)
-class SpectraOptions:
-    """Every option that shapes the spectra."""
-
-    only: tuple[str, ...] = ()
-    skip: tuple[str, ...] = ()
-    renames: Mapping[str, str] = field(default_factory=dict)
-    top: int | None = None
-    intruders: bool = False
-    device: str = "auto"
+from svdcut.spectra.options import SpectraOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +140,7 @@ def plan_spectra(
         pairs: Sequence[Pair] = select_matrices(checkpoint, only=options.only, skip=options.skip)
     else:
         pairing = pair_tensors(
-            base, checkpoint, only=options.only, skip=options.skip, renames=options.renames
+            base, checkpoint, only=options.only, skip=options.skip, renames=options.map
         )
         pairs = [pair for pair in pairing.pairs if pair.action is Action.TRUNCATE]
     ordered = sorted(pairs, key=lambda pair: model_order(pair.name))

@@ -23,7 +23,8 @@ from svdcut.spectra.facts import Spectra, TensorSpectra
 from svdcut.spectra.intruders import find_intruders
 from svdcut.spectra.matrix import Spectrum
 from svdcut.spectra.measure import measure_spectrum
-from svdcut.spectra.plan import ComparisonPlan, SpectraOptions, SpectraPlan
+from svdcut.spectra.options import SpectraOptions
+from svdcut.spectra.plan import ComparisonPlan, SpectraPlan
 from svdcut.spectra.statistics import energy_distance
 from svdcut.streaming.memory import spectrum_needs
 from svdcut.streaming.pool import Pool, Reserve, or_on_cpu

@@ -1,0 +1,147 @@
+"""The options of `evaluate`, and those that `sweep` shares with it."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY
+from pathlib import Path
+
+from svdcut.choose.options import CallOptions, DeviceOptions
+from svdcut.evaluation.dataset import Columns
+from svdcut.evaluation.scores import ScoringOptions
+from svdcut.option import Panel, shared
+from svdcut.option_kinds import File, Side, Switch, Text, Texts, Whole, Words, options
+
+
+class Prompt(Text[str | None]):
+    r"""A template; on the command line ``\n`` is a new line."""
+
+    def from_shell(self, typed: str | None) -> str | None:
+        """Return the template."""
+        return typed and typed.replace(r"\n", "\n")
+
+
+@options
+class DataOptions(DeviceOptions):
+    """Options of the data, and of what a model is asked."""
+
+    _: KW_ONLY
+    text: Text[str] = Text("The text.", default="text", metavar="COLUMN", panel=Panel.COLUMNS)
+    text_pair: Text[str | None] = Text(
+        "The other text, where the task is on pairs.",
+        default=None,
+        metavar="COLUMN",
+        panel=Panel.COLUMNS,
+    )
+    label: Text[str] = Text("The label.", default="label", metavar="COLUMN", panel=Panel.COLUMNS)
+    group: Texts = Texts(
+        "What parts the texts into groups; of several columns, the values together.",
+        default=(),
+        metavar="COLUMN",
+        panel=Panel.COLUMNS,
+    )
+    group_columns: Words = Words(
+        "Columns of numbers from 0 to 1, each of a group that a text is in from 0.5 up, and "
+        "that its label parts; they may overlap.",
+        default=(),
+        metavar="COLUMN,COLUMN",
+        panel=Panel.COLUMNS,
+    )
+    aligned: Text[str | None] = Text(
+        "1 where the shortcut leads to the right label, 0 where to a wrong one.",
+        default=None,
+        metavar="COLUMN",
+        panel=Panel.COLUMNS,
+    )
+    prompt: Prompt = Prompt(
+        r"Prompt of a language model, with {text} in it, and {text_pair} for pairs; \n is a new "
+        "line. A word follows after a space, where the prompt ends without one.",
+        default=None,
+        metavar="TEMPLATE",
+        panel=Panel.MODEL,
+        shown_default="the text and a new line",
+    )
+    labels: Words = Words(
+        "What the model calls the labels, in their order, or as LABEL=WORD,LABEL=WORD: words "
+        "after the prompt, or classes of the head.",
+        default=(),
+        metavar="WORD,WORD",
+        panel=Panel.MODEL,
+        shown_default="as DATA calls them",
+    )
+    normalize: Switch = Switch(
+        "Divide the log-likelihood of a word by its number of characters.",
+        default=False,
+        panel=Panel.MODEL,
+    )
+    chat_template: Switch = Switch(
+        "Ask by the bare prompt even a model that has a chat template, as "
+        "lm-evaluation-harness does without --apply_chat_template.",
+        default=True,
+        panel=Panel.MODEL,
+    )
+    limit: Whole[int | None] = Whole(
+        "Take only N rows, at random.",
+        default=None,
+        least=1,
+        metavar="N",
+        panel=Panel.COMPUTATION,
+        shown_default="all",
+    )
+    batch_size: Whole[int] = Whole(
+        "Texts that go through the model at once.",
+        default=32,
+        least=1,
+        metavar="N",
+        panel=Panel.COMPUTATION,
+    )
+    seed: Whole[int] = Whole(
+        "Seed of --limit, and of the intervals.",
+        default=0,
+        metavar="N",
+        panel=Panel.COMPUTATION,
+    )
+
+    @property
+    def columns(self) -> Columns:
+        """What is in which column."""
+        return Columns(**shared(self, Columns))
+
+    @property
+    def scoring(self) -> ScoringOptions:
+        """What is asked of a model."""
+        return ScoringOptions(
+            prompt=self.prompt,
+            labels=self.labels,
+            normalize=self.normalize,
+            chat_template=self.chat_template,
+            batch_size=self.batch_size,
+            device=self.device,
+        )
+
+
+@options
+class EvaluateOptions(CallOptions, DataOptions):
+    """Options of `evaluate`."""
+
+    checkpoint: Side[str | Path] = Side(
+        "A directory, or a Hub id org/name, org/name@revision: a sequence classifier or a "
+        "causal language model, or a PEFT adapter of one.",
+        metavar="CHECKPOINT",
+    )
+    data: Side[str | Path] = Side(
+        "A table of labelled texts: .csv, .tsv, .jsonl, .json or .parquet.", metavar="DATA"
+    )
+    _: KW_ONLY
+    base: Side[str | Path | None] = Side(
+        "Of an adapter: the base to evaluate it on, a directory or a Hub id.",
+        default=None,
+        metavar="BASE",
+        panel=Panel.INPUTS,
+        shown_default="as its config says",
+    )
+    predictions: File[Path | None] = File(
+        "Write the predicted label and the scores of each row to a .csv or .jsonl file.",
+        default=None,
+        metavar="FILE",
+        panel=Panel.OUTPUT,
+    )

@@ -1,0 +1,101 @@
+"""The options of `sweep`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import KW_ONLY
+from pathlib import Path
+from typing import Any
+
+from svdcut.choose.options import CallOptions, Rules, ShapeOptions, read_rules
+from svdcut.choose.ranks import EXAMPLES
+from svdcut.evaluation.options import DataOptions
+from svdcut.option import Panel
+from svdcut.option_kinds import (
+    File,
+    Number,
+    Parsed,
+    PythonOnly,
+    Side,
+    Switch,
+    Text,
+    Whole,
+    Words,
+    options,
+)
+from svdcut.truncation.options import SidesOptions
+
+EvaluateFunction = Callable[[Any], object]
+"""Takes the model of transformers; returns an `Evaluation`, an accuracy, or a mapping."""
+
+
+@options
+class SweepOptions(CallOptions, ShapeOptions, DataOptions, SidesOptions):
+    """Options of `sweep`: those of `truncate` that shape a cut, and those of `evaluate`."""
+
+    finetuned: Side[str | Path] = Side(
+        "The model fine-tuned from it, named likewise: a sequence classifier or a causal "
+        "language model, or a PEFT adapter of BASE.",
+        metavar="FT",
+    )
+    data: Side[str | Path | None] = Side(
+        "A table of labelled texts, as evaluate takes it.", metavar="DATA", may_lack=True
+    )
+    out: File[Path] = File(
+        "Folder for sweep.json, sweep.csv, sweep.png, the rows as they are done, and the "
+        "decomposition.",
+        metavar="DIR",
+        panel=Panel.OUTPUT,
+        short="-o",
+    )
+    _: KW_ONLY
+    ranks: Rules = Parsed(
+        "Which ranks to try: rules as those of truncate.",
+        default="0,1,2,4,8,16,32,64,full",
+        reader=read_rules,
+        metavar="RULE,RULE",
+        panel=Panel.RANK,
+        long="--rank",
+        short="-k",
+        suggestions=EXAMPLES,
+    )
+    controls: Words = Words(
+        "Try the same ranks of the last triplets, or of a random set, too.",
+        default=(),
+        metavar="bottom,random",
+        panel=Panel.RANK,
+    )
+    tolerance: Number = Number(
+        "How much accuracy a cut may cost: 0.02 is two points.",
+        default=0.02,
+        accepts=lambda loss: 0 <= loss < 1,
+        expected="an accuracy, as 0.02",
+        metavar="F",
+        panel=Panel.CHOICE,
+    )
+    evaluate: PythonOnly[EvaluateFunction | None] = PythonOnly(
+        "Takes the model, whose weights are those of a cut, and returns its accuracy, a mapping "
+        "as ``svdcut evaluate --json`` prints, or an `Evaluation`.",
+        default=None,
+    )
+    eval_command: Text[str | None] = Text(
+        "Evaluate by this command instead of on DATA: {model} in it stands for the folder of a "
+        "checkpoint; it prints JSON as evaluate --json does, or "
+        '{"accuracy": 0.9}. With {out} in it, for an empty folder, the files of lm_eval are '
+        "read from there: lm_eval --output_path {out}; and if it is given --log_samples, then "
+        "--group and its kin name fields of its documents.",
+        default=None,
+        metavar="COMMAND",
+        panel=Panel.MODEL,
+    )
+    seed: Whole[int] = Whole(
+        "Seed of --controls random, of --limit, and of the intervals.",
+        default=0,
+        metavar="N",
+        panel=Panel.COMPUTATION,
+    )
+    restart: Switch = Switch(
+        "Drop the rows and the decomposition in DIR, instead of going on from them.",
+        default=False,
+        panel=Panel.OUTPUT,
+    )
