@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -61,17 +60,31 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def elsewhere(monkeypatch):
-    """Compute as another processor would: no truncated tensor comes out to the byte."""
-    from svdcut.verification import recomputation
+    """Round as another processor would, each time another: nothing comes out to the byte."""
+    from svdcut.svd.decomposition import Decomposition
+    from svdcut.truncation import tensor_job
 
-    real = recomputation.process_tensor
+    generator = torch.Generator().manual_seed(0)
+    factors, compose = Decomposition.factors, tensor_job.compose
 
-    def process(*arguments):
-        return [
-            replace(fact, sha256="0" * 64) if fact.truncation else fact for fact in real(*arguments)
-        ]
+    def flip(found, indices):
+        left, right = factors(found, indices)
+        signs = 1 - 2 * torch.randint(2, (len(right),), generator=generator)
+        return left * signs, right * signs[:, None]
 
-    monkeypatch.setattr(recomputation, "process_tensor", process)
+    def shake(*arguments, **options):
+        _, (left, _), *_ = arguments
+        for rows in compose(*arguments, **options):
+            if not left.shape[1]:
+                yield rows  # base, where nothing is computed
+                continue
+            unit = torch.finfo(rows.intended.dtype).eps / 2
+            noise = torch.rand(rows.intended.shape, generator=generator, dtype=torch.float64)
+            intended = rows.intended * (1 + unit * (2 * noise - 1)).to(rows.intended.dtype)
+            yield tensor_job.Rows(intended.to(rows.stored.dtype), intended)
+
+    monkeypatch.setattr(Decomposition, "factors", flip)
+    monkeypatch.setattr(tensor_job, "compose", shake)
 
 
 @pytest.fixture(scope="session")

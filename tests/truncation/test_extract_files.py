@@ -115,7 +115,7 @@ def test_both_results_of_one_decomposition(llama, adapter, tmp_path):
     assert comparable(also) == comparable(adapter[0])
     svdcut.truncate(llama.base, llama.finetuned, tmp_path / "alone", rank=4, dtype="float32")
     assert comparable(out) == comparable(tmp_path / "alone")
-    assert svdcut.verify(also, base=llama.base, finetuned=llama.finetuned).checked.reproduced > 0
+    assert svdcut.verify(also, base=llama.base, finetuned=llama.finetuned).ok
     assert svdcut.verify(out, base=llama.base, finetuned=llama.finetuned).ok
 
 
@@ -243,9 +243,8 @@ def test_another_adapter_under_an_honest_manifest_is_found(adapter, llama, tmp_p
     forgery.rehash_adapter(out)
     assert svdcut.verify(out).ok
     found = svdcut.verify(out, base=llama.base, finetuned=llama.finetuned)
-    assert [(f.tensor, f.claim) for f in found.failures] == [
-        ("model.layers.0.self_attn.q_proj.weight", "result")
-    ]
+    assert {f.tensor for f in found.failures} == {"model.layers.0.self_attn.q_proj.weight"}
+    assert found.failures[0].claim == "result"
 
 
 def test_another_task_under_an_honest_manifest_is_found(adapter, llama, tmp_path):
@@ -258,7 +257,7 @@ def test_another_task_under_an_honest_manifest_is_found(adapter, llama, tmp_path
     assert [(f.file, f.claim) for f in found.failures] == [("svdcut.json", "adapter.config")]
 
 
-def test_reader_of_another_version_is_bounded_not_reproduced(adapter, llama, tmp_path):
+def test_another_version_may_turn_signs(adapter, llama, tmp_path):
     """A run elsewhere rounds otherwise: what counts is the product."""
     out = tmp_path / "adapter"
     shutil.copytree(adapter[0], out)
@@ -266,8 +265,7 @@ def test_reader_of_another_version_is_bounded_not_reproduced(adapter, llama, tmp
     forgery.rehash_adapter(out)
     found = svdcut.verify(out, base=llama.base, finetuned=llama.finetuned)
     assert found.ok, found.failures
-    assert found.checked.reproduced == 0
-    assert found.checked.bounded == found.checked.truncated
+    assert found.checked.recomputed == found.checked.truncated
 
 
 def flip(key: str, values: torch.Tensor) -> torch.Tensor:

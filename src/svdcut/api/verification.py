@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from svdcut.adapter.reading import open_finetuned
 from svdcut.api.public import public
-from svdcut.choose.options import Options, ignore
+from svdcut.choose.options import ignore
 from svdcut.errors import UsageError
 from svdcut.files.checkpoint import open_checkpoint
 from svdcut.verification.findings import Verification
@@ -40,7 +40,7 @@ def carry_out_verification(options: VerifyOptions, *, observe: Observer = ignore
     """Do what `verify` does."""
     from svdcut.verification.run import run_verification
 
-    return run_verification(options.out, _open_inputs(options), Options.from_json, observe)
+    return run_verification(options.out, _open_inputs(options), observe)
 
 
 def _open_inputs(options: VerifyOptions) -> Inputs | None:

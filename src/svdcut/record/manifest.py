@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -145,6 +146,16 @@ class TensorFact:
     """Of its bytes; of an adapter's factors, left then right, matrix by matrix."""
 
     truncation: Truncation | None = None
+
+    @property
+    def parameters_kept(self) -> int:
+        """Parameters of the truncated update as factors."""
+        cut, shape = self.truncation, self.shape
+        if cut is None:
+            return 0
+        is_stack = len(shape) == 3 and shape[0] == len(cut.matrices)
+        columns = shape[2] if is_stack else math.prod(shape[1:])
+        return sum(cut.ranks) * (cut.rows + columns)
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,9 +78,7 @@ def publish_adapter(
     layout = lay_out_adapter(cuts, wholes, describe_model(plan), apart=apart)
     assembly = _Assembly(writer, plan, manifest.tensors, layout, factor_dtype(options.dtype))
     weights, stored = assembly.write()
-    finetuned, base = plan.finetuned, plan.base
-    ours, theirs = task_fields(finetuned.config), task_fields(base.config)
-    task = {key: value for key, value in ours.items() if value != theirs.get(key)}
+    finetuned, base, task = plan.finetuned, plan.base, find_task(plan)
     manifest = replace(manifest, adapter=AdapterFact(stored, task))
     files: dict[str, WeightFileFact | FileFact] = {
         weights.name: WeightFileFact(weights.size_bytes, hashlib.sha256(weights.header).hexdigest())
@@ -98,6 +96,12 @@ def publish_adapter(
     manifest = replace(manifest, files=files)
     writer.write_file(Path(MANIFEST_NAME), manifest.dumps().encode())
     return manifest
+
+
+def find_task(plan: Plan) -> dict[str, Any]:
+    """Return what the fine-tuned side's config says of its task and base's does not."""
+    ours, theirs = task_fields(plan.finetuned.config), task_fields(plan.base.config)
+    return {key: value for key, value in ours.items() if value != theirs.get(key)}
 
 
 def _config(layout: AdapterLayout, manifest: Manifest) -> str:

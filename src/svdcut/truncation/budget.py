@@ -22,6 +22,9 @@ from svdcut.svd.values import singular_values
 from svdcut.truncation.tensor_job import BudgetRanks, Job
 from svdcut.write.writer import CheckpointWriter
 
+Spectra = Sequence[Sequence[float]]
+"""All singular values of each matrix of a tensor."""
+
 _SPECTRA = "spectra"
 """Kind of a record of a tensor's singular values."""
 
@@ -88,12 +91,22 @@ def allocate_budgets(
     return ranks
 
 
-def _spend(
-    rule: Rule, pairs: Sequence[tuple[Pair, list[list[float]]]]
-) -> dict[tuple[str, int], int]:
+def _spend(rule: Rule, pairs: Sequence[tuple[Pair, Spectra]]) -> dict[tuple[str, int], int]:
     """Allocate a budget; copies of a tied matrix count once, and get one rank."""
-    first: dict[str, tuple[Pair, list[list[float]]]] = {}
-    owners: list[tuple[Pair, list[list[float]]]] = []
+    owners, copies = merge_copies(pairs)
+    ranks = rule.allocate(
+        {(pair.name, i): s for pair, values in owners for i, s in enumerate(values)},
+        {(pair.name, i): m for pair, _ in owners for i, m in enumerate(pair.matrices)},
+    )
+    return ranks | {(copy.name, 0): ranks[owner.name, 0] for copy, owner in copies}
+
+
+def merge_copies(
+    pairs: Sequence[tuple[Pair, Spectra]],
+) -> tuple[list[tuple[Pair, Spectra]], list[tuple[Pair, Pair]]]:
+    """Return the matrices that a budget pays for, and the copies of them, each with its owner."""
+    first: dict[str, tuple[Pair, Spectra]] = {}
+    owners: list[tuple[Pair, Spectra]] = []
     copies: list[tuple[Pair, Pair]] = []
     for pair, values in pairs:
         owner, spectra = first.setdefault(pair.seed_name, (pair, values))
@@ -101,11 +114,7 @@ def _spend(
             copies.append((pair, owner))
         else:
             owners.append((pair, values))
-    ranks = rule.allocate(
-        {(pair.name, i): s for pair, values in owners for i, s in enumerate(values)},
-        {(pair.name, i): m for pair, _ in owners for i, m in enumerate(pair.matrices)},
-    )
-    return ranks | {(copy.name, 0): ranks[owner.name, 0] for copy, owner in copies}
+    return owners, copies
 
 
 def _spectra(pair: Pair, device: torch.device) -> list[list[float]]:

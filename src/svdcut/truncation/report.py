@@ -103,7 +103,7 @@ def describe_run(
         base=sources[0],
         finetuned=sources[1],
         options=options.to_json(rule),
-        totals=_totals(plan, facts, seconds),
+        totals=sum_totals(facts, seconds),
         tensors=facts,
         base_only=pairing.base_only,
         matching=MatchingFact(
@@ -112,28 +112,20 @@ def describe_run(
     )
 
 
-def _totals(plan: Plan, facts: Mapping[str, TensorFact], seconds: float) -> Totals:
+def sum_totals(facts: Mapping[str, TensorFact], seconds: float) -> Totals:
     """Return the sums over all tensors."""
-    rank = full_rank = parameters = 0
     cuts = [fact.truncation for fact in facts.values() if fact.truncation]
-    for pair in (planned.pair for planned in plan.tensors):
-        cut = facts[pair.name].truncation
-        if cut is not None:
-            rank += sum(cut.ranks)
-            full_rank += sum(pair.full_ranks)
-            shapes = zip(cut.ranks, pair.matrices, strict=True)
-            parameters += sum(k * (m + n) for k, (m, n) in shapes)
     norm = math.hypot(*(cut.update_norm for cut in cuts))
     tail = math.hypot(*(cut.tail_norm for cut in cuts))
     return Totals(
         tensors=len(facts),
         truncated=len(cuts),
         copied=len(facts) - len(cuts),
-        rank=rank,
-        full_rank=full_rank,
+        rank=sum(sum(cut.ranks) for cut in cuts),
+        full_rank=sum(cut.full_rank * len(cut.matrices) for cut in cuts),
         energy_retained=1 - (tail / norm) ** 2 if norm else None,
         tail_norm=tail,
         rounding_error=math.hypot(*(cut.rounding_error for cut in cuts)),
-        parameters_kept=parameters,
+        parameters_kept=sum(fact.parameters_kept for fact in facts.values()),
         seconds=round(seconds, 3),
     )

@@ -10,6 +10,9 @@ from typing import Any
 from svdcut.files.filenames import CARD_NAME
 from svdcut.shown import brief
 
+Contradiction = tuple[str, object, object]
+"""A claim, what was found, and what the manifest says."""
+
 
 @dataclass(frozen=True, slots=True)
 class Failure:
@@ -64,12 +67,6 @@ class Checked:
 
     recomputed: int = 0
     """How many of these were computed again."""
-
-    reproduced: int = 0
-    """How many of those gave the stored bytes again."""
-
-    bounded: int = 0
-    """How many gave others, and were checked by bounds."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,45 +6,39 @@ import os
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import zip_longest
 from pathlib import Path
-from typing import Any
 
+from svdcut.adapter.reading import open_finetuned
 from svdcut.choose.options import Options
-from svdcut.choose.ranks import Budget, Rule, parse_rule, parse_rules, rule_for
+from svdcut.choose.ranks import Budget, parse_rule, rule_for
 from svdcut.device import num_workers, resolve_device
 from svdcut.errors import SvdcutError, UsageError
 from svdcut.files.checkpoint import Checkpoint
 from svdcut.files.filenames import MANIFEST_NAME
 from svdcut.files.tensorfile import TensorEntry
 from svdcut.machine import num_cores
-from svdcut.pair.pairing import Action
+from svdcut.pair.pairing import Action, Pair
 from svdcut.pair.plan import Plan, PlannedTensor, make_plan
 from svdcut.record.manifest import Manifest, TensorFact
 from svdcut.record.progress import Observer, Progress
-from svdcut.streaming.memory import SPARE_BYTES, dense_bytes
-from svdcut.streaming.pool import Pool
-from svdcut.truncation.tensor_job import Job
-from svdcut.verification.adapters import check_adapter
-from svdcut.verification.budget import Share, check_budget
+from svdcut.streaming.memory import SPARE_BYTES, memory_needs
+from svdcut.streaming.pool import Pool, Reserve
+from svdcut.svd.route import Route
+from svdcut.truncation.budget import Spectra
 from svdcut.verification.claims import check_claims
 from svdcut.verification.document import read_manifest
-from svdcut.verification.files import Folder, check_folder
 from svdcut.verification.findings import Checked, Failure, Verification, conclude
+from svdcut.verification.folder import check_folder
 from svdcut.verification.inputs import (
     SIDES,
-    agrees,
     check_plan,
     check_published,
     check_sources,
-    total_bytes,
+    may_become,
 )
-from svdcut.verification.recomputation import Discard, Recomputed, is_cheap, recompute_tensor
-
-_MAX_RULES = 64
-"""Of a run that is repeated as a whole; each costs a result."""
-
-Resolve = Callable[[Mapping[str, Any]], Options]
+from svdcut.verification.recomputation import Recomputation, Recomputed, check_budget
+from svdcut.verification.stored import Result
+from svdcut.write.tensor_writer import Staging
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +50,7 @@ class Inputs:
     """Opens the other side under renames of base's prefixes, which the manifest knows."""
 
     sample: int | None = None
-    """How many truncated tensors; None for all."""
+    """How many truncated tensors to compute again; None for all."""
 
     seed: int = 0
     """Of the choice."""
@@ -64,9 +58,7 @@ class Inputs:
     device: str = "auto"
 
 
-def run_verification(
-    out: Path, inputs: Inputs | None, resolve: Resolve, observe: Observer
-) -> Verification:
+def run_verification(out: Path, inputs: Inputs | None, observe: Observer) -> Verification:
     """Check a result.
 
     Parameters
@@ -75,8 +67,6 @@ def run_verification(
         Its folder.
     inputs : Inputs or None
         What to check it against beside its own manifest.
-    resolve : callable
-        Makes `Options` of those of a manifest.
     observe : callable
         Told of each tensor and file that is done, by the thread that did it.
 
@@ -101,231 +91,162 @@ def run_verification(
     manifest, failures = read_manifest(out)
     if manifest is None:
         return conclude(Checked(files=1), failures)
-    finetuned = None
-    if inputs is not None:
-        try:
-            finetuned = inputs.open_finetuned(dict(manifest.options["map"]))
-        except UsageError as error:
-            failures.append(_wrong_options(error, manifest))
-            inputs = None
-    truncated = [name for name, fact in manifest.tensors.items() if fact.truncation]
     with Pool(num_cores(), SPARE_BYTES) as pool:
-        folder = _check_folder(out, manifest, pool, observe)
-        failures += folder.failures
+        total = sum(fact.size for fact in manifest.files.values())
+        entries, found = check_folder(out, manifest, pool, _teller("result", total, observe))
+        failures += found
         checked = Checked(
-            files=1 + len(manifest.files), tensors=len(folder.entries), truncated=len(truncated)
+            files=1 + len(manifest.files),
+            tensors=len(entries),
+            truncated=sum(fact.truncation is not None for fact in manifest.tensors.values()),
         )
         try:
-            options = resolve(manifest.options)
+            options = Options.from_json(manifest.options)
             rule = parse_rule(manifest.options["rank"])
-        except SvdcutError as error:
-            failures.append(_wrong_options(error, manifest))
+            finetuned = inputs.open_finetuned(options.map) if inputs else None
+        except UsageError as error:
+            failures.append(_no_plan(error))
             return conclude(checked, failures)
         failures += check_claims(manifest, options, rule)
         if inputs is None or finetuned is None:
             return conclude(checked, failures)
-        total = total_bytes(inputs.base, finetuned)
-        tell = _teller("inputs", total, observe)
+        files = (*inputs.base.files, *finetuned.files)
+        tell = _teller("inputs", sum(file.size_bytes for file in files), observe)
         failures += check_sources(inputs.base, finetuned, manifest, pool, tell)
-    checked = replace(checked, input_files=len(inputs.base.files) + len(finetuned.files))
-    swapped = any(failure.claim == SIDES for failure in failures)
-    plan = None if swapped else _plan(inputs.base, finetuned, options, failures)
-    if plan is None:
-        return conclude(checked, failures)
-    failures += check_plan(plan, manifest)
-    rules = _rules_of_run(manifest.command, rule)
-    if manifest.adapter is not None:
-        counts, found = (0, 0), list[Failure]()
-        # Others say enough, and what is no adapter cannot be compared.
-        if all(failure.is_note for failure in failures):
-            place = rules.index(rule)
-            counts, found = check_adapter(out, manifest, plan, options, rules, place, observe)
-        return conclude(_count(checked, *counts), failures + found)
-    failures += check_published(plan, manifest, options)
-    job = Job(rules, options, device, _claimed_ranks(plan, manifest, options, rule))
-    work = _Work(job, rules.index(rule), plan, manifest, folder.entries, inputs)
-    counts, found = work.carry_out(observe)
-    return conclude(_count(checked, *counts), failures + found)
+    checked = replace(checked, input_files=len(files))
+    if not any(failure.claim == SIDES for failure in failures):
+        try:
+            plan = make_plan(inputs.base, finetuned, options)
+            result = _open_result(out, manifest, inputs.base, entries, options)
+        except SvdcutError as error:
+            failures.append(_no_plan(error))
+            return conclude(checked, failures)
+        failures += [*check_plan(plan, manifest), *check_published(plan, manifest, options)]
+        again = _Again(plan, manifest, Recomputation(rule, options, device, result), inputs)
+        try:
+            failures += again.run(observe)
+        finally:
+            result.close()
+        checked = replace(checked, recomputed=again.num_truncated)
+    return conclude(checked, failures)
 
 
-def _plan(
-    base: Checkpoint, finetuned: Checkpoint, options: Options, failures: list[Failure]
-) -> Plan | None:
-    """Return what the options make of the headers, or None and why there is no such plan."""
-    try:
-        return make_plan(base, finetuned, options)
-    except SvdcutError as error:
-        failures.append(Failure("options", error.what, "a plan of these", file=MANIFEST_NAME))
-        return None
-
-
-def _count(checked: Checked, reproduced: int, bounded: int) -> Checked:
-    recomputed = reproduced + bounded
-    return replace(checked, recomputed=recomputed, reproduced=reproduced, bounded=bounded)
-
-
-def _wrong_options(error: SvdcutError, manifest: Manifest) -> Failure:
-    return Failure("options", error.what, manifest.options, file=MANIFEST_NAME)
+def _no_plan(error: SvdcutError) -> Failure:
+    return Failure("options", error.what, "options that make a plan", file=MANIFEST_NAME)
 
 
 def _teller(stage: str, total: int, observe: Observer) -> Callable[[str, int], None]:
     return lambda name, size: observe(Progress(stage, name, size, total))
 
 
-def _check_folder(out: Path, manifest: Manifest, pool: Pool, observe: Observer) -> Folder:
-    total = sum(fact.size for fact in manifest.files.values())
-    return check_folder(out, manifest, pool, _teller("result", total, observe))
+def _open_result(
+    out: Path,
+    manifest: Manifest,
+    base: Checkpoint,
+    entries: Mapping[str, TensorEntry],
+    options: Options,
+) -> Result:
+    """Open a result as a loader does."""
+    if manifest.adapter is None:
+        return Result(entries)
+    loaded = open_finetuned(out, base, renames=options.map)
+    hashes = {
+        entries[name].offset: fact.sha256
+        for name, fact in manifest.adapter.tensors.items()
+        if name in entries
+    }
+    nowhere = Staging(Path(os.devnull), lambda *_: None, lambda *_: None)
+    return Result(loaded.tensors, loaded.updates, hashes, nowhere)
 
 
-def _rules_of_run(command: Sequence[str], rule: Rule) -> tuple[Rule, ...]:
-    """Return the rules of all results that were made together with one.
+class _Again:
+    """The tensors to compute again.
 
-    A wrong answer does no harm: the bytes are then not reproduced, but bounded.
+    Parameters
+    ----------
+    plan : Plan
+        Of the inputs.
+    manifest : Manifest
+        Of the result.
+    work : Recomputation
+        Does the work.
+    inputs : Inputs
+        How many to compute.
     """
-    text = str(rule)
-    for word, after in zip_longest(command, command[1:]):
-        if word in ("-k", "--rank"):
-            text = after or ""
-        elif word.startswith(("-k", "--rank=")):
-            text = word.removeprefix("--rank=").removeprefix("-k")
-    try:
-        rules = parse_rules(text)
-    except UsageError:
-        return (rule,)
-    others = [other for other in rules if other != rule]
-    # The ranks that another budget gave are in no manifest but its own.
-    known = (
-        rule in rules and len(rules) <= _MAX_RULES and not any(other.is_joint for other in others)
-    )
-    return rules if known else (rule,)
 
+    def __init__(self, plan: Plan, manifest: Manifest, work: Recomputation, inputs: Inputs) -> None:
+        self._plan = plan
+        self._facts = manifest.tensors
+        self._work = work
+        self._inputs = inputs
+        needs = memory_needs(plan, (work.rule,), replace(work.options, svd=Route.GRAM))
+        self._needs = needs
+        self._tasks = list(self._choose())
 
-def _claimed_ranks(
-    plan: Plan, manifest: Manifest, options: Options, rule: Rule
-) -> dict[tuple[Rule, str, int], int]:
-    """Return the ranks that budgets are said to have given."""
-    ranks = {}
-    for planned in plan.tensors:
-        pair = planned.pair
-        fact = manifest.tensors.get(pair.name)
-        own = rule_for(pair.name, rule, options.rank_for)
-        if own.is_joint and fact is not None and pair.action is Action.TRUNCATE:
-            claimed = fact.truncation.ranks if fact.truncation else ()
-            for number, shape in enumerate(pair.matrices):
-                rank = claimed[number] if number < len(claimed) else 0
-                ranks[own, pair.name, number] = min(rank, *shape)
-    return ranks
+    @property
+    def num_truncated(self) -> int:
+        """How many of them are truncated."""
+        return sum(fact.truncation is not None for _, _, fact in self._tasks)
 
-
-@dataclass(frozen=True, slots=True)
-class _Work:
-    """The tensors to compute again."""
-
-    job: Job
-    output: int
-    """Which of the job's rules is the result's."""
-
-    plan: Plan
-    manifest: Manifest
-    entries: Mapping[str, TensorEntry]
-    inputs: Inputs
-
-    def carry_out(self, observe: Observer) -> tuple[tuple[int, int], list[Failure]]:
-        """Return how many truncated tensors were reproduced and bounded, and what failed."""
-        tasks = self._choose()
-        total = sum(planned.target.size_bytes for planned, _ in tasks)
-        sizes = [dense_bytes(planned.pair) for planned, _ in tasks]
-        descriptor = os.open(os.devnull, os.O_WRONLY)
+    def run(self, observe: Observer) -> list[Failure]:
+        """Compute them, and return every false claim."""
+        tasks, needs = self._tasks, self._needs
+        total = sum(planned.target.size_bytes for _, planned, _ in tasks)
+        reserve = Reserve(needs.reserve)
 
         def task(number: int) -> Recomputed:
-            planned, fact = tasks[number]
-            name, size = planned.pair.name, planned.target.size_bytes
-            stored = self._stored(planned, fact)
-            done = recompute_tensor(
-                self.job, self.output, planned, fact, stored, Discard(descriptor)
-            )
-            observe(Progress("recompute", name, size, total, (fact,)))
+            _, planned, fact = tasks[number]
+            done = self._work.run(planned, fact, reserve)
+            size = planned.target.size_bytes
+            observe(Progress("recompute", planned.pair.name, size, total, (fact,)))
             return done
 
-        device = self.job.device
-        try:
-            with Pool(num_workers(device), max(sizes, default=0) + SPARE_BYTES, device) as pool:
-                results = pool.map(task, sizes)
-        finally:
-            os.close(descriptor)
-        cuts = [r for r, (_, fact) in zip(results, tasks, strict=True) if fact.truncation]
-        reproduced = sum(result.reproduced for result in cuts)
-        failures = [failure for result in results for failure in result.failures]
-        spectra = {
-            (planned.pair.name, number): spectrum.values
-            for result, (planned, _) in zip(results, tasks, strict=True)
-            for number, spectrum in enumerate(result.spectra)
-        }
-        failures += self._check_budgets(spectra)
-        return (reproduced, len(cuts) - reproduced), failures
+        device = self._work.device
+        with Pool(num_workers(device), needs.bound, device) as pool:
+            found = pool.map(task, [size for size, _, _ in tasks])
+        names = [planned.pair.name for _, planned, _ in tasks]
+        failures = [failure for done in found for failure in done.failures]
+        spectra = {name: done.spectra for name, done in zip(names, found, strict=True)}
+        failures += self._check_budgets({n: s for n, s in spectra.items() if s})
+        return failures
 
-    def _choose(self) -> list[tuple[PlannedTensor, TensorFact]]:
-        """Return the tensors to compute: all that take no SVD, and the sample."""
-        tasks = []
-        for planned in self.plan.tensors:
-            fact = self.manifest.tensors.get(planned.pair.name)
+    def _choose(self) -> Iterator[tuple[int, PlannedTensor, TensorFact]]:
+        """Yield size at work, plan and claims of all that takes no SVD, and of a sample."""
+        tasks = [
+            (size, planned, self._facts[planned.pair.name])
+            for size, planned in zip(self._needs.sizes, self._plan.tensors, strict=True)
             # Where the plan says otherwise, the claims are none of this tensor.
-            if fact is not None and agrees(planned.pair.action, fact):
-                tasks.append((planned, fact))
-        costly = [i for i, (planned, fact) in enumerate(tasks) if not is_cheap(planned, fact)]
-        chosen = self._sample(costly, [planned.target.size_bytes for planned, _ in tasks])
-        left_out = set(costly).difference(chosen)
-        return [task for i, task in enumerate(tasks) if i not in left_out]
+            if planned.pair.name in self._facts
+            and may_become(planned.pair.action, self._facts[planned.pair.name])
+        ]
+        costly = [i for i, (_, _, fact) in enumerate(tasks) if fact.truncation is not None]
+        left_out = set(costly) - set(self._sample(costly, [task[0] for task in tasks]))
+        return (task for i, task in enumerate(tasks) if i not in left_out)
 
     def _sample(self, numbers: Sequence[int], sizes: Sequence[int]) -> Iterator[int]:
         """Yield a sample in which large and small tensors have their even share."""
-        count = self.inputs.sample
+        count = self._inputs.sample
         if count is None or count >= len(numbers):
             yield from numbers
             return
         by_size = sorted(numbers, key=lambda number: (sizes[number], number))
         # A choice that must be repeatable, not one that must be secret.
-        generator = random.Random(self.inputs.seed)  # noqa: S311
+        generator = random.Random(self._inputs.seed)  # noqa: S311
         for part in range(count):
             start, stop = (len(by_size) * edge // count for edge in (part, part + 1))
             yield by_size[generator.randrange(start, stop)]
 
-    def _stored(self, planned: PlannedTensor, fact: TensorFact) -> TensorEntry | None:
-        entry, target = self.entries.get(planned.pair.name), planned.target
-        if entry is None or (entry.dtype, entry.shape) != (target.dtype, target.shape):
-            return None
-        return entry if fact.dtype == target.dtype.value else None
-
-    def _check_budgets(
-        self, spectra: Mapping[tuple[str, int], tuple[float, ...]]
-    ) -> Iterator[Failure]:
-        sizes = {
-            (planned.pair.name, number): size
-            for planned in self.plan.tensors
-            for number, size in enumerate(_sizes(planned))
+    def _check_budgets(self, spectra: Mapping[str, Spectra]) -> Iterator[Failure]:
+        under: dict[Budget, list[Pair]] = {}
+        for planned in self._plan.tensors:
+            pair = planned.pair
+            rule = rule_for(pair.name, self._work.rule, self._work.options.rank_for)
+            if isinstance(rule, Budget) and pair.action is Action.TRUNCATE:
+                under.setdefault(rule, []).append(pair)
+        ranks = {
+            name: fact.truncation.ranks if fact.truncation else (0,) * len(spectra[name])
+            for name, fact in self._facts.items()
+            if name in spectra
         }
-        owners = {planned.pair.name: planned.pair.seed_name for planned in self.plan.tensors}
-        rules = {rule for rule, _, _ in self.job.budgets if isinstance(rule, Budget)}
-        for rule in rules:
-            shares = [
-                Share(name, owners[name], *sizes[name, i], rank, self._values(name, i, spectra))
-                for (own, name, i), rank in self.job.budgets.items()
-                if own == rule
-            ]
-            yield from check_budget(rule, shares)
-
-    def _values(
-        self, name: str, number: int, spectra: Mapping[tuple[str, int], tuple[float, ...]]
-    ) -> tuple[float, ...] | None:
-        """Return the singular values of a matrix, if they are known."""
-        if self.manifest.tensors[name].truncation is None:
-            return ()
-        return spectra.get((name, number))
-
-
-def _sizes(planned: PlannedTensor) -> list[tuple[tuple[int, int], int]]:
-    """Return shape and full rank of each matrix that is truncated."""
-    pair = planned.pair
-    if pair.action is not Action.TRUNCATE:
-        return []
-    return list(zip(pair.matrices, pair.full_ranks, strict=True))
+        for rule, pairs in under.items():
+            yield from check_budget(rule, pairs, spectra, ranks)

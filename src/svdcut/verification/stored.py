@@ -1,145 +1,296 @@
-"""What can be said of a stored tensor that is not reproduced to the byte.
+"""Take a tensor that was made again, and compare it with the stored one instead of writing it.
 
-Another processor, device or version may round otherwise. Here are the bounds that hold
-all the same: see `tolerances` for how they are made.
+It reads the result as a loader does: the rows of a checkpoint, or base's rows plus what an
+adapter adds.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from itertools import chain
 
 import torch
 from torch import Tensor
 
-from svdcut.choose.keep import Keep
-from svdcut.record.manifest import Truncation
-from svdcut.streaming.stored_matrix import MatrixSides
-from svdcut.streaming.update import Update
-from svdcut.svd.decomposition import PRODUCT_BYTES, Decomposition, row_blocks
-from svdcut.svd.product import Product, rows_of
-from svdcut.verification.claims import joined
-from svdcut.verification.spectrum import Contradiction, Spectrum, tail_tolerance
+from svdcut.adapter.factors import read_factors
+from svdcut.choose.options import Options
+from svdcut.files.lora_factors import LowRankEntry
+from svdcut.files.tensorfile import TensorEntry, iterate_bytes, read_bytes, size_bytes
+from svdcut.pair.pairing import Action, Pair
+from svdcut.pair.plan import PlannedTensor
+from svdcut.record.manifest import TensorFact, Truncation
+from svdcut.streaming.stored_matrix import TORCH_DTYPES, MatrixSides, to_bytes
+from svdcut.truncation.reconstruction import Rows, merged_rows
+from svdcut.truncation.tensor_job import CutMatrix, stays_whole
+from svdcut.truncation.tensor_output import AdapterTensor
 from svdcut.verification.tolerances import (
     DOUBLE,
     SINGLE,
-    cut_difference,
-    lack,
-    product_rounding,
+    cut_tolerance,
+    product_tolerance,
 )
+from svdcut.write.tensor_writer import Staging
 
-_COPIES = 8
-"""Of a block of rows in float64, at work at a time."""
-
-_SLACK = 1 + 1e-6
-"""Of the sums of squares below, taken in float64 over blocks."""
+_FACTOR_ROUNDING = 4
+"""How much more than here the factors of an adapter may be rounded elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
-    """Norms of one stored matrix against base, its update, and the intended result."""
+class Result:
+    """The tensors of a result as a loader finds them."""
 
-    tail: float
-    """Of the stored update beyond its first `k` singular values."""
+    tensors: Mapping[str, TensorEntry]
+    updates: Mapping[str, LowRankEntry] = field(default_factory=dict)
+    """What an adapter adds to base's tensors."""
 
-    error: float
-    """Of the update minus the stored one over the scale; 0 at scale 0."""
+    own: Mapping[int, str] | None = None
+    """Of an adapter: the sha256 of each tensor in its file, by its offset."""
 
-    beyond: float
-    """Of what a rounding to the storage dtype cannot explain of ``stored - intended``."""
+    nowhere: Staging | None = None
+    """Of an adapter: where its factors go when they are made again."""
 
-    half_ulp: float
-    """Of the largest rounding error that storage allows."""
+    @property
+    def is_adapter(self) -> bool:
+        """Whether most tensors are base's own, by base's names."""
+        return self.own is not None
 
-    work: float
-    """Bound on the rounding of the intended result in the arithmetic that makes it."""
+    def find(self, planned: PlannedTensor) -> TensorEntry | None:
+        """Return a stored tensor; None where it is missing, or of another form than planned."""
+        pair, target = planned.pair, planned.target
+        entry = self.tensors.get(self.name_of(pair))
+        if entry is None or (pair.action is Action.TRUNCATE and entry.dtype not in TORCH_DTYPES):
+            return None
+        if not self.is_adapter:
+            return entry if (entry.dtype, entry.shape) == (target.dtype, target.shape) else None
+        shapes = (pair.finetuned.shape, pair.base.shape if pair.base else None)
+        return entry if entry.shape in shapes else None
 
-    drift: float
-    """Bound on the difference of two intended results; infinite where there is none."""
+    def close(self) -> None:
+        """Close what was opened to forget bytes."""
+        if self.nowhere is not None:
+            os.close(self.nowhere.descriptor)
 
-
-def exact_values(rank: int, full_rank: int, scale: float, sides: MatrixSides) -> Tensor | None:
-    """Return the values that a result must round, where no SVD decides on them."""
-    cpu = torch.device("cpu")
-    if rank == 0:
-        assert sides.base is not None
-        return sides.base.read(cpu)
-    if rank == full_rank and scale == 1 and sides.update is None:
-        return sides.finetuned.read(cpu)
-    return None
-
-
-def measure_exact(wanted: Tensor, stored: Tensor, spectrum: Spectrum) -> Measured | None:
-    """Measure a stored matrix whose values are known; None if they are others."""
-    if not torch.equal(wanted.to(stored.dtype).view(torch.uint8), stored.view(torch.uint8)):
-        return None
-    error = math.sqrt(spectrum.energy(spectrum.norm or 1.0, kept=False)) * spectrum.norm
-    rounding = float((stored.double() - wanted.double()).norm())
-    return Measured(tail=0, error=error, beyond=0, half_ulp=rounding, work=0, drift=0)
+    def name_of(self, pair: Pair) -> str:
+        """Return the name that a tensor has there."""
+        return pair.base.name if self.is_adapter and pair.base else pair.name
 
 
-def measure_stored(
-    update: Update,
-    found: Decomposition,
-    spectrum: Spectrum,
-    stored: Tensor,
-    cut: Truncation,
-    keep: Keep,
-    scale: float,
-) -> Measured:
-    """Measure a stored matrix.
+@dataclass(frozen=True, slots=True)
+class Distance:
+    """How far a stored matrix is from the one that was made again; Frobenius norms."""
+
+    rounding: float = 0.0
+    """Of ``stored - intended``."""
+
+    beyond: float = 0.0
+    """Of the part of that which no rounding to the storage dtype explains."""
+
+    storage: float = 0.0
+    """The most that storage may round."""
+
+    error: float = 0.0
+    """Of ``update - stored update / scale``."""
+
+    work: float = 0.0
+    """What two computations of ``intended`` may differ by, of the same triplets."""
+
+    triplets: float = 0.0
+    """What they may differ by because their triplets do; infinite where nothing bounds it."""
+
+    @staticmethod
+    def of_all(parts: Sequence[Distance]) -> Distance:
+        """Return the norms over all matrices of a tensor."""
+        names = [item.name for item in fields(Distance)]
+        return Distance(*(math.hypot(*(getattr(part, name) for part in parts)) for name in names))
+
+
+class Comparison:
+    """A tensor of the result that is compared, as a `TensorOutput`.
 
     Parameters
     ----------
-    update : Update
-        As `found` has scaled it.
-    found : Decomposition
-        Of the update.
-    spectrum : Spectrum
-        Of the update, with the triplets that stay.
-    stored : Tensor
-        (m, n), of the result.
-    cut : Truncation
-        What is claimed of the tensor.
-    keep, scale
-        As the options say.
+    result : Result
+        What is stored.
+    planned : PlannedTensor
+        What it is.
+    options : Options
+        Of the manifest.
+    claimed : Truncation or None
+        What the manifest says of it.
+    single : bool
+        Whether it may have been made in float32.
     """
-    k = spectrum.rank
-    left, right = (factor.double() for factor in found.factors(spectrum.indices))
-    assert update.base is not None
-    theirs = update.base.read(stored.device)
-    scaled = found.matrix.T if found.transposed else found.matrix
-    squares = torch.zeros(4, dtype=torch.float64)
-    for start, stop in row_blocks(
-        stored.shape, stored.device, itemsize=8 * _COPIES, num_bytes=PRODUCT_BYTES
-    ):
-        ours, base = stored[start:stop].double(), theirs[start:stop].double()
-        ideal = rows_of(scaled, start, stop).double() * found.scale
-        error = ideal - (ours - base) / scale if scale else torch.zeros(())
-        intended = (left[start:stop] @ right).mul_(found.scale * scale).add_(base)
-        half = half_ulp(ours, stored.dtype)
-        beyond = ((ours - intended).abs() - half).clamp_min(0)
-        parts = (error, beyond, half, intended)
-        squares += torch.stack([part.square().sum().cpu() for part in parts])
-    error_norm, beyond_norm, half_norm, intended_norm = squares.sqrt().tolist()
-    kept = math.sqrt(spectrum.energy(spectrum.norm, kept=True)) * spectrum.norm * abs(scale)
-    narrow = stored.dtype in (torch.float16, torch.bfloat16)
-    work = SINGLE if narrow and not update.is_wide else DOUBLE
-    exact = isinstance(update.matrix, Product) or update.matrix.dtype == torch.float64
-    factors = DOUBLE if exact else SINGLE
-    # One of the two factors is orthonormal: it spans what the stored update should.
-    span = left if found.transposed else right
-    drift = _drift(spectrum, cut, keep) * abs(scale) if scale else 0.0
-    drift += product_rounding(k, max(update.matrix.shape) + k, factors, kept)
-    return Measured(
-        tail=_tail(theirs, stored, (span, found.transposed), cut.rounding_error),
-        error=error_norm,
-        beyond=beyond_norm,
-        half_ulp=half_norm,
-        work=product_rounding(k, k, work, kept) + 2 * work * intended_norm,
-        drift=drift,
+
+    def __init__(
+        self,
+        result: Result,
+        planned: PlannedTensor,
+        options: Options,
+        claimed: Truncation | None,
+        *,
+        single: bool,
+    ) -> None:
+        self._single = single
+        self._result = result
+        self._planned = planned
+        self._options = options
+        self._claimed = claimed
+        self._entry = result.find(planned)
+        self._update = result.updates.get(result.name_of(planned.pair))
+        nowhere = result.nowhere
+        self._factors = None if nowhere is None else AdapterTensor(nowhere, planned, options)
+        self._copied = hashlib.sha256()
+        self._parts: list[Distance] = []
+
+    @property
+    def distance(self) -> Distance:
+        """How far all matrices are from the stored ones."""
+        return Distance.of_all(self._parts)
+
+    def wants(self, action: Action) -> bool:
+        """Whether the fine-tuned side or base has bytes of it."""
+        return action is not Action.DROP
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Take the next bytes of a copy."""
+        self._copied.update(data)
+        if self._factors is not None and self._factors.wants(self._planned.pair.action):
+            self._factors.write(data)
+
+    def add(self, matrix: CutMatrix) -> float:
+        """Compare a matrix; return the sum of squares of its rounding error."""
+        made = self._factors.add(matrix) if self._factors is not None else 0.0
+        if self._claimed is None:
+            for rows in matrix.kept.rows(TORCH_DTYPES[self._planned.target.dtype], 1.0):
+                self._copied.update(to_bytes(rows.stored))
+        if self._claimed is None or self._entry is None:
+            return made
+        sides = matrix.kept.sides
+        theirs = replace(sides.finetuned, tensor=self._entry)
+        stored = replace(sides, finetuned=theirs, update=self._update, new_rows=0)
+        excess = self._claimed.svd.excess_bound
+        found = measure(matrix, stored, self._options.scale, excess, single=self._single)
+        if self._factors is not None:
+            storage = math.hypot(found.storage, _FACTOR_ROUNDING * math.sqrt(made))
+            found = replace(found, storage=storage, beyond=max(found.beyond - storage, 0.0))
+        self._parts.append(found)
+        # An adapter that stores the matrix whole rounds that too: no claim is about it.
+        whole = self._factors is not None and self._update is None
+        return made if whole else found.rounding**2
+
+    def finish(self, action: Action, truncation: Truncation | None = None) -> TensorFact:
+        """Return what a run would have written."""
+        if self._factors is not None:
+            return self._factors.finish(action, truncation)
+        target, copied = self._planned.target, self._copied.hexdigest()
+        file, dtype = target.path.name, target.dtype.value
+        return TensorFact(action.value, target.shape, dtype, file, copied, truncation)
+
+    def differs(self) -> bool:
+        """Whether bytes that are copied are stored otherwise."""
+        pair, entry, own = self._planned.pair, self._entry, self._result.own
+        copied = self._copied.hexdigest()
+        if self._claimed is not None:
+            return entry is None or (pair.new_rows > 0 and copied != self._new_rows(entry))
+        if own is None:
+            return False  # the manifest's hash is compared
+        if entry is None or pair.base is None:
+            return copied not in own.values()
+        if not self.wants(pair.action):
+            copied = _hash(pair.base)
+        stored = _hash(pair.base) if entry == pair.base else own.get(entry.offset)
+        return stored != copied or self._adds_something()
+
+    def _adds_something(self) -> bool:
+        """Whether an adapter changes the tensor: its factors may be zeros beside others."""
+        if self._update is None:
+            return False
+        count, cpu = len(self._planned.pair.matrices), torch.device("cpu")
+        factors = (read_factors(self._update, number, cpu) for number in range(count))
+        return any(bool(left.any() and right.any()) for left, right in factors)
+
+    def _new_rows(self, entry: TensorEntry) -> str:
+        """Return the hash of the rows that base lacks."""
+        pair = self._planned.pair
+        ((_, columns),) = pair.matrices
+        first = size_bytes(entry.dtype, (pair.shared_rows, columns))
+        return hashlib.sha256(read_bytes(entry, first)).hexdigest()
+
+
+def _hash(entry: TensorEntry) -> str:
+    digest = hashlib.sha256()
+    for piece in iterate_bytes(entry):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def measure(
+    matrix: CutMatrix, stored: MatrixSides, scale: float, excess: float, *, single: bool
+) -> Distance:
+    """Measure the distance of a stored matrix from the one that was made again.
+
+    Parameters
+    ----------
+    matrix : CutMatrix
+        As it was made again.
+    stored : MatrixSides
+        Base, and what is stored in place of the fine-tuned side.
+    scale : float
+        Of the kept update.
+    excess : float
+        Relative excess error of the stored cut, at most.
+    single : bool
+        Whether it may have been made in float32.
+    """
+    kept = matrix.kept
+    base, shape = kept.sides.base, stored.finetuned.shape
+    assert base is not None
+    low_rank = stored.update is not None
+    dtype = torch.float64 if low_rank else TORCH_DTYPES[stored.finetuned.tensor.dtype]
+    intended = kept.rows(dtype, scale)
+    first = next(intended)
+    device = first.stored.device
+    blocks = zip(
+        chain((first,), intended),
+        merged_rows(stored, device, dtype),
+        merged_rows(kept.sides, device, dtype),
+        base.blocks(device),
+        strict=True,
     )
+    squares = torch.zeros(5, dtype=torch.float64)
+    for ours, theirs, finetuned, (_, before) in blocks:
+        parts = _compare_rows(ours, theirs, finetuned.intended[: len(before)], before, scale)
+        squares += torch.stack([part.square().sum() for part in parts]).cpu()
+    rounding, beyond, storage, error, whole = squares.sqrt().tolist()
+    rank, cut = len(kept.indices), matrix.result.cut
+    work = triplets = 0.0
+    if rank and (low_rank or not stays_whole(kept.sides, rank, kept.full_rank, scale)):
+        excess = max(excess, cut.bounds.excess)
+        triplets = cut_tolerance(matrix.result.measured, kept.indices, excess) * abs(scale)
+        norm, factors = cut.kept_norm * abs(scale), SINGLE if single else DOUBLE
+        unit = SINGLE if first.intended.dtype == torch.float32 else DOUBLE
+        work = product_tolerance(rank, max(shape) + rank, factors, norm)
+        work += product_tolerance(rank, rank, unit, norm) + 2 * unit * whole
+    return Distance(rounding, beyond, storage, error, work, triplets)
+
+
+def _compare_rows(
+    ours: Rows, theirs: Rows, finetuned: Tensor, base: Tensor, scale: float
+) -> tuple[Tensor, ...]:
+    """Return the differences, by entry, whose norms make a `Distance`."""
+    stored, intended, before = (x.double() for x in (theirs.intended, ours.intended, base))
+    difference = (stored - intended).abs_()
+    same = torch.equal(ours.stored.view(torch.uint8), theirs.stored.view(torch.uint8))
+    storage = difference if same else half_ulp(stored, theirs.stored.dtype)
+    beyond = (difference - storage).clamp_min_(0)
+    error = torch.zeros(())
+    if scale:
+        error = (finetuned.double() - before).sub_(stored.sub_(before).div_(scale))
+    return difference, beyond, storage, error, intended
 
 
 def half_ulp(values: Tensor, dtype: torch.dtype) -> Tensor:
@@ -148,126 +299,8 @@ def half_ulp(values: Tensor, dtype: torch.dtype) -> Tensor:
     # frexp puts the significand below 1, finfo the unit of 1 itself: hence the halves.
     units = torch.exp2(torch.frexp(values)[1].double() - 1) * info.eps
     units[values == 0] = 0
-    half = units.clamp_min(info.smallest_normal * info.eps) / 2
-    if dtype in (torch.float16, torch.bfloat16):
-        # torch rounds float64 to float32 on the way to these.
+    half = units.clamp_min_(info.smallest_normal * info.eps) / 2
+    if dtype.itemsize == 2:
+        # torch rounds float64 to float32 on the way.
         half += values.abs() * SINGLE + 2.0**-149
     return half
-
-
-def _tail(base: Tensor, stored: Tensor, found: tuple[Tensor, bool], limit: float) -> float:
-    """Return the norm of ``stored - base`` beyond its first `k` singular values, at most.
-
-    What lies outside of any `k` dimensions is at least that, and proves enough where it is
-    within the limit already. Where it is not, the singular values themselves decide.
-
-    Parameters
-    ----------
-    base, stored : Tensor of shape (m, n)
-        In their own dtypes.
-    found : tuple of Tensor and bool
-        `k` orthonormal vectors of the update, and whether they are left ones, (m, k), or
-        right ones, (k, n).
-    limit : float
-        What it should not exceed.
-    """
-    span, are_left = found
-    k = span.shape[1 if are_left else 0]
-    if min(stored.shape) == k:
-        return 0.0
-    # The stored update is of rank k but for its rounding: one step finds its own vectors.
-    left = span if are_left else torch.cat([d @ span.T for _, d in _changes(base, stored)])
-    right = stored.new_zeros(stored.shape[1], k, dtype=torch.float64)
-    for start, change in _changes(base, stored):
-        right.addmm_(change.T, left[start : start + len(change)])
-    right = torch.linalg.qr(right)[0]
-    total = 0.0
-    for _, change in _changes(base, stored):
-        total += float((change - (change @ right) @ right.T).square_().sum())
-    if total <= limit * limit:
-        return math.sqrt(total)
-    values = torch.linalg.svdvals(stored.double() - base.double())
-    rounding = len(values) * 8 * torch.finfo(torch.float64).eps * float(values[0])
-    return max(0.0, float(values[k:].norm()) - rounding)
-
-
-def _changes(base: Tensor, stored: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Yield blocks of rows of ``stored - base`` in float64, each with its first row."""
-    for start, stop in row_blocks(
-        stored.shape, stored.device, itemsize=8 * _COPIES, num_bytes=PRODUCT_BYTES
-    ):
-        yield start, stored[start:stop].double() - base[start:stop].double()
-
-
-def _drift(spectrum: Spectrum, cut: Truncation, keep: Keep) -> float:
-    """Bound the difference of the claimed cut and the computed one, at scale 1."""
-    if keep is Keep.RANDOM:
-        return math.inf
-    size, norm = len(spectrum.values), spectrum.norm
-    boundary = size - spectrum.rank if keep is Keep.BOTTOM else spectrum.rank
-    if boundary in (0, size):
-        return 0.0
-    best = math.sqrt(spectrum.energy(norm, kept=keep is Keep.BOTTOM))
-    lacks = [lack(best, 1.0, excess) for excess in (cut.svd.excess_bound, spectrum.excess)]
-    squares = [(value / norm) ** 2 for value in spectrum.values]
-    return cut_difference(squares, boundary, lacks) * norm
-
-
-def compare_stored(
-    cut: Truncation,
-    keep: Keep,
-    scale: float,
-    measured: Sequence[Measured],
-    spectra: Sequence[Spectrum],
-) -> Iterator[Contradiction]:
-    """Yield every claim that the stored matrices of a tensor contradict.
-
-    Parameters
-    ----------
-    cut : Truncation
-        The claims.
-    keep, scale
-        As the options say.
-    measured : sequence of Measured
-        Of each matrix that an SVD decides on.
-    spectra : sequence of Spectrum
-        Of the same ones.
-    """
-    rounding, work = cut.rounding_error, math.fsum(item.work for item in measured)
-    tail = math.hypot(*(item.tail for item in measured))
-    if not tail <= (rounding + work) * _SLACK:
-        found = f"an update {tail:.3g} from rank {joined(cut.ranks)}"
-        yield "rank", found, f"at most {rounding:.3g}"
-    half = math.hypot(*(item.half_ulp for item in measured))
-    if not rounding <= (half + work) * _SLACK:
-        yield "rounding_error", half, rounding
-    drift = math.hypot(*(item.drift for item in measured))
-    beyond = math.hypot(*(item.beyond for item in measured))
-    if not beyond <= (drift + work) * _SLACK:
-        yield "result", f"norm {beyond:.3g} away, beyond rounding", f"at most {drift + work:.3g}"
-    if scale != 0:
-        yield from _compare_error(cut, keep, scale, measured, spectra)
-
-
-def _compare_error(
-    cut: Truncation,
-    keep: Keep,
-    scale: float,
-    measured: Sequence[Measured],
-    spectra: Sequence[Spectrum],
-) -> Iterator[Contradiction]:
-    """Compare the error of the stored update with the best one at its rank."""
-    error = math.hypot(*(item.error for item in measured))
-    unit = math.hypot(*(spectrum.norm for spectrum in spectra))
-    best = math.fsum(spectrum.energy(unit, kept=False) for spectrum in spectra)
-    off = math.fsum(tail_tolerance(cut, keep, spectrum, unit) for spectrum in spectra)
-    low, high = (math.sqrt(max(0.0, best + sign * off)) * unit for sign in (-1, 1))
-    allowed = cut.rounding_error + math.fsum(item.work for item in measured)
-    kept = [math.sqrt(s.energy(unit, kept=True)) * unit for s in spectra]
-    factors = math.fsum(
-        product_rounding(s.rank, len(s.values) + s.rank, SINGLE, norm)
-        for s, norm in zip(spectra, kept, strict=True)
-    )
-    allowed = (allowed / abs(scale) + factors) * _SLACK
-    if not low - allowed <= error <= high + allowed:
-        yield "error", error, f"{math.sqrt(best) * unit:.6g}, within {allowed:.2g}"

@@ -1,27 +1,26 @@
-r"""How far a true claim can be from a second computation, and why.
+r"""The table of tolerances: how far two honest computations of one number can be apart.
 
-Pure arithmetic. In every case the sum of what the claim may be off by and of what the
-second computation may be off by, so that no true claim is ever called false.
+Pure arithmetic. Each tolerance is the sum of what either computation may be off by, so that
+no true claim is ever called false.
 
-- A singular value is certified to 1e-5 of itself, or 1e-7 of the first where that is
-  more; the second computation to a tenth of that. Those of ``--keep bottom`` and
+- **Singular values.** Each side certifies its own to `VALUE_TOLERANCE` of itself, or of
+  `VALUE_FLOOR` of the first value where that is more. Those of ``--keep bottom`` and
   ``random`` are not certified one by one: a Gram matrix, with its backward error of
   ``n eps |A|^2``, gives each of them within ``sqrt(n eps) |A|``.
-- Energies: the eigenvalues of a Gram matrix are off by its backward error, those that the
-  Krylov route measures in float32 by its roundoff (at most a tenth of `_SINGLE_ENERGY` was
-  seen); and the energy cut is above the best possible one by what the certificate allows:
-  ``(1 + excess)^2 - 1`` of the best, best errors below 1e-6 of the norm counting as that.
-- Two cuts of one matrix at rank `k` that lack energies `a` and `b` against the best one
-  differ by at most ``(sqrt(a) + sqrt(b)) sqrt(l_k + l_{k+1}) / sqrt(l_k - l_{k+1})``, with
-  `l_i` the squared singular values. For one cut, let `P` project onto its space and `v_i`
-  be the true vectors; ``d_i = |P v_i|^2``. Its lack is ``sum_{i<=k} l_i (1 - d_i) -
-  sum_{j>k} l_j d_j >= (l_k - l_{k+1}) t`` with ``t = sum_{i<=k} (1 - d_i) = sum_{j>k} d_j``.
-  Its difference from the best cut has two parts at right angles, of squares
-  ``sum_{i<=k} l_i (1 - d_i)``, which is at most ``lack * l_k / (l_k - l_{k+1})``, and
-  ``sum_{j>k} l_j d_j <= l_{k+1} t``.
-- A product of factors of rank `k` in a precision `u` is off by at most
-  ``(k + 4) u |left| |right|``, with ``|right| = sqrt(k)`` and ``|left|`` the norm that is kept;
-  the left factor itself, a product over `n` columns in float32, by ``n u`` more.
+- **Energies** are off by the backward error of a Gram matrix; those of a few leading
+  triplets by the rounding of float32. The energy that is cut exceeds the least possible by what
+  the certificate allows: ``(1 + excess)^2 - 1`` of it.
+- **Two cuts at one rank** that lack energies `a` and `b` against the best cut differ by at
+  most ``(sqrt(a) + sqrt(b)) sqrt(l_k + l_{k+1}) / sqrt(l_k - l_{k+1})``, where `l_i` are the
+  squared singular values. Proof for one cut: let `P` project onto its space, `v_i` be the
+  true vectors, and ``d_i = |P v_i|^2``. Its lack is ``sum_{i<=k} l_i (1 - d_i) - sum_{j>k}
+  l_j d_j >= (l_k - l_{k+1}) t`` with ``t = sum_{i<=k} (1 - d_i) = sum_{j>k} d_j``. Its
+  difference from the best cut has two orthogonal parts with the squares ``sum_{i<=k}
+  l_i (1 - d_i) <= lack * l_k / (l_k - l_{k+1})`` and ``sum_{j>k} l_j d_j <= l_{k+1} t``.
+  A set of triplets that is not a leading one is a sum and difference of leading ones.
+- **A product of factors** of rank `k` in a precision `u` is off by at most
+  ``(terms + 4) u |left| |right|``, where ``|right| = sqrt(k)`` and ``|left|`` is the norm
+  that is kept; each entry of a product is a sum of so many terms.
 """
 
 from __future__ import annotations
@@ -30,21 +29,45 @@ import math
 from collections.abc import Sequence
 
 from svdcut.choose.keep import Keep
-from svdcut.choose.ranks import BACKWARD
+from svdcut.choose.ranks import BACKWARD, Rule
+from svdcut.record.manifest import Truncation
 from svdcut.svd.certificate import ERROR_FLOOR, VALUE_FLOOR, VALUE_TOLERANCE
+from svdcut.svd.measured import MeasuredValues, Method
+from svdcut.svd.route import is_few
 
-OWN_VALUE_TOLERANCE = VALUE_TOLERANCE / 10
-"""What the second computation is certified to."""
+SUM = 1e-11
+"""Relative: the same numbers summed in another order."""
 
-_SINGLE_ENERGY = 2.0**-20
-"""Relative rounding error of an energy that was measured in float32."""
+NORM = 1e-9
+"""Relative: a norm, from float64 sums over millions of entries in another order."""
+
+SHARE = 1e-12
+"""Absolute: a share of counted entries."""
 
 SINGLE, DOUBLE = 2.0**-24, 2.0**-53
 """Units of roundoff."""
 
+_SINGLE_ENERGY = 2.0**-20
+"""Relative error of an energy that was measured in float32; a tenth of it was seen."""
+
+
+def is_close(found: float, claimed: float, relative: float, absolute: float = 0.0) -> bool:
+    """Whether two numbers agree; NaN agrees with nothing."""
+    return abs(found - claimed) <= max(relative * max(abs(found), abs(claimed)), absolute)
+
+
+def is_single(cut: Truncation, rule: Rule) -> bool:
+    """Whether numbers of a tensor may have been computed in float32: those of a few triplets."""
+    if cut.keep != Keep.TOP.value or (rule.known_rank(cut.full_rank) is None and not rule.is_joint):
+        return False
+    if len(cut.matrices) > 1:
+        return True  # one method stands for all experts
+    few = cut.svd.method == Method.GRAM.value and is_few(cut.full_rank, cut.ranks[0])
+    return few or cut.svd.method == Method.KRYLOV.value
+
 
 def value_tolerance(value: float, first: float, norm: float, size: int, keep: Keep) -> float:
-    """Return how far a claim of a singular value may be off.
+    """Return how far two computations of a singular value may be apart.
 
     Parameters
     ----------
@@ -53,77 +76,84 @@ def value_tolerance(value: float, first: float, norm: float, size: int, keep: Ke
     norm : float
         Of the matrix.
     size : int
-        Its short side.
+        Its full rank.
     keep : Keep
         Which triplets stay.
     """
-    certified = VALUE_TOLERANCE + 2 * OWN_VALUE_TOLERANCE
-    tolerance = certified * max(value, VALUE_FLOOR * first) + size * BACKWARD * first
+    tolerance = 2 * VALUE_TOLERANCE * max(value, VALUE_FLOOR * first) + size * BACKWARD * first
     if keep is not Keep.TOP:
         tolerance += math.sqrt(size * BACKWARD) * norm
     return tolerance
 
 
-def lack(best: float, norm: float, excess: float) -> float:
-    """Return the energy that a cut may lack against the best one.
+def norm_tolerance(*, single: bool) -> float:
+    """Return the same of the norm of an update, relatively."""
+    return NORM + (_SINGLE_ENERGY if single else 0)
+
+
+def energy_tolerance(cut: Truncation, again: Truncation, *, single: bool) -> float:
+    """Return the same of an energy that is kept or cut, as a share of the whole."""
+    rounding = energy_rounding(again.full_rank) + (_SINGLE_ENERGY if single else 0)
+    excess = max(cut.svd.excess_bound, again.svd.excess_bound)
+    if cut.keep == Keep.RANDOM.value or again.update_norm == 0:
+        return 2 * (excess + rounding)
+    # What the leading triplets leave: with --keep bottom, that is kept.
+    best = (again.tail_norm / again.update_norm) ** 2
+    if cut.keep == Keep.BOTTOM.value:
+        best = again.energy_retained
+    return _lack(best, 1.0, excess) + 2 * rounding
+
+
+def energy_rounding(size: int) -> float:
+    """Return the rounding error of a sum of squared singular values, as a share of them all."""
+    return size * BACKWARD
+
+
+def cut_tolerance(measured: MeasuredValues, indices: Sequence[int], excess: float) -> float:
+    """Return the norm that two cuts of one matrix may differ by; infinite without a gap.
 
     Parameters
     ----------
-    best, norm : float
-        The least error at that rank, and the norm of the matrix.
+    measured : MeasuredValues
+        Of the matrix: at least the values around each end of a run of `indices`.
+    indices : sequence of int
+        Of the triplets that stay.
     excess : float
-        Bound on the relative excess of the error.
+        Bound on the relative excess error of either cut.
     """
-    floor = max(best, ERROR_FLOOR * norm)
-    return excess * (2 + excess) * floor * floor
+    chosen, squares = set(indices), (*measured.squares, 0.0)
+    last = min(measured.full_rank, len(squares))
+    ends = [k for k in range(1, last) if ((k - 1) in chosen) != (k in chosen)]
+    # The certificate of scattered triplets is about their energy alone.
+    rounding = energy_rounding(measured.full_rank) if len(ends) > 1 else 0
+    total = 0.0
+    for k in ends:
+        gap = squares[k - 1] - squares[k]
+        if gap <= 0:
+            return math.inf
+        best = max(measured.energy - math.fsum(squares[:k]), 0.0)
+        lack = _lack(best, measured.energy, excess) + rounding * measured.energy
+        total += 2 * math.sqrt(lack * (squares[k - 1] + squares[k]) / gap)
+    return total * measured.scale
 
 
-def energy_rounding(norm: float, size: int, *, single: bool = False) -> float:
-    """Return how far sums of squared singular values may be off.
-
-    Parameters
-    ----------
-    norm : float
-        Of the matrix.
-    size : int
-        Its short side.
-    single : bool
-        Whether they may have been measured in float32.
-    """
-    return (size * BACKWARD + single * _SINGLE_ENERGY) * norm * norm
+def _lack(best: float, energy: float, excess: float) -> float:
+    """Return the energy that a cut may lack; best errors near zero count as `ERROR_FLOOR`."""
+    return excess * (2 + excess) * max(best, ERROR_FLOOR**2 * energy)
 
 
-def cut_difference(squares: Sequence[float], k: int, lacks: Sequence[float]) -> float:
-    """Bound the difference of two cuts at rank `k`; infinite without a gap.
-
-    Parameters
-    ----------
-    squares : sequence of float
-        Squared singular values, descending.
-    k : int
-        Above 0, below the full rank.
-    lacks : sequence of float
-        The energy that each lacks.
-    """
-    gap = squares[k - 1] - squares[k]
-    if gap <= 0:
-        return math.inf
-    total = math.fsum(math.sqrt(value) for value in lacks)
-    return total * math.sqrt((squares[k - 1] + squares[k]) / gap)
-
-
-def product_rounding(k: int, terms: int, unit: float, kept: float) -> float:
-    """Bound the rounding error of a product of thin factors.
+def product_tolerance(k: int, terms: int, unit: float, kept: float) -> float:
+    """Return the rounding error of a product of thin factors.
 
     Parameters
     ----------
     k : int
-        Rank.
+        Its rank.
     terms : int
-        Terms of the sums that each entry is made by.
+        How many terms each entry is the sum of.
     unit : float
         Of roundoff.
     kept : float
-        Norm of the left factor; the right one is orthonormal.
+        Norm of the product.
     """
     return (terms + 4) * unit * math.sqrt(k) * kept

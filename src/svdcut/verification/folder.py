@@ -1,7 +1,7 @@
-"""Check the folder of a result against its manifest: every byte that it names.
+"""Check the folder of a result against its manifest: every byte that the manifest names.
 
-It reads nothing outside of the folder but weights that it links to, and nothing that is not a
-regular file.
+It reads nothing outside of the folder but weights that the folder links to, and only regular
+files.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from svdcut.adapter.collection import collect_tensors
@@ -29,7 +29,7 @@ from svdcut.files.filenames import (
 from svdcut.files.header import read_header
 from svdcut.files.jsonfile import check_regular
 from svdcut.files.tensorfile import TensorEntry, hash_file, iterate_bytes
-from svdcut.record.manifest import FileFact, Manifest, WeightFileFact
+from svdcut.record.manifest import FileFact, Manifest, TensorFact, WeightFileFact
 from svdcut.streaming.pool import Pool
 from svdcut.verification.findings import Failure
 
@@ -51,31 +51,13 @@ _HARMLESS = re.compile(
 """Names of files that people add, and no loader takes: all others could change what is loaded."""
 
 
-@dataclass(frozen=True, slots=True)
-class Folder:
-    """What was found in the folder of a result."""
-
-    entries: Mapping[str, TensorEntry]
-    """Tensors of its weight files."""
-
-    failures: list[Failure] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class _Claim:
-    """What is said of one tensor in a file."""
-
-    file: str | None
-    shape: tuple[int, ...]
-    dtype: str
-    sha256: str | None
-
-
 Tell = Callable[[str, int], None]
-"""Told the name of what is done, and its size in bytes."""
+"""Called with the name of what is done, and its size in bytes."""
 
 
-def check_folder(out: Path, manifest: Manifest, pool: Pool, tell: Tell) -> Folder:
+def check_folder(
+    out: Path, manifest: Manifest, pool: Pool, tell: Tell
+) -> tuple[dict[str, TensorEntry], list[Failure]]:
     """Check every file and every tensor of a result.
 
     Parameters
@@ -87,32 +69,34 @@ def check_folder(out: Path, manifest: Manifest, pool: Pool, tell: Tell) -> Folde
     pool : Pool
         Hashes tensors side by side.
     tell : callable
-        Told of each tensor that was hashed.
+        Called after each tensor.
 
     Returns
     -------
-    Folder
-        Its tensors, and every claim that does not hold.
+    tuple of dict and list of Failure
+        The tensors of its weight files by name, and every claim that does not hold.
 
     Notes
     -----
     Reads every byte once. Memory is a piece of a tensor for each thread.
     """
-    folder = Folder(dict(_entries(out, manifest)))
-    for name, fact in manifest.files.items():
-        folder.failures.extend(_check_file(out, name, fact))
-    folder.failures.extend(_find_strays(out, manifest))
+    entries = {entry.name: entry for entry in _entries(out, manifest)}
     claims = _claims(manifest)
-    folder.failures.extend(_check_entries(claims, folder.entries))
-    if all(failure.is_note for failure in folder.failures):
-        is_adapter = manifest.adapter is not None
-        whole = _check_adapter(out) if is_adapter else _check_whole(out, folder.entries)
-        folder.failures.extend(whole)
-    folder.failures.extend(_check_tensors(claims, folder.entries, pool, tell))
-    return folder
+    failures = [
+        failure
+        for name in manifest.files
+        for failure in _check_file(out, name, manifest.files[name])
+    ]
+    failures += _find_strays(out, manifest)
+    failures += _check_entries(claims, entries)
+    if all(failure.is_note for failure in failures):
+        whole = _check_adapter(out) if manifest.adapter else _check_checkpoint(out, entries)
+        failures += whole
+    failures += _check_tensors(claims, entries, pool, tell)
+    return entries, failures
 
 
-def regular_file(out: Path, name: str) -> Path | None:
+def _regular_file(out: Path, name: str) -> Path | None:
     """Return the path of a file that a manifest names, or None where there is none.
 
     A name that leads out of the folder names none; nor does one of a device or a pipe,
@@ -129,21 +113,16 @@ def regular_file(out: Path, name: str) -> Path | None:
     return path
 
 
-def _entries(out: Path, manifest: Manifest) -> Iterator[tuple[str, TensorEntry]]:
+def _entries(out: Path, manifest: Manifest) -> Iterator[TensorEntry]:
     for name, fact in manifest.files.items():
-        path = regular_file(out, name) if isinstance(fact, WeightFileFact) else None
-        if path is None:
-            continue
-        try:
-            header = read_header(path)
-        except CheckpointError:
-            continue  # `_check_file` says why
-        for entry in header.entries:
-            yield entry.name, entry
+        path = _regular_file(out, name) if isinstance(fact, WeightFileFact) else None
+        if path is not None:
+            with suppress(CheckpointError):  # `_check_file` says why
+                yield from read_header(path).entries
 
 
 def _check_file(out: Path, name: str, fact: WeightFileFact | FileFact) -> Iterator[Failure]:
-    path = regular_file(out, name)
+    path = _regular_file(out, name)
     if path is None:
         yield Failure("files", None, "a file in this folder", file=name)
         return
@@ -186,21 +165,18 @@ def _find_strays(out: Path, manifest: Manifest) -> Iterator[Failure]:
                 yield Failure("files", "a file that loaders may take", None, file=path)
 
 
-def _claims(manifest: Manifest) -> dict[str, _Claim]:
+def _claims(manifest: Manifest) -> Mapping[str, TensorFact]:
     """Return what a manifest says of each tensor in its files, by the names there."""
-    if manifest.adapter is not None:
-        return {
-            name: _Claim(ADAPTER_NAME, fact.shape, fact.dtype, fact.sha256)
-            for name, fact in manifest.adapter.tensors.items()
-        }
+    if manifest.adapter is None:
+        return manifest.tensors
     return {
-        name: _Claim(fact.file, fact.shape, fact.dtype, fact.sha256)
-        for name, fact in manifest.tensors.items()
+        name: TensorFact("", fact.shape, fact.dtype, ADAPTER_NAME, fact.sha256)
+        for name, fact in manifest.adapter.tensors.items()
     }
 
 
 def _check_entries(
-    claims: Mapping[str, _Claim], entries: Mapping[str, TensorEntry]
+    claims: Mapping[str, TensorFact], entries: Mapping[str, TensorEntry]
 ) -> Iterator[Failure]:
     for name, claimed in claims.items():
         entry = entries.get(name)
@@ -228,7 +204,7 @@ def _check_adapter(out: Path) -> Iterator[Failure]:
         yield Failure("adapter", error.what, "one that can be opened", file=name)
 
 
-def _check_whole(out: Path, entries: Mapping[str, TensorEntry]) -> Iterator[Failure]:
+def _check_checkpoint(out: Path, entries: Mapping[str, TensorEntry]) -> Iterator[Failure]:
     """Check that loaders find the tensors where they are."""
     name = INDEX_NAME if (out / INDEX_NAME).is_file() else WEIGHTS_NAME
     try:
@@ -247,7 +223,7 @@ def _check_whole(out: Path, entries: Mapping[str, TensorEntry]) -> Iterator[Fail
 
 
 def _check_tensors(
-    claims: Mapping[str, _Claim], entries: Mapping[str, TensorEntry], pool: Pool, tell: Tell
+    claims: Mapping[str, TensorFact], entries: Mapping[str, TensorEntry], pool: Pool, tell: Tell
 ) -> Iterator[Failure]:
     names = [name for name in claims if name in entries]
 
