@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -123,11 +123,19 @@ def cut_matrix(
         cuts[:] = cut(decomposition)
         return all(is_certified(found.bounds, tolerance) for found in cuts)
 
-    top = _num_needed(requests, full_rank(matrix))
+    full = full_rank(matrix)
+
+    def num_needed() -> int | None:
+        if not cuts:  # the solver failed
+            return None
+        chosen = zip(requests, cuts, strict=True)
+        return _num_needed([replace(request, rank=cut.rank) for request, cut in chosen], full)
+
     found = decompose(
         matrix,
-        top,
+        _num_needed(requests, full),
         accept=accept,
+        num_needed=num_needed,
         route=route,
         tolerance=tolerance,
         seed=seed,

@@ -51,6 +51,7 @@ def decompose(
     top: int | None,
     *,
     accept: Callable[[Decomposition], bool],
+    num_needed: Callable[[], int | None] = lambda: None,
     route: Route = Route.AUTO,
     tolerance: float = 1e-6,
     seed: int = 0,
@@ -67,6 +68,9 @@ def decompose(
         it can have, min(m, n, r).
     accept : callable
         Judges a result by its bounds. If it returns False, the next route follows.
+    num_needed : callable
+        Called if `top` is None and `accept` rejected the whole spectrum: how many leading
+        triplets are enough, as that spectrum shows; None for all.
     route : Route
         Where to start; slower routes may follow. Ignored for a product.
     tolerance : float
@@ -102,7 +106,8 @@ def decompose(
     if isinstance(start.matrix, Product):
         ladder = _ladder_of_product(start, start.matrix)
     else:
-        ladder = _Routes(start, start.matrix, top, tolerance, seed, escalate).ladder(route)
+        routes = _Routes(start, start.matrix, top, num_needed, tolerance, seed, escalate)
+        ladder = routes.ladder(route)
     rejected: list[str] = []
     result = start
     for attempt in ladder:
@@ -171,6 +176,7 @@ class _Routes:
     start: Decomposition
     matrix: Tensor
     top: int | None
+    num_needed: Callable[[], int | None]
     tolerance: float
     seed: int
     escalate: Callable[[int], object]
@@ -184,9 +190,12 @@ class _Routes:
             yield _Attempt("krylov", partial(self._krylov, max(top, 1)))
         if route is not Route.EXACT:
             num_bytes = gram_bytes(full_rank)
-            if top is not None and is_few(full_rank, top):
-                yield _Attempt("gram/leading", partial(self._leading, max(top, 1)), num_bytes)
+            if is_few(top, full_rank):
+                yield _Attempt("gram/leading", partial(self._leading, top), num_bytes)
             yield _Attempt("gram", self._gram, num_bytes)
+            # Of a whole spectrum, rounding may hide values that the cut depends on.
+            if top is None and is_few(few := self.num_needed(), full_rank):
+                yield _Attempt("gram/leading", partial(self._leading, few))
         yield _Attempt("exact", self._exact, is_last=True)
 
     def _krylov(self, top: int) -> Decomposition | str:
@@ -195,7 +204,9 @@ class _Routes:
         return self._found(top, find, Method.KRYLOV) or "no convergence"
 
     def _leading(self, top: int) -> Decomposition | str:
-        return self._found(top, gram_basis, Method.GRAM) or "not proven to be the leading ones"
+        return (
+            self._found(max(top, 1), gram_basis, Method.GRAM) or "not proven to be the leading ones"
+        )
 
     def _found(self, top: int, find: FindBasis, method: Method) -> Decomposition | None:
         energy, escalate = self.start.energy, self.escalate

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
+from typing import TypeGuard
 
 
 class Route(str, Enum):
@@ -47,6 +48,6 @@ def choose_route(full_rank: int, top: int | None) -> Route:
     return Route.KRYLOV
 
 
-def is_few(full_rank: int, top: int | None) -> bool:
+def is_few(top: int | None, full_rank: int) -> TypeGuard[int]:
     """Whether computing only the leading triplets pays."""
     return top is not None and (top + 1) * _FEW <= full_rank
