@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from svdcut.evaluation.dataset import Dataset
+from svdcut.evaluation.dataset import Columns, Dataset
 
 BOM = "\ufeff"
 
@@ -69,13 +69,11 @@ def dataset(groups: Sequence[tuple[str, ...]], *, aligned: Sequence[bool] | None
     """Return rows of nothing but groups."""
     nothing = ("",) * len(groups)
     return Dataset(
-        source="",
-        texts=nothing,
-        pairs=None,
-        labels=nothing,
         groups=tuple(groups),
         aligned=None if aligned is None else tuple(aligned),
+        source="",
+        columns=Columns(),
+        table={"text": nothing, "label": nothing},
         rows=tuple(range(1, len(groups) + 1)),
-        extra={},
         classes=("",),
     )

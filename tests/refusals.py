@@ -463,10 +463,10 @@ def _swept_otherwise(folder: Path) -> None:
 
 def _swept_onto_a_bad_disk(folder: Path) -> None:
     call(by_command(ONE_IN_TWO)(folder), folder)
-    factors = folder / "out" / "decomposition" / "factors.safetensors"
-    data = bytearray(factors.read_bytes())
+    last = max((folder / "out" / "decomposition").glob("*.safetensors"))
+    data = bytearray(last.read_bytes())
     data[-1] ^= 1
-    factors.write_bytes(data)
+    last.write_bytes(data)
 
 
 def _without_tokenizer(folder: Path) -> None:

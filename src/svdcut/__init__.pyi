@@ -29,8 +29,8 @@ from .spectra.comparison import Comparison, Overlap
 from .spectra.facts import Spectra, Subject, TensorSpectra
 from .spectra.matrix import Intruders, Spectrum
 from .spectra.options import CompareOptions, SpectrumOptions
-from .sweeps.facts import Cost, Row, Sweep, Variant
 from .sweeps.options import SweepOptions
+from .sweeps.result import Row, Sweep, Variant
 from .truncation.options import ExtractOptions, TruncateManyOptions, TruncateOptions
 from .verification.findings import Checked, Failure, Verification
 from .verification.options import VerifyOptions
@@ -42,7 +42,6 @@ __all__ = [
     "CheckpointError",
     "CompareOptions",
     "Comparison",
-    "Cost",
     "DataError",
     "EvaluateOptions",
     "Evaluation",

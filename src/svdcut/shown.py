@@ -5,9 +5,12 @@ It knows no names and no formats.
 
 from __future__ import annotations
 
+import csv
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import fields
+from itertools import chain
+from pathlib import Path
 from typing import Any
 
 MISSING = "-"
@@ -108,3 +111,14 @@ def _brief(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     return repr(value)
+
+
+def write_csv(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
+    """Write rows of the same columns below their names, each cell as `safe_cell` makes it."""
+    rows = iter(rows)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        for first in rows:
+            writer.writerow(map(safe_cell, first))
+            for row in chain([first], rows):
+                writer.writerow(map(safe_cell, row.values()))

@@ -61,7 +61,10 @@ def test_every_format_says_the_same(table):
             assert found.labels == tuple(table["label"]), path
             assert found.groups == tuple((f"group={value}",) for value in table["group"]), path
             assert found.rows == tuple(range(1, len(found) + 1))
-            assert found.extra == {"label": found.labels, "group": tuple(table["group"])}
+            assert {n: found.table[n] for n in found.columns.values} == {
+                "label": found.labels,
+                "group": tuple(table["group"]),
+            }
             assert (found.source, found.aligned) == (str(path), None)
 
 
@@ -76,7 +79,7 @@ def test_parquet_says_the_same(table):
         write_csv(path.with_suffix(".csv"), table)
         same = read_dataset(path.with_suffix(".csv"), Columns(text_pair="other", group=("group",)))
         assert (found.texts, found.pairs, found.labels) == (same.texts, same.pairs, same.labels)
-        assert (found.groups, found.extra) == (same.groups, same.extra)
+        assert (found.groups, found.table) == (same.groups, same.table)
 
 
 @pytest.mark.parametrize("write", [write_csv, write_lines, write_parquet])
@@ -99,7 +102,7 @@ def test_labels_that_are_numbers(tmp_path, write, labels, expected):
     path = tmp_path / {write_csv: "a.csv", write_lines: "a.jsonl"}.get(write, "a.parquet")
     write(path, {"text": ["a", "b", "c"], "label": labels})
     found = read_dataset(path, Columns())
-    assert found.labels == found.extra["label"] == expected
+    assert found.labels == found.table["label"] == expected
 
 
 @given(two_values(st.floats(0, 1)))
@@ -182,8 +185,8 @@ def test_groups_of_both_kinds_are_all_those_of_a_row(tmp_path):
         ("site=x, label=1", "male, label=1", "black, label=1"),
         ("site=y, label=0",),
     )
-    assert found.extra["male"] == ("0.5", "0.49", "1", "0")
-    assert list(found.extra) == ["label", "site", "male", "black"]
+    assert found.table["male"] == ("0.5", "0.49", "1", "0")
+    assert list(found.columns.values) == ["label", "site", "male", "black"]
 
 
 def test_without_group_columns_there_are_no_groups(tmp_path):
@@ -230,7 +233,7 @@ def test_samples(size, some, more, seed):
         for place, row in enumerate(sample.rows):
             for field in ("texts", "pairs", "labels", "groups", "aligned"):
                 assert getattr(sample, field)[place] == getattr(whole, field)[row - 1]
-            assert all(c[place] == whole.extra[n][row - 1] for n, c in sample.extra.items())
+            assert all(c[place] == whole.table[n][row - 1] for n, c in sample.table.items())
         assert sample == read_dataset(path, columns, limit=some, seed=seed)
         assert sample.classes == read_dataset(path, columns).classes
         other = read_dataset(path, columns, limit=more, seed=seed)

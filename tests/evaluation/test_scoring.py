@@ -35,10 +35,17 @@ from svdcut.errors import (
     NonFiniteError,
     UsageError,
 )
+from svdcut.evaluation.answers import (
+    Answers,
+    Kind,
+    ScoringOptions,
+    match_classes,
+    match_words,
+    name_labels,
+    sort_labels,
+)
 from svdcut.evaluation.dataset import Columns, read_dataset
-from svdcut.evaluation.labels import match_classes, match_words, name_labels, sort_labels
 from svdcut.evaluation.prompts import check_prompt, encode_pairs
-from svdcut.evaluation.scores import Answers, Kind, ScoringOptions
 from svdcut.evaluation.scoring import load_predictor
 from text_models import ANSWERS, make_examples, save, word_tokenizer, write_csv
 
@@ -90,12 +97,14 @@ def reorder(dataset, order):
 
     return replace(
         dataset,
-        texts=pick(dataset.texts),
-        labels=pick(dataset.labels),
+        table={name: pick(values) for name, values in dataset.table.items()},
         groups=pick(dataset.groups),
         rows=pick(dataset.rows),
-        extra={name: pick(values) for name, values in dataset.extra.items()},
     )
+
+
+def without_pairs(dataset):
+    return replace(dataset, columns=replace(dataset.columns, text_pair=None))
 
 
 def distance(ours, theirs):
@@ -122,7 +131,7 @@ def class_scores(folder, texts, pairs=None, **options):
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_a_classifier_says_what_it_says_of_each_text_alone(name, models, dataset, two):
     data = dataset if name == "roberta" else two
-    data = replace(data, pairs=None)
+    data = without_pairs(data)
     cut = {"truncation": True, "max_length": 18} if name == "roberta" else {}
     expected = class_scores(models(name), data.texts, **cut)
     found = predict(models(name), data, options_for(name, batch_size=8))
@@ -137,7 +146,7 @@ def test_pairs_are_told_apart_by_their_types(models, two):
     expected = class_scores(models("bert"), two.texts, two.pairs)
     found = predict(models("bert"), two, ScoringOptions(device="cpu", batch_size=8))
     assert distance(found.scores, expected) < 1e-5
-    alone = predict(models("bert"), replace(two, pairs=None), ScoringOptions(device="cpu"))
+    alone = predict(models("bert"), without_pairs(two), ScoringOptions(device="cpu"))
     assert distance(found.scores, alone.scores) > 0.01
 
 
@@ -175,7 +184,7 @@ def test_a_language_model_scores_words_as_one_at_a_time(name, models, dataset):
 
 @pytest.mark.parametrize("name", [*CLASSIFIERS, *LANGUAGE_MODELS])
 def test_neither_batch_size_nor_order_changes_anything(name, models, dataset, two):
-    data = replace(two, pairs=None) if name in ("bert", "gpt2_classifier") else dataset
+    data = without_pairs(two) if name in ("bert", "gpt2_classifier") else dataset
     folder = models(name)
     first = predict(folder, data, options_for(name, batch_size=1))
     for size in (3, 64):
@@ -414,7 +423,8 @@ def test_narrow_dtypes_come_near(dtype, models, dataset):
 
 
 def test_what_is_too_long_is_counted(models, two):
-    long = replace(two, texts=("film " * 100, *two.texts[1:]), pairs=None)
+    texts = ("film " * 100, *two.texts[1:])
+    long = without_pairs(replace(two, table={**two.table, "text": texts}))
     found = predict(models("bert"), long, ScoringOptions(device="cpu"))
     assert found.num_truncated == 1
     expected = class_scores(models("bert"), long.texts, truncation=True, max_length=64)
@@ -496,7 +506,7 @@ def test_a_model_that_sees_what_it_predicts_is_refused(is_decoder, dataset, tmp_
 def test_a_model_that_looks_at_the_last_place_is_filled_up_at_the_left(two, tmp_path):
     config = XLNetConfig(vocab_size=64, d_model=16, n_layer=1, n_head=2, d_inner=24)
     folder = save(XLNetForSequenceClassification(config), word_tokenizer(), tmp_path / "model")
-    data = replace(two, pairs=None)
+    data = without_pairs(two)
     alone = predict(folder, data, ScoringOptions(device="cpu", batch_size=1))
     found = predict(folder, data, ScoringOptions(device="cpu", batch_size=8))
     assert distance(alone.scores, found.scores) < 1e-5

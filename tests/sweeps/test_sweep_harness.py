@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import json
-import os
 import shlex
 import shutil
 import subprocess
@@ -249,16 +249,31 @@ def metrics(**values):
         (metrics(acc__none=float("nan")), "acc,none of 'words': nan"),
         (metrics(acc__none=58.3), "where a number from 0 to 1 is expected"),
         (metrics(acc__none=True), "True"),
-        (lambda document: document["results"].update(words=None), "results of 'words': None"),
+        (
+            lambda document: document["results"].update(words=None),
+            "results.words: Input should be a valid",
+        ),
         (lambda document: document["results"].clear(), "no tasks in it"),
-        (lambda document: document.pop("n-samples"), "n-samples: None"),
-        (lambda document: document["n-samples"].clear(), "n-samples of 'words': None"),
-        (lambda document: document["n-samples"].update(words={"effective": 0}), "of at least 1"),
-        (lambda document: document["n-samples"].update(words=12), "'words': 12"),
-        (lambda document: document.update(group_subtasks=[]), "group_subtasks: []"),
-        (lambda document: document.update(group_subtasks={"words": 3}), "a list of names"),
+        (lambda document: document.pop("n-samples"), "n-samples: Field required"),
+        (lambda document: document["n-samples"].clear(), "n-samples of 'words': none, where"),
+        (
+            lambda document: document["n-samples"].update(words={"effective": 0}),
+            "n-samples.words.effective: Input",
+        ),
+        (lambda document: document["n-samples"].update(words=12), "n-samples.words: "),
+        (
+            lambda document: document.update(group_subtasks=[]),
+            "group_subtasks: Input",
+        ),
+        (
+            lambda document: document.update(group_subtasks={"words": 3}),
+            "group_subtasks.words: Input",
+        ),
         (lambda document: document.update(group_subtasks={"words": ["words"]}), "no tasks in it"),
-        (lambda document: document.update(group_subtasks={"words": ["gone"]}), "of 'gone': None"),
+        (
+            lambda document: document.update(group_subtasks={"words": ["gone"]}),
+            "of 'gone': none",
+        ),
     ],
 )
 def test_results_that_make_no_sense(written, edit, message):
@@ -317,8 +332,8 @@ def test_no_samples_file(written, content):
 
 SCRIPT = """
 import json, os, pathlib, sys
-sys.path[:0] = {tests!r}
-from test_sweep_harness import write_files
+DATE = {date!r}
+{write_files}
 model, out, mode = sys.argv[1:]
 out = pathlib.Path(out)
 assert out.is_absolute() and not list(out.iterdir()) and os.path.isdir(model)
@@ -337,7 +352,8 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("place")
     text_models.planted(folder, task=1.0, shortcut=0.3)
     script = folder / "script.py"
-    script.write_text(SCRIPT.format(tests=[str(folder) for folder in Path(__file__).parents[:2]]))
+    # Its source, not an import: this module brings torch, which takes seconds.
+    script.write_text(SCRIPT.format(date=DATE, write_files=inspect.getsource(write_files)))
     return folder
 
 
@@ -351,24 +367,14 @@ def sweep(place, out, mode="whole", **options):
     return svdcut.sweep(place / "base", place / "ft", None, out, eval_command=given, **options)
 
 
-def run(*words):
-    program = "import sys; sys.argv[0] = 'svdcut'; from svdcut.__main__ import main; main()"
-    return subprocess.run(
-        [sys.executable, "-c", program, "sweep", *map(str, words)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"HF_HUB_OFFLINE": "1", "COLUMNS": "80"},
-    )
-
-
-def test_a_sweep(place, tmp_path):
+def test_a_sweep(place, tmp_path, call_cli, capfd):
     words = (place / "base", place / "ft", "-o", tmp_path / "out", "-k", "0,1", "--json")
     asked = ("--group", "source", "--aligned", "easy", "--tolerance", "0.5")
-    done = run(*words, *asked, "--eval-command", command(place))
-    assert done.returncode == 0, done.stderr
+    done = call_cli("sweep", *words, *asked, "--eval-command", command(place))
+    assert done.exit_code == 0, done.stderr
     document = json.loads(done.stdout)  # and nothing else
-    assert done.stderr.count("|Tasks|") == 3
+    out, err = capfd.readouterr()  # of the command
+    assert (out, err.count("|Tasks|")) == ("", 3)
     accuracies = [row["accuracy"] for row in (document["finetuned"], *document["rows"])]
     assert accuracies == [11 / 12, 6 / 12, 6 / 12]
     assert document["finetuned"]["groups"].keys() == {"source=a", "source=b"}
@@ -381,11 +387,10 @@ def test_a_sweep(place, tmp_path):
         "rows.jsonl",
         "sweep.json",
         "sweep.csv",
-        "sweep.png",
         "decomposition",
     }
-    again = run(*words, "--group", "label", "--eval-command", command(place))
-    assert again.returncode == 2
+    again = call_cli("sweep", *words, "--group", "label", "--eval-command", command(place))
+    assert again.exit_code == 2
     assert "--group was source, is label" in again.stderr
 
 

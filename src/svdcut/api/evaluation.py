@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 from svdcut.adapter.own_base import OpenedModel, open_model
 from svdcut.api.public import public
 from svdcut.choose.options import Options, StoredDtype, ignore
+from svdcut.evaluation.answers import ScoringOptions
 from svdcut.evaluation.dataset import Dataset, read_dataset
-from svdcut.evaluation.files import check_suffix, save_predictions
 from svdcut.evaluation.metrics import Evaluation
 from svdcut.evaluation.options import DataOptions, EvaluateOptions
+from svdcut.evaluation.predictions import Predictions, check_suffix, save_predictions
 from svdcut.evaluation.prompts import check_prompt
-from svdcut.evaluation.scores import Predictions, ScoringOptions
 from svdcut.files import hub
 from svdcut.write.destination import check_target
 
@@ -93,7 +93,6 @@ def carry_out_evaluation(
     """Evaluate what was prepared, and write its predictions; see `evaluate`."""
     # Later: the import of torch takes a second or two.
     from svdcut.evaluation.model import dtype_name, find_kind
-    from svdcut.evaluation.run import run_evaluation
     from svdcut.evaluation.scoring import load_predictor
     from svdcut.record.progress import Progress
     from svdcut.truncation.merging import loadable
@@ -104,9 +103,7 @@ def carry_out_evaluation(
     with loadable(model.base, model.checkpoint, merge, observe=observe) as checkpoint:
         observe(Progress("load", checkpoint.source, 0, 0))
         predictor = load_predictor(checkpoint, request.dataset, scoring, quiet=request.quiet)
-    evaluation, predictions = run_evaluation(
-        predictor, request.dataset, seed=request.seed, observe=observe
-    )
+    evaluation, predictions = predictor.evaluate(seed=request.seed, observe=observe)
     if request.predictions is not None:
         save_predictions(predictions, request.dataset, request.predictions)
     return evaluation, predictions

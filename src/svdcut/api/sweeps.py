@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,30 +11,26 @@ from svdcut.api.public import public
 from svdcut.choose.keep import Keep
 from svdcut.choose.options import Options, ShapeOptions, ignore
 from svdcut.errors import UsageError
-from svdcut.evaluation.dataset import Columns, Dataset, check_grouping
+from svdcut.evaluation.dataset import Columns, check_grouping
 from svdcut.files.checkpoint import open_checkpoint
 from svdcut.files.jsonfile import quoted
 from svdcut.option import shared
-from svdcut.pair.plan import Plan, make_plan
-from svdcut.sweeps.facts import Sweep, Variant
+from svdcut.pair.plan import make_plan
 from svdcut.sweeps.options import SweepOptions
-from svdcut.sweeps.rowlog import ROW, ROWS_NAME
+from svdcut.sweeps.request import (
+    CommandEvaluator,
+    DataEvaluator,
+    Evaluator,
+    FunctionEvaluator,
+    SweepRequest,
+)
+from svdcut.sweeps.result import PICTURE_NAME, Sweep, Variant
+from svdcut.sweeps.rows import ROW, ROWS_NAME
 from svdcut.write.destination import check_apart
 from svdcut.write.journal import count_finished
 
 if TYPE_CHECKING:
     from svdcut.record.progress import Observer
-
-
-@dataclass(frozen=True, slots=True)
-class SweepRequest:
-    """A sweep that can be carried out: checked, planned, the data read."""
-
-    plan: Plan
-    shape: Options
-    variants: tuple[Variant, ...]
-    dataset: Dataset | None
-    options: SweepOptions
 
 
 @public(SweepOptions)
@@ -70,55 +65,30 @@ def prepare_sweep(options: SweepOptions) -> SweepRequest:
     _check_evaluator(options)
     variants = _variants(options)
     shape = Options(**shared(options, ShapeOptions))
-    if options.data is None:
-        _check_columns(options.columns, options.eval_command)
-        dataset = None
-    else:
-        dataset = read_data(options.data, options)
+    evaluator = _evaluator(options)
     ours = open_checkpoint(options.base, quiet=options.quiet)
     theirs = open_finetuned(options.finetuned, ours, renames=shape.map, quiet=options.quiet)
     check_apart(options.out, [side.directory or side.files[0].path for side in (ours, theirs)])
     if options.out.exists() and not options.out.is_dir():
         raise UsageError(f"{options.out}: a file is there; name a folder")
-    return SweepRequest(make_plan(ours, theirs, shape), shape, variants, dataset, options)
+    return SweepRequest(make_plan(ours, theirs, shape), shape, variants, evaluator, options)
 
 
 def carry_out_sweep(request: SweepRequest, *, observe: Observer = ignore) -> Sweep:
     """Carry out what was prepared, and write its files; see `sweep`."""
     # Later: the import of torch takes a second or two.
     from svdcut.pictures import can_draw
-    from svdcut.sweeps.command import CommandEvaluator
-    from svdcut.sweeps.evaluators import DataEvaluator, FunctionEvaluator
-    from svdcut.sweeps.files import PICTURE_NAME, save_sweep
-    from svdcut.sweeps.run import Task, run_sweep
+    from svdcut.sweeps.run import run_sweep
 
-    options = request.options
-    evaluator: CommandEvaluator | DataEvaluator | FunctionEvaluator
-    if options.eval_command is not None:
-        evaluator = CommandEvaluator(options.eval_command, options.columns, options.seed)
-    elif options.evaluate is not None:
-        evaluator = FunctionEvaluator(options.evaluate, options.scoring)
-    else:
-        assert request.dataset is not None
-        evaluator = DataEvaluator(request.dataset, options.scoring, options.seed)
-    task = Task(
-        plan=request.plan,
-        options=request.shape,
-        variants=request.variants,
-        evaluator=evaluator,
-        folder=options.out,
-        tolerance=options.tolerance,
-        restart=options.restart,
-        quiet=options.quiet,
-    )
-    found = run_sweep(task, observe)
-    save_sweep(found, options.out)
+    found = run_sweep(request, observe)
+    folder = request.options.out
+    found.save(folder)
     if can_draw():
         from svdcut.sweeps.picture import save_picture
 
-        save_picture(found, options.out)
+        save_picture(found, folder)
     else:
-        (options.out / PICTURE_NAME).unlink(missing_ok=True)  # of an earlier sweep
+        (folder / PICTURE_NAME).unlink(missing_ok=True)  # of an earlier sweep
     return found
 
 
@@ -141,6 +111,18 @@ def _check_evaluator(options: SweepOptions) -> None:
             f"--eval-command {command!r}: expected {{model}} in it, for the checkpoint's folder",
             hint="As --eval-command 'python my_eval.py {model}'.",
         )
+
+
+def _evaluator(options: SweepOptions) -> Evaluator:
+    """Return the evaluator that was asked for, with its data read."""
+    if options.data is not None:
+        dataset = read_data(options.data, options)
+        return DataEvaluator(dataset, options.scoring, options.seed)
+    _check_columns(options.columns, options.eval_command)
+    if options.eval_command is not None:
+        return CommandEvaluator(options.eval_command, options.columns, options.seed)
+    assert options.evaluate is not None
+    return FunctionEvaluator(options.evaluate, options.scoring)
 
 
 def _check_columns(columns: Columns, command: str | None) -> None:

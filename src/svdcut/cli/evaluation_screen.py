@@ -9,9 +9,10 @@ from rich.markup import escape
 from svdcut.cli.guard import note
 from svdcut.cli.spectra_screen import open_screen
 from svdcut.cli.tables import Column, no_room, print_table
+from svdcut.evaluation.answers import Kind
 from svdcut.evaluation.dataset import Dataset
 from svdcut.evaluation.metrics import Evaluation, Interval
-from svdcut.evaluation.scores import Kind, Predictions
+from svdcut.evaluation.predictions import Predictions
 from svdcut.shown import counted, printable
 
 _GAPS = (

@@ -24,8 +24,8 @@ from svdcut.cli.sweep_screen import print_sweep
 from svdcut.errors import QualityError
 from svdcut.option import Panel, shared
 from svdcut.option_kinds import File, Switch, options
-from svdcut.sweeps.facts import Sweep
 from svdcut.sweeps.options import SweepOptions
+from svdcut.sweeps.result import Sweep
 from svdcut.truncation.options import TruncateOptions
 from svdcut.write.destination import check_output
 
@@ -84,7 +84,7 @@ def sweep(options: SweepCommand) -> None:
         with show_progress(quiet=options.quiet, verbose=False) as observe:
             found = carry_out_sweep(request, observe=observe)
         if plan.num_truncated:
-            warn_of_no_update(differ=found.rows[0].cost.energy_retained is not None)
+            warn_of_no_update(differ=found.rows[0].energy_retained is not None)
         if options.json:
             print_json(found.to_json())
         elif not options.quiet:

@@ -12,8 +12,7 @@ from svdcut.cli.spectra_screen import open_screen
 from svdcut.cli.tables import Column, no_room, print_table
 from svdcut.evaluation.metrics import Evaluation
 from svdcut.shown import printable
-from svdcut.sweeps.facts import Sweep
-from svdcut.sweeps.files import CSV_NAME, JSON_NAME, PICTURE_NAME
+from svdcut.sweeps.result import CSV_NAME, JSON_NAME, PICTURE_NAME, Sweep
 
 _BACK = Column("back", 1)
 _COLUMNS = (

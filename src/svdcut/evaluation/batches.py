@@ -5,12 +5,15 @@ It knows no models.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from svdcut.evaluation.answers import Answers
 
 
 class Side(Enum):
@@ -46,6 +49,21 @@ class Item:
     tokens but their last."""
 
 
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A dataset as a model is asked it."""
+
+    answers: Answers
+    items: list[Item]
+    """One or more for each row."""
+
+    num_truncated: int
+    """Rows that were too long, and were cut."""
+
+    score: Callable[[Any, Sequence[Item]], list[dict[int, float]]]
+    """Runs a model on a batch; returns the scores of some answers for each item."""
+
+
 def make_batches(items: Iterable[Item], size: int) -> tuple[tuple[Item, ...], ...]:
     """Return items in batches, the longest first: too little memory shows at once.
 
@@ -56,18 +74,7 @@ def make_batches(items: Iterable[Item], size: int) -> tuple[tuple[Item, ...], ..
 
 
 def pad(items: Sequence[Item], pad_id: int, side: Side, device: torch.device) -> dict[str, Tensor]:
-    """Return the inputs of a batch.
-
-    Parameters
-    ----------
-    items : sequence of Item
-        The batch.
-    pad_id : int
-        The token to fill up with.
-    side : Side
-        Where to.
-    device : torch.device
-        Where the model is.
+    """Return the inputs of a batch, filled up to its longest item at one side.
 
     Returns
     -------

@@ -3,45 +3,61 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
-from svdcut.errors import EvaluationError
-from svdcut.evaluation.batches import Item, Side, pad
+from svdcut.errors import EvaluationError, UsageError
+from svdcut.evaluation.answers import Answers, ScoringOptions, match_classes
+from svdcut.evaluation.batches import Item, Side, Task, pad
 from svdcut.evaluation.dataset import Dataset
-from svdcut.evaluation.labels import match_classes
 from svdcut.evaluation.model import LoadedModel, find_max_length, tokenizer_limit
-from svdcut.evaluation.scores import Answers, ScoringOptions
 
 _FILLED_LEFT = frozenset({"xlnet"})
 """Types of models that read the label off the last place, whatever token is there."""
 
 
-@dataclass(frozen=True, slots=True)
-class HeadScorer:
-    """Scores a batch by the head."""
+def ask_classifier(loaded: LoadedModel, dataset: Dataset, options: ScoringOptions) -> Task:
+    """Match the labels with the classes of the head, and tokenise the texts or pairs.
 
-    pad_id: int
-    side: Side
-
-    def score(self, model: Any, batch: Sequence[Item]) -> list[dict[int, float]]:  # noqa: ANN401
-        """Return the log-probability of each class, for each item of the batch."""
-        inputs = pad(batch, self.pad_id, self.side, model.device)
-        logits = model(**inputs).logits
-        found = torch.log_softmax(logits.float(), dim=-1).tolist()
-        return [dict(enumerate(row)) for row in found]
-
-
-def read_classes(loaded: LoadedModel, labels: Iterable[str], words: Sequence[str]) -> Answers:
-    """Match the labels of the data with the classes of a head.
+    Of texts that are too long the ends are cut, that of the longer one of a pair first.
 
     Raises
     ------
+    UsageError
+        If an option is of language models.
     EvaluationError
         If the head cannot choose one label of several, or they do not match.
     """
+    for option, value in (
+        ("--prompt", options.prompt),
+        ("--normalize", options.normalize),
+        ("--no-chat-template", not options.chat_template),
+    ):
+        if value:
+            raise UsageError(f"{option} is of language models; {loaded.source} is a classifier")
+    answers = _read_classes(loaded, dataset.classes, options.labels)
+    items, num_truncated = _encode_texts(loaded, dataset, options)
+    pad_id = _find_padding(loaded, items)
+    side = Side.LEFT if loaded.model.config.model_type in _FILLED_LEFT else Side.RIGHT
+    return Task(answers, items, num_truncated, partial(_score, pad_id, side))
+
+
+def _score(
+    pad_id: int,
+    side: Side,
+    model: Any,  # noqa: ANN401
+    batch: Sequence[Item],
+) -> list[dict[int, float]]:
+    """Return the log-probability of each class, for each item of the batch."""
+    logits = model(**pad(batch, pad_id, side, model.device)).logits
+    found = torch.log_softmax(logits.float(), dim=-1).tolist()
+    return [dict(enumerate(row)) for row in found]
+
+
+def _read_classes(loaded: LoadedModel, labels: Iterable[str], words: Sequence[str]) -> Answers:
+    """Match the labels of the data with the classes of a head."""
     config = loaded.model.config
     if config.num_labels < 2:
         raise EvaluationError(
@@ -57,18 +73,10 @@ def read_classes(loaded: LoadedModel, labels: Iterable[str], words: Sequence[str
     return match_classes(labels, words, classes)
 
 
-def encode_texts(
+def _encode_texts(
     loaded: LoadedModel, dataset: Dataset, options: ScoringOptions
 ) -> tuple[list[Item], int]:
-    """Tokenise the texts of a dataset, or its pairs, for a classifier.
-
-    Returns
-    -------
-    items : list of Item
-        One for each row.
-    num_truncated : int
-        How many were too long: their ends are cut, that of the longer one of a pair first.
-    """
+    """Return an item for each row, and how many rows were cut."""
     tokenizer = loaded.tokenizer
     limit = _max_length(loaded, options)
     encoded = _tokenize(tokenizer, dataset.texts, dataset.pairs)
@@ -128,20 +136,18 @@ def _places(model: torch.nn.Module) -> int | None:
     return min(found, default=None)
 
 
-def make_head_scorer(loaded: LoadedModel, items: Sequence[Item]) -> HeadScorer:
-    """Choose how to fill up batches.
+def _find_padding(loaded: LoadedModel, items: Sequence[Item]) -> int:
+    """Return the token that fills up batches; the model knows it as its padding.
 
     The padding that the model was built with comes first: models like GPT-2 find the last
     token by it, and models like RoBERTa count places by it. Where it has none, a token that
     no text has serves, and the model is told.
     """
-    config = loaded.model.config
-    text_config = config.get_text_config()
+    text_config = loaded.model.config.get_text_config()
     pad_id, size = text_config.pad_token_id, _vocabulary(loaded)
     if pad_id is None or not 0 <= pad_id < size:
         text_config.pad_token_id = _unused_id(loaded, items)
-    side = Side.LEFT if config.model_type in _FILLED_LEFT else Side.RIGHT
-    return HeadScorer(text_config.pad_token_id, side)
+    return int(text_config.pad_token_id)
 
 
 def _unused_id(loaded: LoadedModel, items: Sequence[Item]) -> int:

@@ -12,10 +12,11 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from svdcut.errors import DataError, UsageError
+from svdcut.evaluation.metrics import Grouping
 from svdcut.evaluation.tables import Row, read_rows
 from svdcut.files.jsonfile import quoted
 
@@ -29,7 +30,7 @@ _NUMBER = re.compile(r"-?\d+(\.\d+)?", re.ASCII)
 _NO_FRACTION = re.compile(r"\.0+\Z")
 _TRUTHS = {"true": 1.0, "false": 0.0}
 
-_Table = Mapping[str, Sequence[str]]
+_Table = Mapping[str, tuple[str, ...]]
 _Groups = tuple[tuple[str, ...], ...]
 
 
@@ -66,9 +67,7 @@ class Columns:
     @property
     def values(self) -> tuple[str, ...]:
         """The other columns, each once."""
-        aligned = () if self.aligned is None else (self.aligned,)
-        names = (self.label, *self.group, *self.group_columns, *aligned)
-        return tuple(dict.fromkeys(names))
+        return tuple(dict.fromkeys((self.label, *self.grouping)))
 
     @property
     def grouping(self) -> tuple[str, ...]:
@@ -79,43 +78,50 @@ class Columns:
 
 
 @dataclass(frozen=True, slots=True)
-class Dataset:
-    """Labelled examples; every field but `source` and `classes` has a value for each."""
+class Dataset(Grouping):
+    """Labelled examples."""
 
     source: str
-    texts: tuple[str, ...]
-    pairs: tuple[str, ...] | None
-    labels: tuple[str, ...]
-    """As in the file: ``1``, ``positive``; the ``1.0`` of a column of numbers is ``1``."""
+    columns: Columns
+    table: Mapping[str, tuple[str, ...]]
+    """The cells of every column that is named, as in the file: ``1``, ``positive``; the ``1.0``
+    of a column of numbers is ``1``."""
 
-    groups: tuple[tuple[str, ...], ...]
-    """Those that a row belongs to; may be none, or several."""
-
-    aligned: tuple[bool, ...] | None
     rows: tuple[int, ...]
-    """Numbers in the file, from 1; a header is not counted."""
-
-    extra: Mapping[str, tuple[str, ...]]
-    """By column: labels, and what groups were made of."""
+    """The number of each row in the file, from 1; a header is not counted."""
 
     classes: tuple[str, ...]
     """All labels of the file, also of rows that a sample leaves out; each once, in its order."""
 
-    def __len__(self) -> int:
-        return len(self.rows)
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """What a model reads."""
+        return self.table[self.columns.text]
 
+    @property
+    def pairs(self) -> tuple[str, ...] | None:
+        """The other text of each row, where the task is on pairs."""
+        name = self.columns.text_pair
+        return None if name is None else self.table[name]
 
-@dataclass(frozen=True, slots=True)
-class Grouping:
-    """The groups of rows, of which nothing else is known."""
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What a model should answer."""
+        return self.table[self.columns.label]
 
-    groups: tuple[tuple[str, ...], ...]
-    """Those that a row belongs to; may be none, or several."""
-
-    aligned: tuple[bool, ...] | None
-
-    def __len__(self) -> int:
-        return len(self.groups)
+    def sample(self, limit: int, seed: int) -> Dataset:
+        """Return a random sample of the rows, in their order."""
+        # Of Python's generators, random() alone gives the same numbers in every version.
+        draw = random.Random(seed).random  # noqa: S311
+        keys = [draw() for _ in self.rows]
+        taken = sorted(heapq.nsmallest(limit, range(len(keys)), key=keys.__getitem__))
+        return replace(
+            self,
+            groups=tuple(self.groups[i] for i in taken),
+            aligned=None if self.aligned is None else tuple(self.aligned[i] for i in taken),
+            table={name: tuple(column[i] for i in taken) for name, column in self.table.items()},
+            rows=tuple(self.rows[i] for i in taken),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,17 +167,15 @@ def read_dataset(
     table = _make_table(source, read_rows(path, wanted), wanted, texts=texts)
     _check_values(source, {name: table[name] for name in values}, columns)
     dataset = Dataset(
-        source=source.name,
-        texts=tuple(table[columns.text]),
-        pairs=None if columns.text_pair is None else tuple(table[columns.text_pair]),
-        labels=tuple(table[columns.label]),
-        classes=tuple(dict.fromkeys(table[columns.label])),
         groups=_groups(source, table, columns),
         aligned=_aligned(source, table, columns.aligned),
+        source=source.name,
+        columns=columns,
+        table=table,
         rows=tuple(range(1, len(table[columns.label]) + 1)),
-        extra={name: tuple(table[name]) for name in columns.values},
+        classes=tuple(dict.fromkeys(table[columns.label])),
     )
-    return dataset if limit is None else _sample(dataset, limit, seed)
+    return dataset if limit is None else dataset.sample(limit, seed)
 
 
 def group_rows(source: Source, rows: Iterable[Row], columns: Columns) -> Grouping:
@@ -252,7 +256,9 @@ def _make_table(
             )
     if not table[wanted[0]]:
         raise DataError(f"{source.name}: no rows")
-    return {name: column if name in texts else _plain(column) for name, column in table.items()}
+    return {
+        name: tuple(column if name in texts else _plain(column)) for name, column in table.items()
+    }
 
 
 def _text(source: Source, number: int, name: str, cell: object, *, only_text: bool) -> str:
@@ -374,21 +380,3 @@ def _number(text: str) -> float:
         return float(text)
     except ValueError:
         return math.nan
-
-
-def _sample(dataset: Dataset, limit: int, seed: int) -> Dataset:
-    # Of Python's generators, random() alone gives the same numbers in every version.
-    draw = random.Random(seed).random  # noqa: S311
-    keys = [draw() for _ in range(len(dataset))]
-    taken = sorted(heapq.nsmallest(limit, range(len(keys)), key=keys.__getitem__))
-    return Dataset(
-        source=dataset.source,
-        texts=tuple(dataset.texts[i] for i in taken),
-        pairs=None if dataset.pairs is None else tuple(dataset.pairs[i] for i in taken),
-        labels=tuple(dataset.labels[i] for i in taken),
-        groups=tuple(dataset.groups[i] for i in taken),
-        aligned=None if dataset.aligned is None else tuple(dataset.aligned[i] for i in taken),
-        rows=tuple(dataset.rows[i] for i in taken),
-        extra={name: tuple(column[i] for i in taken) for name, column in dataset.extra.items()},
-        classes=dataset.classes,
-    )

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Annotated, Any
 
+from annotated_types import Ge, Le
+
+from svdcut.files.jsonfile import parse_dataclass
 from svdcut.shown import brief
 
 if TYPE_CHECKING:
@@ -25,29 +28,29 @@ if TYPE_CHECKING:
 _Z = 1.959963984540054
 """Quantile of the standard normal distribution at 0.975."""
 
-_OPTIONAL = ("num_truncated", "chat_template")
-"""Fields that a document may lack."""
-
 _RESAMPLES = 1000
 _MAX_DRAWN = 1 << 22
 """Counts in memory at a time."""
 
 _Cell = tuple[tuple[str, ...], bool, bool]
-"""Groups of a row, whether it is aligned, whether it is right: a row's all for a gap."""
+"""What a row is to a gap: its groups, whether it is aligned, whether it is right."""
+
+_Cells = Sequence[tuple[_Cell, int]]
+"""Kinds of rows, and how many there are of each."""
 
 
-class Grouped(Protocol):
-    """Rows, of which only the groups are known; a `Dataset` is one, and so is a `Grouping`."""
+@dataclass(frozen=True, slots=True)
+class Grouping:
+    """Rows, of which only the groups are known."""
 
-    @property
-    def groups(self) -> tuple[tuple[str, ...], ...]:
-        """Those that each row belongs to; may be none, or several."""
+    groups: tuple[tuple[str, ...], ...]
+    """The groups that each row belongs to; may be none, or several."""
 
-    @property
-    def aligned(self) -> tuple[bool, ...] | None:
-        """Whether a shortcut agrees with the label of each row, where that is known."""
+    aligned: tuple[bool, ...] | None
+    """Whether a shortcut agrees with the label of each row, where that is known."""
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        return len(self.groups)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +63,18 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class GroupResult:
-    """The accuracy of one group."""
+    """The accuracy of some rows."""
 
-    accuracy: float
-    size: int
-    interval: Interval
-    """Of the accuracy: see `wilson_interval`."""
+    accuracy: Annotated[float, Ge(0), Le(1)]
+    size: Annotated[int, Ge(0)] = 0
+    """How many rows there are; 0 where that is not known."""
+
+    @property
+    def interval(self) -> Interval:
+        """The interval of the accuracy: see `wilson_interval`. From 0 to 1 without a size."""
+        if not self.size:
+            return Interval(0.0, 1.0)
+        return wilson_interval(round(self.accuracy * self.size), self.size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,44 +82,55 @@ class Gap:
     """Differences of accuracies; None where the data does not say."""
 
     best_worst: float | None
-    """Of the best group, minus that of the worst."""
+    """Accuracy of the best group minus that of the worst."""
 
     average_worst: float | None
-    """Of all rows, minus that of the worst group."""
+    """Accuracy of all rows minus that of the worst group."""
 
     aligned_conflicting: float | None
-    """Of the rows where a shortcut agrees with the label, minus that of the others."""
+    """Accuracy where a shortcut agrees with the label, minus that of the other rows."""
 
 
 @dataclass(frozen=True, slots=True)
-class Evaluation:
+class Evaluation(GroupResult):
     """How often a classifier is right, on all rows and on each group of them."""
 
     __repr__ = brief
 
-    accuracy: float
-    """Share of all rows that are right, whatever their groups."""
-
-    size: int
-    interval: Interval
-    """Of the accuracy: see `wilson_interval`."""
-
-    groups: Mapping[str, GroupResult]
+    groups: Mapping[str, GroupResult] = field(default_factory=dict)
     """By name, sorted by it."""
 
-    worst_group: str | None
-    """The one of the lowest accuracy; of several, the largest, then the first by name."""
+    aligned_conflicting: float | None = None
+    """As in `Gap`."""
 
-    worst_group_accuracy: float | None
-    gap: Gap
-    intervals: Mapping[str, Interval]
-    """Of each gap that there is, by the name of its field: see `gap_intervals`."""
+    intervals: Mapping[str, Interval] = field(default_factory=dict)
+    """The interval of each gap that there is, by its name in `Gap`: see `gap_intervals`."""
 
     num_truncated: int | None = None
     """Rows that were too long for the model, and were cut; None where that is not known."""
 
     chat_template: bool | None = None
     """Whether the prompts of a language model were messages in its chat template; else None."""
+
+    @property
+    def worst_group(self) -> str | None:
+        """The group of the lowest accuracy; of several, the largest, then the first by name."""
+        ranked = ((g.accuracy, -g.size, name) for name, g in self.groups.items())
+        return min(ranked)[2] if self.groups else None
+
+    @property
+    def worst_group_accuracy(self) -> float | None:
+        """The accuracy of the worst group."""
+        return min((group.accuracy for group in self.groups.values()), default=None)
+
+    @property
+    def gap(self) -> Gap:
+        """How far the accuracies are apart."""
+        worst = self.worst_group_accuracy
+        if worst is None:
+            return Gap(None, None, self.aligned_conflicting)
+        best = max(group.accuracy for group in self.groups.values())
+        return Gap(best - worst, self.accuracy - worst, self.aligned_conflicting)
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object; all intervals are together in it, as pairs."""
@@ -119,10 +139,7 @@ class Evaluation:
             "size": self.size,
             "num_truncated": self.num_truncated,
             "chat_template": self.chat_template,
-            "groups": {
-                name: {"accuracy": group.accuracy, "size": group.size}
-                for name, group in self.groups.items()
-            },
+            "groups": {name: asdict(group) for name, group in self.groups.items()},
             "worst_group": self.worst_group,
             "worst_group_accuracy": self.worst_group_accuracy,
             "gap": asdict(self.gap),
@@ -135,29 +152,64 @@ class Evaluation:
 
     @staticmethod
     def from_json(document: Mapping[str, Any]) -> Evaluation:
-        """Return the evaluation that `to_json` made this of; further keys are ignored.
+        """Return the evaluation that an object describes.
+
+        Parameters
+        ----------
+        document : mapping
+            As `to_json` returns it. Only ``accuracy`` is needed; what follows from other
+            values is not read, nor are further keys.
 
         Raises
         ------
         ValueError
-            If it is none.
+            If a value is missing or makes no sense; the text names it.
         """
-        # Imported here: it is slow to import, and most commands read no evaluation.
-        from pydantic import TypeAdapter
+        groups = _part(document, "groups")
+        gaps = _part(_part(document, "intervals"), "gap")
+        own = {key: document[key] for key in _READ if document.get(key) is not None}
+        return parse_dataclass(
+            Evaluation,
+            {
+                **own,
+                "groups": {str(name): groups[name] for name in sorted(groups, key=str)},
+                "aligned_conflicting": _part(document, "gap").get("aligned_conflicting"),
+                "intervals": {name: _named(pair) for name, pair in gaps.items()},
+            },
+        )
 
-        parsed: Evaluation = TypeAdapter(Evaluation).validate_python(_nested(document))
-        return parsed
+
+_READ = ("accuracy", "size", "num_truncated", "chat_template")
 
 
-def evaluate_predictions(correct: Sequence[bool], dataset: Grouped, *, seed: int = 0) -> Evaluation:
+def _part(document: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    found = document.get(name)
+    if not isinstance(found, Mapping | None):
+        raise ValueError(f"{name}: {found!r}, where an object is expected")  # noqa: TRY004
+    return found or {}
+
+
+def _pair(interval: Interval) -> list[float]:
+    return [interval.low, interval.high]
+
+
+def _named(pair: object) -> object:
+    """Return a pair of numbers as an interval has them; what is no pair, as it is."""
+    if not isinstance(pair, Sequence) or len(pair) != 2:
+        return pair
+    low, high = pair
+    return {"low": low, "high": high}
+
+
+def evaluate_predictions(correct: Sequence[bool], data: Grouping, *, seed: int = 0) -> Evaluation:
     """Return the accuracies of all rows and of each group, and their gaps.
 
     Parameters
     ----------
     correct : sequence of bool
         Whether the prediction for a row is right.
-    dataset : Grouped
-        The rows, in the same order; which order does not matter.
+    data : Grouping
+        The rows, in the same order; which order does not matter. A `Dataset` is one.
     seed : int
         Of the resampling behind the intervals of gaps.
 
@@ -166,30 +218,43 @@ def evaluate_predictions(correct: Sequence[bool], dataset: Grouped, *, seed: int
     ValueError
         If there are no rows, or not as many as predictions.
     """
-    if not 0 < len(dataset) == len(correct):
-        raise ValueError(f"{len(correct)} predictions for {len(dataset)} rows")
-    aligned = dataset.aligned or (False,) * len(dataset)
+    if not 0 < len(data) == len(correct):
+        raise ValueError(f"{len(correct)} predictions for {len(data)} rows")
+    aligned = data.aligned or (False,) * len(data)
     right = map(bool, correct)
-    cells = sorted(Counter(zip(dataset.groups, aligned, right, strict=True)).items())
-    groups = _group_results(cells)
-    overall = _result(cells)
-    worst = min(groups, key=lambda name: _rank(name, groups[name]), default=None)
-    worst_accuracy = None if worst is None else groups[worst].accuracy
-    gap = Gap(
-        best_worst=_minus(max((g.accuracy for g in groups.values()), default=None), worst_accuracy),
-        average_worst=_minus(overall.accuracy, worst_accuracy),
-        aligned_conflicting=None if dataset.aligned is None else _aligned_gap(cells),
-    )
-    return Evaluation(
+    cells = sorted(Counter(zip(data.groups, aligned, right, strict=True)).items())
+    overall = _count(cells)
+    found = Evaluation(
         accuracy=overall.accuracy,
         size=overall.size,
-        interval=overall.interval,
-        groups=groups,
-        worst_group=worst,
-        worst_group_accuracy=worst_accuracy,
-        gap=gap,
-        intervals=gap_intervals(cells, gap, seed=seed),
+        groups=_count_groups(cells),
+        aligned_conflicting=None if data.aligned is None else _aligned_gap(cells),
     )
+    return replace(found, intervals=gap_intervals(cells, found.gap, seed=seed))
+
+
+def _count(cells: Iterable[tuple[_Cell, int]]) -> GroupResult:
+    size = num_right = 0
+    for (_, _, is_right), count in cells:
+        size += count
+        num_right += count * is_right
+    return GroupResult(num_right / size, size)
+
+
+def _count_groups(cells: _Cells) -> dict[str, GroupResult]:
+    members: dict[str, list[tuple[_Cell, int]]] = {}
+    for cell, count in cells:
+        for name in cell[0]:
+            members.setdefault(name, []).append((cell, count))
+    return {name: _count(members[name]) for name in sorted(members)}
+
+
+def _aligned_gap(cells: _Cells) -> float | None:
+    sides = [[item for item in cells if item[0][1] is aligned] for aligned in (True, False)]
+    if not all(sides):
+        return None
+    aligned, conflicting = map(_count, sides)
+    return aligned.accuracy - conflicting.accuracy
 
 
 def wilson_interval(num_right: int, size: int) -> Interval:
@@ -208,9 +273,7 @@ def wilson_interval(num_right: int, size: int) -> Interval:
     return Interval(low, high)
 
 
-def gap_intervals(
-    cells: Sequence[tuple[_Cell, int]], gap: Gap, *, seed: int
-) -> dict[str, Interval]:
+def gap_intervals(cells: _Cells, gap: Gap, *, seed: int) -> dict[str, Interval]:
     """Return the bootstrap interval of each gap that there is.
 
     Rows are drawn anew with all they say, so that accuracies of one resample belong together;
@@ -254,7 +317,7 @@ def gap_intervals(
 class _Resampled:
     """Gaps of resamples: how often each cell was drawn, one resample a row."""
 
-    def __init__(self, cells: Sequence[tuple[_Cell, int]]) -> None:
+    def __init__(self, cells: _Cells) -> None:
         import numpy as np
 
         self._right = np.array([right for (_, _, right), _ in cells])
@@ -299,66 +362,3 @@ def _percentiles(values: Floats) -> Interval:
 
     low, high = np.percentile(values, [2.5, 97.5])
     return Interval(float(low), float(high))
-
-
-def _group_results(cells: Sequence[tuple[_Cell, int]]) -> dict[str, GroupResult]:
-    members: dict[str, list[tuple[_Cell, int]]] = {}
-    for cell, count in cells:
-        for name in cell[0]:
-            members.setdefault(name, []).append((cell, count))
-    return {name: _result(members[name]) for name in sorted(members)}
-
-
-def _result(cells: Sequence[tuple[_Cell, int]]) -> GroupResult:
-    size = sum(count for _, count in cells)
-    num_right = sum(count for (_, _, right), count in cells if right)
-    return GroupResult(num_right / size, size, wilson_interval(num_right, size))
-
-
-def _rank(name: str, group: GroupResult) -> tuple[float, int, str]:
-    return group.accuracy, -group.size, name
-
-
-def _aligned_gap(cells: Sequence[tuple[_Cell, int]]) -> float | None:
-    sides = [[item for item in cells if item[0][1] is aligned] for aligned in (True, False)]
-    if not all(sides):
-        return None
-    aligned, conflicting = map(_result, sides)
-    return aligned.accuracy - conflicting.accuracy
-
-
-def _minus(some: float | None, other: float | None) -> float | None:
-    return None if some is None or other is None else some - other
-
-
-def _pair(interval: Interval) -> list[float]:
-    return [interval.low, interval.high]
-
-
-def _nested(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of an evaluation, each interval where it belongs."""
-    try:
-        intervals = document["intervals"]
-        own = {
-            item.name: document[item.name]
-            for item in fields(Evaluation)
-            if item.name not in ("interval", "intervals", *_OPTIONAL)
-        }
-        groups = {
-            name: {**group, "interval": _interval(intervals["groups"][name])}
-            for name, group in document["groups"].items()
-        }
-        gaps = {name: _interval(pair) for name, pair in intervals["gap"].items()}
-        return own | {
-            "interval": _interval(intervals["accuracy"]),
-            "groups": groups,
-            "intervals": gaps,
-            **{name: document.get(name) for name in _OPTIONAL},
-        }
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"not an evaluation: {error!r}") from error
-
-
-def _interval(pair: Sequence[float]) -> dict[str, float]:
-    low, high = pair
-    return {"low": low, "high": high}

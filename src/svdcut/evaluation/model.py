@@ -17,7 +17,7 @@ import torch
 from svdcut.choose.options import StoredDtype
 from svdcut.device import resolve_device
 from svdcut.errors import CheckpointError, EvaluationError, SvdcutError, UsageError, listed
-from svdcut.evaluation.scores import Kind, ScoringOptions
+from svdcut.evaluation.answers import Kind, ScoringOptions
 from svdcut.files.checkpoint import Checkpoint, open_checkpoint
 from svdcut.files.jsonfile import quoted
 from svdcut.shown import byte_size

@@ -6,8 +6,8 @@ from dataclasses import KW_ONLY
 from pathlib import Path
 
 from svdcut.choose.options import CallOptions, DeviceOptions
+from svdcut.evaluation.answers import ScoringOptions
 from svdcut.evaluation.dataset import Columns
-from svdcut.evaluation.scores import ScoringOptions
 from svdcut.option import Panel, shared
 from svdcut.option_kinds import File, Side, Switch, Text, Texts, Whole, Words, options
 

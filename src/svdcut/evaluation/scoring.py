@@ -4,56 +4,69 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from svdcut.device import device_name
-from svdcut.errors import NonFiniteError, SvdcutError, UsageError
-from svdcut.evaluation.batches import Item, make_batches
-from svdcut.evaluation.causal import encode_prompts, make_word_scorer
-from svdcut.evaluation.classifier import encode_texts, make_head_scorer, read_classes
+from svdcut.errors import NonFiniteError, SvdcutError
+from svdcut.evaluation.answers import Kind, ScoringOptions
+from svdcut.evaluation.batches import Item, Task, make_batches
+from svdcut.evaluation.classifier import ask_classifier
 from svdcut.evaluation.dataset import Dataset
-from svdcut.evaluation.labels import match_words
+from svdcut.evaluation.language_model import ask_language_model
+from svdcut.evaluation.metrics import Evaluation, evaluate_predictions
 from svdcut.evaluation.model import LoadedModel, load_model
-from svdcut.evaluation.scores import Answers, Kind, Predictions, ScoringOptions
+from svdcut.evaluation.predictions import Predictions
 from svdcut.files.checkpoint import Checkpoint
 from svdcut.record.progress import Observer, Progress
-
-
-class Scorer(Protocol):
-    """Runs a model on a batch."""
-
-    def score(self, model: Any, batch: Sequence[Item]) -> list[dict[int, float]]:  # noqa: ANN401
-        """Return the scores of some answers for each item, by their places."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
 class Predictor:
     """A model, and a dataset that is tokenised for it."""
 
-    model: Any
-    """Of transformers. Its weights may be changed in place between calls of `predict`."""
+    loaded: LoadedModel
+    """Its weights may be changed in place between calls of `predict`."""
 
-    source: str
-    """The checkpoint, as the user named it."""
-
-    kind: Kind
-    answers: Answers
+    dataset: Dataset
+    task: Task
     batches: tuple[tuple[Item, ...], ...]
-    rows: tuple[int, ...]
-    """Their numbers in the file of the dataset."""
 
-    num_truncated: int
-    """Rows that were too long, and were cut."""
+    @property
+    def model(self) -> Any:  # noqa: ANN401
+        """The model of transformers."""
+        return self.loaded.model
 
-    chat_template: bool | None
-    """Whether prompts are messages in a chat template; None of a classifier."""
+    def evaluate(
+        self, *, seed: int = 0, observe: Observer = lambda progress: None
+    ) -> tuple[Evaluation, Predictions]:
+        """Predict the labels, and count which are right, by group.
 
-    scorer: Scorer
+        Parameters
+        ----------
+        seed : int
+            Of the intervals.
+        observe : callable
+            As for `predict`, which raises the same errors.
+
+        Returns
+        -------
+        Evaluation
+            Accuracies and gaps.
+        Predictions
+            What they are of, row by row.
+        """
+        predictions = self.predict(observe)
+        correct = predictions.matches(self.dataset.labels)
+        evaluation = replace(
+            evaluate_predictions(correct, self.dataset, seed=seed),
+            num_truncated=predictions.num_truncated,
+            chat_template=predictions.chat_template,
+        )
+        return evaluation, predictions
 
     def predict(self, observe: Observer = lambda progress: None) -> Predictions:
         """Run the model on every row.
@@ -81,8 +94,8 @@ class Predictor:
         One pass of the model for each row of a classifier; for a language model one for
         each word, or for all words that are one token.
         """
-        scores = [[math.nan] * len(self.answers.labels) for _ in self.rows]
-        total, num_items = len(self.rows), sum(map(len, self.batches))
+        total, num_items = len(self.dataset), len(self.task.items)
+        scores = [[math.nan] * len(self.task.answers.labels) for _ in range(total)]
         done = told = 0
         self.model.eval()
         for batch in self.batches:
@@ -92,37 +105,40 @@ class Predictor:
             done += len(batch)
             # A text is an item, or one for each of its answers.
             finished = done * total // num_items
-            observe(Progress("evaluate", self.source, finished - told, total))
+            observe(Progress("evaluate", self.loaded.source, finished - told, total))
             told = finished
         return self._describe(scores)
 
     def _score(self, batch: Sequence[Item]) -> list[dict[int, float]]:
         try:
             with torch.inference_mode():
-                return self.scorer.score(self.model, batch)
+                return self.task.score(self.model, batch)
         except torch.OutOfMemoryError as error:
             raise SvdcutError(
-                f"{self.source}: a batch of {len(batch)} sequences of {len(batch[0].ids)} tokens "
-                f"needs more memory than there is on {self.model.device}",
+                f"{self.loaded.source}: a batch of {len(batch)} sequences of "
+                f"{len(batch[0].ids)} tokens needs more memory than there is on "
+                f"{self.model.device}",
                 hint=f"Take smaller ones: --batch-size {max(len(batch) // 4, 1)}.",
             ) from error
 
     def _describe(self, scores: Sequence[Sequence[float]]) -> Predictions:
+        loaded, labels = self.loaded, self.task.answers.labels
         predicted = []
-        for row, found in zip(self.rows, scores, strict=True):
+        for row, found in zip(self.dataset.rows, scores, strict=True):
             if not all(map(math.isfinite, found)):
                 raise NonFiniteError(
-                    f"{self.source}: the model gives NaN or infinity for row {row} of the data",
+                    f"{loaded.source}: the model gives NaN or infinity for row {row} of the data",
                     hint="Its weights are damaged, or its numbers too large for this dtype.",
                 )
-            predicted.append(self.answers.labels[max(range(len(found)), key=found.__getitem__)])
+            predicted.append(labels[max(range(len(found)), key=found.__getitem__)])
+        is_classifier = loaded.kind is Kind.CLASSIFIER
         return Predictions(
-            kind=self.kind,
-            answers=self.answers,
+            kind=loaded.kind,
+            answers=self.task.answers,
             predicted=tuple(predicted),
             scores=tuple(map(tuple, scores)),
-            num_truncated=self.num_truncated,
-            chat_template=self.chat_template,
+            num_truncated=self.task.num_truncated,
+            chat_template=None if is_classifier else bool(loaded.tokenizer.chat_template),
             device=device_name(self.model.device),
             dtype=str(self.model.dtype).removeprefix("torch."),
         )
@@ -164,40 +180,6 @@ def load_predictor(
         If an option is not of this kind of model.
     """
     loaded = load_model(checkpoint, options, quiet=quiet)
-    build = _for_classifier if loaded.kind is Kind.CLASSIFIER else _for_language_model
-    answers, items, num_truncated, scorer = build(loaded, dataset, options)
-    return Predictor(
-        model=loaded.model,
-        source=loaded.source,
-        kind=loaded.kind,
-        answers=answers,
-        batches=make_batches(items, options.batch_size),
-        rows=dataset.rows,
-        num_truncated=num_truncated,
-        chat_template=(
-            None if loaded.kind is Kind.CLASSIFIER else bool(loaded.tokenizer.chat_template)
-        ),
-        scorer=scorer,
-    )
-
-
-_Parts = tuple[Answers, list[Item], int, Scorer]
-
-
-def _for_classifier(loaded: LoadedModel, dataset: Dataset, options: ScoringOptions) -> _Parts:
-    for option, value in (
-        ("--prompt", options.prompt),
-        ("--normalize", options.normalize),
-        ("--no-chat-template", not options.chat_template),
-    ):
-        if value:
-            raise UsageError(f"{option} is of language models; {loaded.source} is a classifier")
-    answers = read_classes(loaded, dataset.classes, options.labels)
-    items, num_truncated = encode_texts(loaded, dataset, options)
-    return answers, items, num_truncated, make_head_scorer(loaded, items)
-
-
-def _for_language_model(loaded: LoadedModel, dataset: Dataset, options: ScoringOptions) -> _Parts:
-    answers = match_words(dataset.classes, options.labels)
-    items, num_truncated = encode_prompts(loaded, dataset, answers, options)
-    return answers, items, num_truncated, make_word_scorer(answers, normalize=options.normalize)
+    ask = ask_classifier if loaded.kind is Kind.CLASSIFIER else ask_language_model
+    task = ask(loaded, dataset, options)
+    return Predictor(loaded, dataset, task, make_batches(task.items, options.batch_size))

@@ -9,11 +9,17 @@ import os
 import reprlib
 import stat
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from svdcut.errors import CheckpointError
 from svdcut.shown import byte_size
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+T = TypeVar("T")
 
 _MAX_QUOTED = 160
 
@@ -108,3 +114,32 @@ def check_num_values(text: str | bytes, bound: int) -> None:
     count = text.count if isinstance(text, bytes) else lambda mark: text.count(mark.decode())
     if sum(map(count, (b"[", b"{", b","))) > bound:
         raise ValueError(f"more than {bound} values")
+
+
+def parse_dataclass(kind: type[T], value: object) -> T:
+    """Return a dataclass made of a JSON value; further keys are ignored.
+
+    Raises
+    ------
+    ValueError
+        If it cannot be made. The text names a field, what is expected, and what was found.
+    """
+    from pydantic import ValidationError
+
+    try:
+        made: T = _adapter(kind).validate_python(value)  # type: ignore[arg-type]
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        found = "" if first["type"] == "missing" else f", found {quoted(first['input'])}"
+        place = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{place}: {first['msg']}{found}") from error
+    return made
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:  # noqa: ANN401 - of the cache
+    """Return the parser of a dataclass; it takes longer to make than to use."""
+    # Imported here: it is slow to import, and most commands parse no such thing.
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)

@@ -10,22 +10,17 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
+from svdcut.files.jsonfile import parse_dataclass
 from svdcut.pair.matching import Rename
 from svdcut.shown import brief
-
-if TYPE_CHECKING:
-    from pydantic import TypeAdapter
 
 SCHEMA = "svdcut/manifest/2"
 SCHEMA_PATH = Path(__file__).with_name("manifest.schema.json")
 
 _NO_DIGEST = "0" * 64
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,25 +258,4 @@ class Manifest:
         ValueError
             If it is none. What was added or changed shows in the text of `dumps`.
         """
-        return parse_fact(Manifest, json.loads(text))
-
-
-def parse_fact(kind: type[T], document: object) -> T:
-    """Return the dataclass whose `asdict` is a JSON value.
-
-    Raises
-    ------
-    ValueError
-        If it is none.
-    """
-    parsed: T = _adapter(kind).validate_python(document)  # type: ignore[arg-type]
-    return parsed
-
-
-@cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:  # noqa: ANN401 - of the cache
-    """Return the parser of a dataclass; it takes longer to make than to use."""
-    # Imported here: it is slow to import, and most commands read no manifest.
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(kind)
+        return parse_dataclass(Manifest, json.loads(text))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from svdcut.choose.keep import Keep
 from svdcut.evaluation.metrics import Evaluation, Interval
 from svdcut.files.jsonfile import quoted
-from svdcut.sweeps.facts import Row
+from svdcut.sweeps.result import Row
 
 _SAME = 1e-9
 """Accuracies are shares of whole numbers: what is closer than this is equal."""
@@ -55,7 +55,7 @@ def choose(rows: Sequence[Row], finetuned: Evaluation, tolerance: float) -> Choi
     """
     within = _within(rows, Keep.TOP, finetuned, tolerance)
     return Choice(
-        by_accuracy=min(within, key=lambda row: row.cost.rank, default=None),
+        by_accuracy=min(within, key=lambda row: row.rank, default=None),
         by_gap=_smallest_gap(within),
     )
 
@@ -65,12 +65,12 @@ def _within(rows: Iterable[Row], keep: Keep, finetuned: Evaluation, tolerance: f
     return [
         row
         for row in rows
-        if row.variant.keep is keep and row.cost.is_cut and row.evaluation.accuracy >= least
+        if row.variant.keep is keep and row.is_cut and row.evaluation.accuracy >= least
     ]
 
 
 def _smallest_gap(rows: Iterable[Row]) -> Row | None:
-    known = [(gap, row.cost.rank, row) for row in rows if (gap := gap_of(row)) is not None]
+    known = [(gap, row.rank, row) for row in rows if (gap := gap_of(row)) is not None]
     return min(known, key=lambda item: item[:2])[2] if known else None
 
 
@@ -102,7 +102,7 @@ def explain(
             f"{_share(finetuned.accuracy)}; no group label was needed for that."
         )
         yield from _doubt_accuracy(rows, finetuned, tolerance, chosen)
-        if chosen.cost.rank == 0:
+        if chosen.rank == 0:
             yield "Base does as well on these data without any of the update."
     yield from _explain_storage(rows, chosen)
     whole = finetuned.gap.best_worst
@@ -117,7 +117,7 @@ def explain(
 
 
 def _nothing_within(rows: Sequence[Row], finetuned: Evaluation, points: str) -> str:
-    cuts = [row for row in rows if row.variant.keep is Keep.TOP and row.cost.is_cut]
+    cuts = [row for row in rows if row.variant.keep is Keep.TOP and row.is_cut]
     text = f"No rank is within {points} of the fine-tuned accuracy, {_share(finetuned.accuracy)}"
     if not cuts:
         return f"{text}: none was tried that leaves anything out."
@@ -143,7 +143,7 @@ def _doubt_accuracy(
         f"-k {row.variant.rule}"
         for row in rows
         if row.variant.keep is Keep.TOP
-        and row.cost.rank < chosen.cost.rank
+        and row.rank < chosen.rank
         and _overlap(row.evaluation.interval, found.interval)
     ]
     if near:

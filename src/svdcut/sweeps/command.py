@@ -1,4 +1,4 @@
-"""Cuts of a sweep evaluated by a command of the user's own, on checkpoints written for it."""
+"""Evaluate checkpoints by a command: write one, run the command on it, read what it says."""
 
 from __future__ import annotations
 
@@ -7,112 +7,69 @@ import re
 import shlex
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
 
 from svdcut.errors import EvaluationError
-from svdcut.evaluation.dataset import Columns
 from svdcut.evaluation.metrics import Evaluation
 from svdcut.pair.plan import Output
+from svdcut.record.progress import Observer
 from svdcut.record.provenance import InputHashes
-from svdcut.sweeps.bench import Bench, Measured, Setting
-from svdcut.sweeps.facts import Variant
+from svdcut.sweeps.decomposition import Decomposition
 from svdcut.sweeps.harness import read_harness
-from svdcut.sweeps.outcome import read_outcome
-from svdcut.sweeps.stored import Decomposed
+from svdcut.sweeps.request import CommandEvaluator, Measured, SweepRequest, read_outcome
+from svdcut.sweeps.result import Variant
 from svdcut.truncation.run import run_truncation
 
 CHECKPOINT_NAME = "checkpoint"
 """Of the folder, within that of a sweep, that a command evaluates."""
 
 _MAX_SAID = 300
-"""Characters of what a failed command said."""
+"""Characters of what a command said."""
 
 _STDERR = 2
 _PLACEHOLDER = re.compile(r"\{(model|out)\}")
 
 
 @dataclass(frozen=True, slots=True)
-class CommandEvaluator:
-    """Evaluates by a command of the user's own, on checkpoints that are written for it."""
-
-    writes_checkpoints: ClassVar[bool] = True
-
-    command: str
-    """With ``{model}`` where the folder of the checkpoint goes, and perhaps ``{out}`` for an
-    empty folder, from which the files of lm-evaluation-harness are read then."""
-
-    columns: Columns
-    """Of the documents in those files."""
-
-    seed: int
-    """Of the intervals of gaps."""
-
-    @property
-    def writes_files(self) -> bool:
-        """Whether the outcome is in files, and not on stdout."""
-        return "{out}" in self.command
-
-    def identity(self) -> dict[str, str]:
-        """Return the command, and the options by which its files are read."""
-        command = {"--eval-command": self.command}
-        if not (self.writes_files and self.columns.grouping):
-            return command
-        columns = self.columns
-        named = {
-            "--group": columns.group,
-            "--group-columns": columns.group_columns,
-            "--label": (columns.label,) if columns.group_columns else (),
-            "--aligned": () if columns.aligned is None else (columns.aligned,),
-        }
-        given = {option: shlex.join(names) for option, names in named.items() if names}
-        return {**command, **given, "evaluation --seed": str(self.seed)}
-
-    def open(self, setting: Setting) -> Bench:
-        """Set up; no model is loaded. The inputs are hashed once, for all checkpoints."""
-        return _OnDisk(setting, self, setting.until_end.enter_context(InputHashes(setting.plan)))
-
-
-@dataclass(frozen=True, slots=True)
-class _OnDisk:
+class CommandBench:
     """Evaluates checkpoints that are written, one at a time, and removed."""
 
-    setting: Setting
+    request: SweepRequest
     evaluator: CommandEvaluator
     hashes: InputHashes
+    observe: Observer
 
     def finetuned(self) -> Evaluation:
-        with self.setting.loadable(self.hashes) as finetuned:
+        """Evaluate the fine-tuned side as it is; an adapter is merged for that."""
+        with self.request.loadable(self.observe, self.hashes) as finetuned:
             folder = finetuned.directory or finetuned.files[0].path
             return self._run(folder, finetuned.source)
 
-    def evaluate(self, decomposed: Decomposed, variant: Variant) -> Measured:
-        setting = self.setting
-        folder = setting.folder / CHECKPOINT_NAME
-        shutil.rmtree(folder, ignore_errors=True)
-        options = replace(setting.options, keep=variant.keep)
-        output = Output(folder, variant.rule, restart=True)
-        cutter = decomposed.cut_tensor if decomposed.describes(variant) else None
-        (made,) = run_truncation(setting.plan, [output], options, self.hashes, cutter=cutter)
-        try:
-            return Measured(self._run(folder), made.totals.rounding_error)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+    def evaluate(self, decomposed: Decomposition, variant: Variant) -> Measured:
+        """Write a cut as a checkpoint, and evaluate that."""
+        request = self.request
+        with _own_folder(request.options.out / CHECKPOINT_NAME) as folder:
+            (made,) = run_truncation(
+                request.plan,
+                [Output(folder, variant.rule, restart=True)],
+                replace(request.shape, keep=variant.keep),
+                self.hashes,
+                cutter=decomposed.cut_tensor,
+            )
+            return Measured(self._run(folder, str(folder)), made.totals.rounding_error)
 
-    def _run(self, model: Path, name: str | None = None) -> Evaluation:
+    def _run(self, model: Path, name: str) -> Evaluation:
         """Evaluate a checkpoint; `name` is what the user calls it."""
-        evaluator, called = self.evaluator, f"--eval-command on {name or model}"
+        evaluator, called = self.evaluator, f"--eval-command on {name}"
         if not evaluator.writes_files:
             return _read_stdout(self._call(called, model), called)
-        out = (self.setting.folder / "evaluation").resolve()
-        shutil.rmtree(out, ignore_errors=True)
-        out.mkdir(parents=True)
-        try:
+        with _own_folder((self.request.options.out / "evaluation").resolve()) as out:
+            out.mkdir(parents=True)
             self._call(called, model, out)
             return read_harness(out, evaluator.columns, seed=evaluator.seed)
-        finally:
-            shutil.rmtree(out, ignore_errors=True)
 
     def _call(self, called: str, model: Path, out: Path | None = None) -> str:
         """Run the command; return what it says on stdout, unless it writes to `out`."""
@@ -121,7 +78,7 @@ class _OnDisk:
             _PLACEHOLDER.sub(lambda match: values[match[1]], word)
             for word in shlex.split(self.evaluator.command)
         ]
-        aside = subprocess.DEVNULL if self.setting.quiet else _STDERR
+        aside = subprocess.DEVNULL if self.request.options.quiet else _STDERR
         stdout = subprocess.PIPE if out is None else aside
         try:
             done = subprocess.run(
@@ -135,6 +92,16 @@ class _OnDisk:
                 hint="What it said on stderr is above.",
             )
         return done.stdout or ""
+
+
+@contextmanager
+def _own_folder(path: Path) -> Iterator[Path]:
+    """Yield a path where nothing is, and remove what is there in the end."""
+    shutil.rmtree(path, ignore_errors=True)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _read_stdout(said: str, called: str) -> Evaluation:

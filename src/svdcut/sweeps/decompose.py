@@ -5,43 +5,30 @@ It evaluates nothing.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from svdcut.choose.cut import CutRequest
 from svdcut.choose.keep import Keep
 from svdcut.choose.options import Options
 from svdcut.choose.ranks import FULL, NOTHING, Rule
 from svdcut.device import device_name, num_workers, resolve_device
-from svdcut.errors import OutputExistsError
-from svdcut.files.tensorfile import Dtype, lay_out
-from svdcut.pair.pairing import Action, Pair
-from svdcut.pair.plan import Output, Plan, PlannedTensor
+from svdcut.errors import InputChangedError, OutputExistsError
+from svdcut.pair.pairing import Pair
+from svdcut.pair.plan import Output, Plan
 from svdcut.record.progress import Observer, Progress
 from svdcut.record.provenance import identify_run, refuse_changed
 from svdcut.streaming.memory import memory_needs
 from svdcut.streaming.pool import Pool, Reserve
-from svdcut.streaming.stored_matrix import MatrixSides, matrix_sides, to_bytes
-from svdcut.sweeps.facts import BASE, Variant
-from svdcut.sweeps.stored import (
-    FACTORS_NAME,
-    FACTS_NAME,
-    SIDES,
-    VALUES,
-    Decomposed,
-    StoredMatrix,
-    document_of,
-    key_of,
-    open_decomposed,
-)
+from svdcut.streaming.stored_matrix import MatrixSides, matrix_sides
+from svdcut.sweeps.decomposition import Decomposition, StoredMatrix, job_for
+from svdcut.sweeps.result import BASE, Variant
+from svdcut.sweeps.rows import explain_writing
 from svdcut.truncation.budget import allocate_budgets
 from svdcut.truncation.tensor_job import (
     CutMatrix,
@@ -50,12 +37,7 @@ from svdcut.truncation.tensor_job import (
     decompose_on_device,
     stays_whole,
 )
-from svdcut.write.tensor_writer import Range
-from svdcut.write.writer import TENSOR, CheckpointWriter
-
-_DTYPES = {torch.float32: Dtype.F32, torch.float64: Dtype.F64}
-
-_Record = Mapping[str, Any]
+from svdcut.write.journal import JOURNAL_NAME, Journal
 
 
 def decompose_update(
@@ -66,8 +48,8 @@ def decompose_update(
     *,
     restart: bool = False,
     observe: Observer = lambda progress: None,
-) -> Decomposed:
-    """Decompose every matrix as far as some cuts need, or find that it was done before.
+) -> Decomposition:
+    """Decompose every matrix as far as some cuts need, unless that was done before.
 
     Parameters
     ----------
@@ -78,47 +60,37 @@ def decompose_update(
     options : Options
         As the plan was made with.
     folder : Path
-        Where the triplets are kept. A later call goes on from what an interrupted one left,
-        and takes what is complete where that serves all of `variants`.
+        Where the triplets are kept, a file for each matrix. A matrix whose file serves all
+        `variants` is not decomposed again: after one of rank 64, that is all ranks below.
     restart : bool
         Whether to drop what is there.
     observe : callable
-        Told of each tensor that is done.
+        Told of each tensor that is done, unless all are there.
 
     Raises
     ------
     NonFiniteError, QualityError, CheckpointError, OutputError
         As `svdcut.truncation.run.run_truncation` does.
     OutputExistsError
-        If the folder holds something else, or unfinished work of other inputs or options.
+        If the folder holds something else, or another run is at work there.
 
     Notes
     -----
     The decompositions are those that a truncation to the same list of rules makes, by the
     same calls; but where a matrix stays whole, nothing is decomposed for that. Disk:
-    ``8 k (m + n)`` bytes a matrix, and as much again at work.
+    ``8 k (m + n)`` bytes a matrix.
     """
-    device = resolve_device(options.device)
-    identity = identify_work(plan, options)
-    if not restart:
-        found = open_decomposed(plan, variants, options, folder, identity)
-        if found is not None:
-            return found
-    _refuse_foreign(folder)
-    work = _Work(plan, tuple(variants), options, device, observe)
-    cuts = ", ".join(map(str, variants))
-    with CheckpointWriter(
-        folder, (), {**identity, "cuts": cuts}, stages=True, restart=restart
-    ) as writer:
-        records = work.run(writer)
-        refuse_changed(plan)
-        work.publish(writer, identity, records)
-        if folder.exists():  # of other cuts, or dropped by a restart
-            shutil.rmtree(folder)
-        writer.commit()
-    made = open_decomposed(plan, variants, options, folder, identity)
-    assert made is not None
-    return made
+    found = Decomposition(plan, options, folder)
+    with _journal(folder, identify_work(plan, options), restart=restart) as journal:
+        missing = {
+            pair.name: sides
+            for pair in found.pairs
+            if (sides := [s for s in matrix_sides(pair) if not found.serves(pair, s, variants)])
+        }
+        if missing:
+            _Work(found, tuple(variants), missing, observe).run(journal)
+        _refuse_changed(plan, folder)
+    return found
 
 
 def identify_work(plan: Plan, options: Options) -> dict[str, str]:
@@ -130,159 +102,112 @@ def identify_work(plan: Plan, options: Options) -> dict[str, str]:
     return identity
 
 
-def _refuse_foreign(folder: Path) -> None:
-    if folder.exists() and not (folder / FACTS_NAME).is_file():
+@contextmanager
+def _journal(folder: Path, identity: dict[str, str], *, restart: bool) -> Iterator[Journal]:
+    """Lock a folder; empty it first where it holds work of another identity."""
+    if folder.exists() and any(folder.iterdir()) and not (folder / JOURNAL_NAME).is_file():
         raise OutputExistsError(
-            f"{folder} exists and is no decomposition that svdcut made (it has no {FACTS_NAME})",
+            f"{folder} exists and is no decomposition that svdcut made (it has no {JOURNAL_NAME})",
             hint="Move it away, or choose another output.",
         )
+    with ExitStack() as stack:
+        with explain_writing(folder):
+            journal = stack.enter_context(closing(Journal(folder)))
+            if restart or journal.identity != identity:
+                _remove_matrices(folder)
+                journal.begin(identity)
+        yield journal
+
+
+def _remove_matrices(folder: Path) -> None:
+    for path in folder.glob("*.safetensors"):
+        path.unlink()
+
+
+def _refuse_changed(plan: Plan, folder: Path) -> None:
+    """Refuse inputs that changed, and drop what was made of them."""
+    try:
+        refuse_changed(plan)
+    except InputChangedError:
+        _remove_matrices(folder)
+        raise
 
 
 @dataclass(frozen=True, slots=True)
 class _Work:
     """A decomposition at work."""
 
-    plan: Plan
+    made: Decomposition
     variants: tuple[Variant, ...]
-    options: Options
-    device: torch.device
+    missing: dict[str, list[MatrixSides]]
+    """The matrices to decompose, by tensor."""
+
     observe: Observer
 
-    @property
-    def tensors(self) -> list[PlannedTensor]:
-        return [t for t in self.plan.tensors if t.pair.action is Action.TRUNCATE]
-
-    def run(self, writer: CheckpointWriter) -> list[_Record]:
-        """Decompose what is not yet; return what is recorded of each tensor."""
+    def run(self, journal: Journal) -> None:
+        """Decompose what is missing; `journal` remembers spectra that a budget needs."""
+        plan, options = self.made.plan, self.made.options
         others = [v.keep for v in self.variants if v.keep is not Keep.TOP]
-        options = replace(self.options, keep=others[0] if others else Keep.TOP)
-        needs = memory_needs(self.plan, self._rules_to_decompose(), options)
-        rules = tuple(variant.rule for variant in self.variants)
-        keeps = tuple(variant.keep for variant in self.variants)
-        job = Job(rules, self.options, self.device, {}, Reserve(needs.reserve), keeps=keeps)
-        sizes = {t.pair.name: n for t, n in zip(self.plan.tensors, needs.sizes, strict=True)}
-        with Pool(num_workers(self.device), needs.bound, self.device) as pool:
-            budgets = allocate_budgets(job, self.plan, pool, needs.sizes, writer, self.observe)
-            task = self._task(replace(job, budgets=budgets), writer)
-            return pool.map(task, [sizes[tensor.pair.name] for tensor in self.tensors])
+        needs = memory_needs(
+            plan, self._rules_to_decompose(), replace(options, keep=(*others, Keep.TOP)[0])
+        )
+        job = replace(job_for(self.variants, options), reserve=Reserve(needs.reserve))
+        sizes = {t.pair.name: n for t, n in zip(plan.tensors, needs.sizes, strict=True)}
+        pairs = self.made.pairs
+        total = sum(pair.finetuned.size_bytes for pair in pairs)
+
+        def task(number: int) -> None:
+            pair = pairs[number]
+            self._tensor(job, pair)
+            size, resumed = pair.finetuned.size_bytes, pair.name not in self.missing
+            self.observe(Progress("decompose", pair.name, size, total, resumed=resumed))
+
+        with Pool(num_workers(job.device), needs.bound, job.device) as pool:
+            budgets = allocate_budgets(job, plan, pool, needs.sizes, journal, self.observe)
+            job = replace(job, budgets=budgets)
+            pool.map(task, [sizes[pair.name] for pair in pairs])
 
     def _rules_to_decompose(self) -> list[Rule]:
         """Return the rules without the one for which matrices may stay as they are."""
         rules = [variant.rule for variant in self.variants]
-        if self.options.scale == 1 and not self.plan.finetuned.updates:
+        if self.made.options.scale == 1 and not self.made.plan.finetuned.updates:
             rules = [rule for rule in rules if rule != FULL]
         return rules or [NOTHING]
 
-    def _task(self, job: Job, writer: CheckpointWriter) -> Callable[[int], _Record]:
-        tensors = self.tensors
-        total = sum(tensor.target.size_bytes for tensor in tensors)
+    def _tensor(self, job: Job, pair: Pair) -> None:
+        """Decompose the missing matrices of a tensor."""
+        for sides in self.missing.get(pair.name, ()):
+            decompose_on_device(job, pair, partial(self._matrix, pair, sides))
 
-        def task(number: int) -> _Record:
-            pair, size = tensors[number].pair, tensors[number].target.size_bytes
-            found = writer.finished_parts(pair.name)
-            resumed = found is not None
-            if found is None:
-                made, _ = decompose_on_device(job, pair, lambda job: _decompose(job, pair, writer))
-                found = made
-            self.observe(Progress("decompose", pair.name, size, total, resumed=resumed))
-            return found
+    def _matrix(self, pair: Pair, sides: MatrixSides, job: Job) -> None:
+        """Decompose a matrix, and write it; where a cut leaves it whole, not for that one."""
+        full_rank = pair.full_ranks[sides.number]
+        requests = job.requests(pair, sides.number)
+        can_stay = stays_whole(sides, full_rank, full_rank, job.options.scale)
+        whole = [can_stay and request.rule == FULL for request in requests]
+        asked = [request for request, is_whole in zip(requests, whole, strict=True) if not is_whole]
+        cuts = decompose_matrix(job, pair, sides, asked or [CutRequest(NOTHING, Keep.TOP, 0)])
+        found = iter(cuts)
+        ranks = [full_rank if is_whole else len(next(found).kept.indices) for is_whole in whole]
+        names = map(str, self.variants)
+        self._write(pair, sides, cuts, dict(zip(names, ranks, strict=True)))
 
-        return task
-
-    def publish(
-        self, writer: CheckpointWriter, identity: Mapping[str, str], records: Sequence[_Record]
+    def _write(
+        self, pair: Pair, sides: MatrixSides, cuts: Sequence[CutMatrix], ranks: dict[str, int]
     ) -> None:
-        """Put the tensors in one file, and the facts in another."""
-        facts: dict[str, object] = {}
-        shapes: dict[str, tuple[Dtype, tuple[int, ...]]] = {}
-        for pair, record in zip((t.pair for t in self.tensors), records, strict=True):
-            facts[pair.name] = record["matrices"]
-            for number, matrix in enumerate(record["matrices"]):
-                for part, shape in _shapes(pair.matrices[number], matrix).items():
-                    shapes[key_of(pair.name, number, part)] = shape
-        hashes = self._write_tensors(writer, shapes) if shapes else {}
-        document = document_of(identity, self.variants, facts, hashes)
-        writer.write_file(Path(FACTS_NAME), json.dumps(document, allow_nan=False).encode())
-
-    def _write_tensors(
-        self, writer: CheckpointWriter, shapes: Mapping[str, tuple[Dtype, tuple[int, ...]]]
-    ) -> dict[str, str]:
-        """Write the file of factors; return the sha256 of each tensor."""
-        file = lay_out(FACTORS_NAME, shapes, {})
-        writer.add_file(file)
-        staging = writer.staging
-        places = [place for tensor in self.tensors for place in staging.parts(tensor.pair.name)]
-        hashes = {}
-        for entry, place in zip(file.entries, places, strict=True):
-            output = writer.open(entry)
-            output.write(staging.read(place))
-            hashes[entry.name] = output.finish()
-        return hashes
-
-
-def _shapes(sides: tuple[int, int], matrix: _Record) -> dict[str, tuple[Dtype, tuple[int, ...]]]:
-    """Return the tensors that are stored of a matrix, in the order in which they are kept."""
-    shapes: dict[str, tuple[Dtype, tuple[int, ...]]] = {}
-    if matrix["num_triplets"]:
-        shapes[VALUES] = (Dtype.F64, (3, matrix["num_triplets"]))
-    if matrix["stored"]:
-        for side, rows in zip(SIDES, sides, strict=True):
-            shapes[side] = (Dtype(matrix["dtype"]), (rows, len(matrix["stored"])))
-    return shapes
-
-
-def _decompose(job: Job, pair: Pair, writer: CheckpointWriter) -> _Record:
-    """Keep the triplets of a tensor's matrices, and record what they are."""
-    found: list[StoredMatrix] = []
-    places: list[Range] = []
-    digest = hashlib.sha256()
-    for sides in matrix_sides(pair):
-        matrix, tensors = _decompose_matrix(job, pair, sides)
-        found.append(matrix)
-        for tensor in tensors:
-            data = to_bytes(tensor)
-            digest.update(data)
-            places.append(writer.staging.append(data))
-    writer.staging.record_parts(pair.name, places)
-    record = {"sha256": digest.hexdigest(), "matrices": [asdict(matrix) for matrix in found]}
-    writer.record(TENSOR, pair.name, record)
-    return record
-
-
-def _decompose_matrix(
-    job: Job, pair: Pair, sides: MatrixSides
-) -> tuple[StoredMatrix, list[Tensor]]:
-    """Return what is known of a matrix, and the tensors to store, long sides in rows."""
-    full_rank = pair.full_ranks[sides.number]
-    requests = job.requests(pair, sides.number)
-    can_stay = stays_whole(sides, full_rank, full_rank, job.options.scale)
-    whole = [can_stay and request.rule == FULL for request in requests]
-    asked = [request for request, is_whole in zip(requests, whole, strict=True) if not is_whole]
-    cuts = decompose_matrix(job, pair, sides, asked or [CutRequest(NOTHING, Keep.TOP, 0)])
-    found = iter(cuts if asked else ())
-    ranks = [full_rank if is_whole else next(found).result.cut.rank for is_whole in whole]
-    return _keep(cuts, ranks)
-
-
-def _keep(cuts: Sequence[CutMatrix], ranks: Sequence[int]) -> tuple[StoredMatrix, list[Tensor]]:
-    first = cuts[0]
-    kept, measured = first.kept, first.result.measured
-    needed = sorted({index for cut in cuts for index in cut.kept.indices})
-    left, right = kept.factors(needed)
-    dtype = torch.promote_types(left.dtype, right.dtype)
-    matrix = StoredMatrix(
-        measured=replace(measured, squares=(), residuals=(), couplings=()),
-        num_triplets=len(measured.squares),
-        stored=tuple(needed),
-        dtype=_DTYPES[dtype],
-        ranks=tuple(ranks),
-        edge=next((c.result.cut.edge for c in cuts if c.result.cut.edge is not None), None),
-        is_wide=kept.is_wide,
-        zero_fraction=first.result.zero_fraction,
-        equal_bytes=first.result.equal_bytes,
-    )
-    values = [measured.squares, measured.residuals, measured.couplings]
-    tensors = [torch.tensor(values, dtype=torch.float64)] if measured.squares else []
-    if needed:
-        tensors += [left.to(dtype), right.T.to(dtype)]
-    return matrix, tensors
+        kept, result = cuts[0].kept, cuts[0].result
+        needed = sorted({index for cut in cuts for index in cut.kept.indices})
+        left, right = kept.factors(needed)
+        dtype = torch.promote_types(left.dtype, right.dtype)
+        matrix = StoredMatrix(
+            tensor=pair.name,
+            measured=result.measured,
+            indices=tuple(needed),
+            ranks=ranks,
+            edge=next((c.result.cut.edge for c in cuts if c.result.cut.edge is not None), None),
+            is_wide=kept.is_wide,
+            zero_fraction=result.zero_fraction,
+            equal_bytes=result.equal_bytes,
+            hashes={},
+        )
+        self.made.write(pair, sides.number, matrix, left.to(dtype), right.T.to(dtype))

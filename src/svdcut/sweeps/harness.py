@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Ge
+from pydantic import Field
 
 from svdcut.errors import CheckpointError, DataError, EvaluationError
 from svdcut.evaluation.dataset import Columns, Source, group_rows
-from svdcut.evaluation.metrics import Evaluation, evaluate_predictions
+from svdcut.evaluation.metrics import Evaluation, GroupResult, evaluate_predictions
 from svdcut.evaluation.tables import Row, pick_cells, read_rows
-from svdcut.files.jsonfile import Bounds, quoted, read_json
-from svdcut.sweeps.outcome import read_outcome
+from svdcut.files.jsonfile import Bounds, parse_dataclass, quoted, read_json
 
 _METRICS = ("acc", "acc_norm", "exact_match", "accuracy")
 """Those that are accuracies, the first that a task has before others."""
@@ -35,14 +37,33 @@ _OLD = "Formats are those of lm_eval 0.4.13: another version may write others."
 
 
 @dataclass(frozen=True, slots=True)
+class _Size:
+    """How many samples of a task were evaluated."""
+
+    effective: Annotated[int, Ge(1)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Document:
+    """What is read of a results file, by its keys."""
+
+    results: Mapping[str, Mapping[str, Any]]
+    """The metrics of each task, and of each group of tasks, by name."""
+
+    n_samples: Annotated[Mapping[str, _Size], Field(alias="n-samples")]
+
+    group_subtasks: Mapping[str, list[str]] = field(default_factory=dict)
+    """The parts of each group; lm_eval leaves it out for some tasks, where there are none."""
+
+
+@dataclass(frozen=True, slots=True)
 class _Score:
     """An accuracy: of a task, or of a group of tasks that gives one."""
 
     name: str
     metric: str
     filter: str
-    accuracy: float
-    size: int
+    result: GroupResult
     tasks: tuple[str, ...]
     """What it is of: the task itself, or those of the group."""
 
@@ -91,13 +112,9 @@ def read_harness(folder: Path, columns: Columns, *, seed: int = 0) -> Evaluation
             raise EvaluationError(
                 f"{results.path}: no tasks in it, where one is expected", hint=_OLD
             )
-        if not columns.grouping:
-            return _from_scores(scores, str(results.path))
-        return _from_samples(results, scores, columns, seed)
-    except CheckpointError as error:
-        raise EvaluationError(
-            error.what, hint=f"It is no results file of lm_eval. {_OLD}"
-        ) from error
+        if columns.grouping:
+            return _from_samples(results, scores, columns, seed)
+        return _from_scores(scores)
     except DataError as error:
         raise EvaluationError(error.what, hint=error.hint or _OLD) from error
 
@@ -125,11 +142,7 @@ class _Results:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._document = read_json(path, _BOUNDS)
-        self._metrics = self._section("results")
-        # lm_eval leaves it out for some tasks; there are no groups then.
-        self._parts = self._section("group_subtasks", default={})
-        self._sizes = self._section("n-samples")
+        self._document = _read_document(path)
 
     def samples_path(self, task: str) -> Path:
         """Return where the samples of a task are, if they are anywhere."""
@@ -138,8 +151,9 @@ class _Results:
 
     def scores(self) -> Iterator[_Score]:
         """Yield what accuracies there are, none of them part of another."""
-        inner = {part for name in self._parts for part in self._parts_of(name)}
-        pending = [name for name in self._metrics if name not in inner]
+        metrics, parts = self._document.results, self._document.group_subtasks
+        inner = {part for found in parts.values() for part in found}
+        pending = [name for name in metrics if name not in inner]
         seen = set()
         while pending:
             name = pending.pop(0)
@@ -147,98 +161,56 @@ class _Results:
                 continue
             seen.add(name)
             key = _pick(self._metrics_of(name))
-            if key is None and name in self._parts:
-                pending[:0] = self._parts_of(name)
-            elif key is None:
-                raise self._no_accuracy(name)
-            else:
+            if key is not None:
                 yield self._score(name, *key)
+            elif name in parts:
+                pending[:0] = parts[name]
+            else:
+                raise self._no_accuracy(name)
 
-    def accuracy(self, name: str, metric: str, filter_name: str) -> float:
-        """Return an accuracy of a task or a group.
-
-        Raises
-        ------
-        EvaluationError
-            If it is not there, or no accuracy.
-        """
-        key = f"{metric},{filter_name}"
+    def result(self, name: str, tasks: tuple[str, ...], metric: str, filter_: str) -> GroupResult:
+        """Return an accuracy of a task or a group, which is of the samples of some tasks."""
+        key = f"{metric},{filter_}"
         value = self._metrics_of(name).get(key)
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1:
-            return float(value)
-        raise EvaluationError(
-            f"{self.path}: {key} of {quoted(name)}: {quoted(value)}, where a number from 0 to 1 "
-            "is expected",
-            hint=_OLD,
-        )
-
-    def size(self, task: str) -> int:
-        """Return how many samples of a task were evaluated.
-
-        Raises
-        ------
-        EvaluationError
-            If the file does not say, or there were none.
-        """
-        sizes = self._sizes.get(task)
-        size = sizes.get("effective") if isinstance(sizes, dict) else None
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
             raise EvaluationError(
-                f"{self.path}: n-samples of {quoted(task)}: {quoted(sizes)}, where "
-                '{"effective": N} is expected, of at least 1',
+                f"{self.path}: {key} of {quoted(name)}: {quoted(value)}, where a number from 0 "
+                "to 1 is expected",
                 hint=_OLD,
             )
-        return size
+        sizes = self._document.n_samples
+        unknown = [task for task in tasks if task not in sizes]
+        if unknown:
+            raise EvaluationError(
+                f'{self.path}: n-samples of {quoted(unknown[0])}: none, where {{"effective": N}} '
+                "is expected",
+                hint=_OLD,
+            )
+        return GroupResult(float(value), sum(sizes[task].effective for task in tasks))
 
-    def _score(self, name: str, metric: str, filter_name: str) -> _Score:
+    def _score(self, name: str, metric: str, filter_: str) -> _Score:
         tasks = self._tasks(name)
-        return _Score(
-            name=name,
-            metric=metric,
-            filter=filter_name,
-            accuracy=self.accuracy(name, metric, filter_name),
-            size=sum(map(self.size, tasks)),
-            tasks=tasks,
-        )
+        return _Score(name, metric, filter_, self.result(name, tasks, metric, filter_), tasks)
 
     def _tasks(self, name: str) -> tuple[str, ...]:
         """Return the tasks of a group and of the groups in it; of a task, itself."""
+        all_parts = self._document.group_subtasks
         seen = {name: None}
         pending = [name]
         while pending:
-            parts = [part for part in self._parts_of(pending.pop()) if part not in seen]
+            parts = [part for part in all_parts.get(pending.pop(), ()) if part not in seen]
             seen.update(dict.fromkeys(parts))
             pending += parts
-        return tuple(found for found in seen if found not in self._parts)
+        return tuple(found for found in seen if found not in all_parts)
 
     def _metrics_of(self, name: str) -> Mapping[str, Any]:
-        metrics = self._metrics.get(name)
-        if not isinstance(metrics, dict):
+        metrics = self._document.results.get(name)
+        if metrics is None:
             raise EvaluationError(
-                f"{self.path}: results of {quoted(name)}: {quoted(metrics)}, where an object of "
-                "metrics is expected",
+                f"{self.path}: no results of {quoted(name)}, which it names in group_subtasks",
                 hint=_OLD,
             )
         return metrics
-
-    def _parts_of(self, name: str) -> list[str]:
-        parts = self._parts.get(name, [])
-        if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
-            raise EvaluationError(
-                f"{self.path}: group_subtasks of {quoted(name)}: {quoted(parts)}, where a list "
-                "of names is expected",
-                hint=_OLD,
-            )
-        return parts
-
-    def _section(self, name: str, default: object = None) -> Mapping[str, Any]:
-        section = self._document.get(name, default)
-        if not isinstance(section, dict):
-            raise EvaluationError(
-                f"{self.path}: {name}: {quoted(section)}, where an object is expected",
-                hint=f"It is no results file of lm_eval. {_OLD}",
-            )
-        return section
 
     def _no_accuracy(self, name: str) -> EvaluationError:
         keys = [key for key in self._metrics_of(name) if "," in key and "_stderr," not in key]
@@ -248,6 +220,14 @@ class _Results:
             f"found {found}",
             hint="Name other tasks, or let a script of your own print an accuracy, without {out}.",
         )
+
+
+def _read_document(path: Path) -> _Document:
+    try:
+        return parse_dataclass(_Document, read_json(path, _BOUNDS))
+    except (CheckpointError, ValueError) as error:
+        what = error.what if isinstance(error, CheckpointError) else f"{path}: {error}"
+        raise EvaluationError(what, hint=f"It is no results file of lm_eval. {_OLD}") from error
 
 
 def _pick(metrics: Mapping[str, object]) -> tuple[str, str] | None:
@@ -264,13 +244,14 @@ def _pick(metrics: Mapping[str, object]) -> tuple[str, str] | None:
     return None
 
 
-def _from_scores(scores: list[_Score], source: str) -> Evaluation:
-    size = sum(score.size for score in scores)
-    mean = math.fsum(score.accuracy * score.size for score in scores) / size
-    parts = {score.name: {"accuracy": score.accuracy, "size": score.size} for score in scores}
+def _from_scores(scores: list[_Score]) -> Evaluation:
     if len(scores) == 1:
-        return read_outcome(parts[scores[0].name], source)
-    return read_outcome({"accuracy": min(mean, 1.0), "size": size, "groups": parts}, source)
+        (found,) = (score.result for score in scores)
+        return Evaluation(found.accuracy, found.size)
+    groups = {score.name: score.result for score in sorted(scores, key=lambda score: score.name)}
+    size = sum(found.size for found in groups.values())
+    mean = math.fsum(found.accuracy * found.size for found in groups.values()) / size
+    return Evaluation(min(mean, 1.0), size, groups)
 
 
 # Samples
@@ -304,8 +285,8 @@ def _read_samples(
             place = f"{path}: row {number}"
             is_right = _is_right(place, metric, value)
             samples.append(_Sample(place, is_right, pick_cells(f"{place}: doc", document, wanted)))
-    expected = results.size(task), results.accuracy(task, metric, filter_name)
-    _refuse_other(path, f"{metric},{filter_name}", samples, *expected)
+    expected = results.result(task, (task,), metric, filter_name)
+    _refuse_other(path, f"{metric},{filter_name}", samples, expected)
     return samples
 
 
@@ -319,9 +300,10 @@ def _is_right(place: str, metric: str, value: object) -> bool:
     )
 
 
-def _refuse_other(path: Path, key: str, samples: list[_Sample], size: int, accuracy: float) -> None:
+def _refuse_other(path: Path, key: str, samples: list[_Sample], expected: GroupResult) -> None:
     """Refuse samples that the results are not of: a part of them, or of another run."""
     num_right = sum(sample.is_right for sample in samples)
+    accuracy, size = expected.accuracy, expected.size
     if len(samples) != size or not math.isclose(num_right / size, accuracy, abs_tol=_CLOSE):
         raise EvaluationError(
             f"{path}: {num_right} of {len(samples)} samples right by {key}, where the results "

@@ -15,8 +15,7 @@ from svdcut.evaluation.metrics import Evaluation, Interval
 from svdcut.files.atomic_write import write_whole
 from svdcut.pictures.render import DPI, rendered
 from svdcut.pictures.style import LIGHT, drawing
-from svdcut.sweeps.facts import Row, Sweep
-from svdcut.sweeps.files import PICTURE_NAME
+from svdcut.sweeps.result import PICTURE_NAME, Row, Sweep
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -137,7 +136,7 @@ def _draw_against_rank(axes: Axes, sweep: Sweep, measure: _Measure) -> None:
 def _places(sweep: Sweep) -> dict[str, int]:
     """Return where each rule stands: side by side, by what it keeps."""
     tops = [row for row in sweep.rows if row.variant.keep is Keep.TOP]
-    tops.sort(key=lambda row: row.cost.rank)
+    tops.sort(key=lambda row: row.rank)
     return {str(row.variant.rule): place for place, row in enumerate(tops)}
 
 
@@ -146,7 +145,7 @@ def _series(sweep: Sweep) -> Iterator[tuple[_Look, list[Row]]]:
     for keep, look in _LOOKS.items():
         rows = [row for row in sweep.rows if row.variant.keep is keep]
         if rows:
-            yield look, sorted(rows, key=lambda row: row.cost.rank)
+            yield look, sorted(rows, key=lambda row: row.rank)
 
 
 def _draw_series(

@@ -1,13 +1,10 @@
-"""Put the weights of a cut into a model that is loaded.
-
-It knows no data and evaluates nothing.
-"""
+"""Put the weights of a cut into a model that is loaded. It knows no data."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,16 +13,58 @@ from torch import Tensor
 
 from svdcut.adapter.in_memory import Piece, parameters_in_memory
 from svdcut.adapter.renames import in_memory
-from svdcut.device import resolve_device
 from svdcut.errors import EvaluationError
+from svdcut.evaluation.metrics import Evaluation
+from svdcut.evaluation.model import find_kind
 from svdcut.files.checkpoint import Checkpoint
 from svdcut.files.tensorfile import TensorEntry, read_bytes
 from svdcut.pair.pairing import Action
 from svdcut.pair.plan import Plan, PlannedTensor
+from svdcut.record.progress import Observer
 from svdcut.streaming.stored_matrix import TORCH_DTYPES
-from svdcut.sweeps.facts import Variant
-from svdcut.sweeps.stored import Decomposed
+from svdcut.sweeps.decomposition import Decomposition, job_for
+from svdcut.sweeps.request import Measured, SweepRequest
+from svdcut.sweeps.result import Variant
 from svdcut.truncation.reconstruction import measure_rounding
+
+
+def open_in_memory(
+    request: SweepRequest,
+    load: Callable[[Checkpoint], tuple[Any, Callable[[], Evaluation]]],
+    observe: Observer,
+) -> InMemoryBench:
+    """Load a model, and return where its cuts are evaluated.
+
+    Parameters
+    ----------
+    request : SweepRequest
+        Of the sweep.
+    load : callable
+        Loads a checkpoint; returns the model, and what evaluates it as it is then.
+    observe : callable
+        Told of each tensor that is merged.
+    """
+    find_kind(request.plan.finetuned)  # an adapter is not merged in vain
+    with request.loadable(observe) as loaded:
+        model, evaluate = load(loaded)
+        return InMemoryBench(evaluate, SwappedModel(model, request.plan, loaded))
+
+
+@dataclass(frozen=True, slots=True)
+class InMemoryBench:
+    """Evaluates one model, whose weights are replaced for each cut."""
+
+    evaluate_model: Callable[[], Evaluation]
+    model: SwappedModel
+
+    def finetuned(self) -> Evaluation:
+        """Evaluate the model as it was loaded."""
+        return self.evaluate_model()
+
+    def evaluate(self, decomposed: Decomposition, variant: Variant) -> Measured:
+        """Put a cut in, and evaluate it."""
+        rounding_error = self.model.put(decomposed, variant)
+        return Measured(self.evaluate_model(), rounding_error)
 
 
 class SwappedModel:
@@ -51,12 +90,12 @@ class SwappedModel:
         self._parameters = _match(model, plan, loaded)
         self._has_rest = False
 
-    def put(self, decomposed: Decomposed, variant: Variant) -> float:
+    def put(self, decomposed: Decomposition, variant: Variant) -> float:
         """Replace every truncated tensor, as ``svdcut truncate`` would write it.
 
         Parameters
         ----------
-        decomposed : Decomposed
+        decomposed : Decomposition
             Of the same plan.
         variant : Variant
             How to cut.
@@ -92,20 +131,20 @@ class SwappedModel:
         self._has_rest = True
 
     def _put_tensor(
-        self, decomposed: Decomposed, planned: PlannedTensor, variant: Variant
+        self, decomposed: Decomposition, planned: PlannedTensor, variant: Variant
     ) -> float:
         """Replace a tensor; return the sum of squares of what storing it rounds."""
         target = self._parameters[planned.pair.name].view(-1)
         dtype = TORCH_DTYPES[planned.target.dtype]
-        scale = decomposed.options.scale
-        device = resolve_device(decomposed.options.device)
+        job = job_for([variant], decomposed.options)
         square = 0.0
-        for matrix in decomposed.kept_matrices(planned.pair, variant, device):
-            start = matrix.sides.finetuned.first
-            for rows in matrix.rows(dtype, scale):
+        for (matrix,) in decomposed.cut_tensor(job, planned.pair):
+            sides = matrix.kept.sides
+            start = sides.finetuned.first
+            for rows in matrix.kept.rows(dtype, job.options.scale):
                 stop = start + rows.stored.numel()
                 target[start:stop].copy_(rows.stored.reshape(-1))
-                square += measure_rounding(planned, matrix.sides, rows)
+                square += measure_rounding(planned, sides, rows)
                 start = stop
         return square
 

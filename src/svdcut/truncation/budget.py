@@ -20,6 +20,7 @@ from svdcut.streaming.stored_matrix import MatrixSides, matrix_sides
 from svdcut.streaming.update import read_update
 from svdcut.svd.values import singular_values
 from svdcut.truncation.tensor_job import BudgetRanks, Job
+from svdcut.write.journal import Journal
 from svdcut.write.writer import CheckpointWriter
 
 Spectra = Sequence[Sequence[float]]
@@ -34,7 +35,7 @@ def allocate_budgets(
     plan: Plan,
     pool: Pool,
     sizes: Sequence[int],
-    writer: CheckpointWriter,
+    writer: CheckpointWriter | Journal,
     observe: Observer,
 ) -> BudgetRanks:
     """Take the spectra of all tensors under a budget, and spend the budgets.
@@ -47,7 +48,7 @@ def allocate_budgets(
         Does the work.
     sizes : sequence of int
         Memory that each tensor of the plan takes at work, in bytes.
-    writer : CheckpointWriter
+    writer : CheckpointWriter or Journal
         Remembers the spectra, in case the run ends here.
     observe : callable
         Told of each tensor that is done.

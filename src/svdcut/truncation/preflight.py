@@ -189,7 +189,7 @@ def check_checkpoint(plan: Plan, folder: Path) -> DiskNeed:
 def check_factors(
     plan: Plan, cuts: Sequence[tuple[Rule, Keep]], options: Options, folder: Path
 ) -> DiskNeed:
-    """Find the room that the factors of some cuts take, put aside and in place.
+    """Find the room that the factors of some cuts take.
 
     Parameters
     ----------
@@ -208,9 +208,9 @@ def check_factors(
     takes nothing in the end, but is counted: no weights are read.
     """
     pairs = [tensor.pair for tensor in plan.tensors if tensor.pair.action is Action.TRUNCATE]
-    size = 2 * sum(_factor_bytes(pair, cuts, options) for pair in pairs)
+    size = sum(_factor_bytes(pair, cuts, options) for pair in pairs)
     _, free = free_space(folder)
-    needed = size + _small_bytes(plan) - _allocated(partial_path(folder))
+    needed = size + _small_bytes(plan) - _allocated(folder)
     return DiskNeed(folder, max(needed, 0), free)
 
 

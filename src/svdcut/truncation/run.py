@@ -15,9 +15,10 @@ import torch
 from svdcut.choose.options import Options
 from svdcut.device import device_name, num_workers, resolve_device
 from svdcut.errors import CheckpointError
+from svdcut.files.jsonfile import parse_dataclass
 from svdcut.pair.pairing import Action
 from svdcut.pair.plan import Form, Output, Plan, PlannedTensor
-from svdcut.record.manifest import Manifest, TensorFact, parse_fact
+from svdcut.record.manifest import Manifest, TensorFact
 from svdcut.record.progress import Observer, Progress
 from svdcut.record.provenance import InputHashes, identify_run, refuse_changed
 from svdcut.record.publication import publish
@@ -179,7 +180,7 @@ class _Run:
         name, documents = planned.pair.name, [place.finished(planned) for place in places]
         resumed = None not in documents
         if resumed:
-            facts = [parse_fact(TensorFact, document) for document in documents]
+            facts = [parse_dataclass(TensorFact, document) for document in documents]
         else:
             facts = process_tensor(job, planned, places)
             for writer, fact in zip(self.writers, facts, strict=True):

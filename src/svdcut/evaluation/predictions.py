@@ -1,18 +1,45 @@
-"""Predictions as a file, a row for each row of the data."""
+"""What a model predicted, and the file of it: a row for each row of the data."""
 
 from __future__ import annotations
 
-import csv
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from svdcut.errors import UsageError
+from svdcut.evaluation.answers import Answers, Kind
 from svdcut.evaluation.dataset import Dataset
-from svdcut.evaluation.scores import Predictions
 from svdcut.files.atomic_write import write_whole
-from svdcut.shown import safe_cell
+from svdcut.shown import write_csv
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """The label that a model gives each row of a dataset, and how sure it is."""
+
+    kind: Kind
+    answers: Answers
+    predicted: tuple[str, ...]
+    """One of the labels for each row; the first where several are equally likely."""
+
+    scores: tuple[tuple[float, ...], ...]
+    """For each row and label, the natural logarithm of its probability: of the class, or of
+    the word given the prompt, which is divided by its length where that was asked for."""
+
+    num_truncated: int
+    """Rows that were too long for the model, and were cut."""
+
+    chat_template: bool | None
+    """Whether prompts were messages in a chat template; None of a classifier."""
+
+    device: str
+    dtype: str
+
+    def matches(self, labels: Sequence[str]) -> list[bool]:
+        """Return which rows have the right label."""
+        return [ours == theirs for ours, theirs in zip(self.predicted, labels, strict=True)]
 
 
 def check_suffix(path: Path) -> None:
@@ -54,8 +81,12 @@ def save_predictions(predictions: Predictions, dataset: Dataset, path: Path) -> 
 
 def _rows(predictions: Predictions, dataset: Dataset) -> Iterator[dict[str, Any]]:
     labels = predictions.answers.labels
-    # The labels are among the columns of the data too; they have a place of their own.
-    extra = {name: values for name, values in dataset.extra.items() if values != dataset.labels}
+    # Labels have a place of their own.
+    extra = {
+        name: dataset.table[name]
+        for name in dataset.columns.values
+        if dataset.table[name] != dataset.labels
+    }
     for place, number in enumerate(dataset.rows):
         label, predicted = dataset.labels[place], predictions.predicted[place]
         yield {
@@ -75,13 +106,7 @@ def _write_jsonl(path: Path, rows: Iterator[dict[str, Any]]) -> None:
 
 
 def _write_csv(path: Path, rows: Iterator[dict[str, Any]]) -> None:
-    writer = None
-    with path.open("w", encoding="utf-8", newline="") as file:
-        for row in map(_flat, rows):
-            if writer is None:
-                writer = csv.writer(file, lineterminator="\n")
-                writer.writerow(map(safe_cell, row))
-            writer.writerow(map(safe_cell, row.values()))
+    write_csv(path, map(_flat, rows))
 
 
 def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -96,7 +121,4 @@ def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
     return own | columns | scores
 
 
-_WRITERS: Mapping[str, Callable[[Path, Iterator[dict[str, Any]]], None]] = {
-    ".csv": _write_csv,
-    ".jsonl": _write_jsonl,
-}
+_WRITERS = {".csv": _write_csv, ".jsonl": _write_jsonl}

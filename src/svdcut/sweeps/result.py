@@ -1,19 +1,26 @@
-"""What a sweep measures, as plain data. It imports no torch."""
+"""What a sweep measures, as data and as files. It imports no torch, and draws no picture."""
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from svdcut.choose.keep import Keep
 from svdcut.choose.ranks import FULL, NOTHING, Rule, parse_rule
 from svdcut.evaluation.metrics import Evaluation
+from svdcut.files.atomic_write import write_whole
 from svdcut.record.summary import puts_much_back
-from svdcut.shown import brief
+from svdcut.shown import brief, write_csv
 
 SCHEMA = "svdcut/sweep/1"
+
+JSON_NAME = "sweep.json"
+CSV_NAME = "sweep.csv"
+PICTURE_NAME = "sweep.png"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,59 +44,57 @@ BASE = Variant(NOTHING)
 
 
 @dataclass(frozen=True, slots=True)
-class Cost:
-    """What a cut keeps, over all matrices."""
+class Row:
+    """One cut: what it keeps of all matrices together, and how the model does with it."""
 
+    variant: Variant
     rank: int
-    """How many triplets, of all matrices together."""
+    """Triplets that are kept."""
 
     full_rank: int
     energy_retained: float | None
     """Share of the squared singular values; None where the two sides do not differ."""
+
+    rounding_share: float | None
+    """Norm of what storage rounds, over that of what was cut; None where nothing was."""
+
+    evaluation: Evaluation
 
     @property
     def is_cut(self) -> bool:
         """Whether anything is left out."""
         return self.rank < self.full_rank
 
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One cut and how it does."""
-
-    variant: Variant
-    cost: Cost
-    evaluation: Evaluation
-    rounding_share: float | None = None
-    """Norm of what storage rounds, over that of what was cut; None where nothing was."""
-
     @property
     def puts_much_back(self) -> bool:
         """Whether storage brings back much of what was cut."""
-        energy = self.cost.energy_retained
-        if self.rounding_share is None or energy is None:
+        if self.rounding_share is None or self.energy_retained is None:
             return False
-        tail = math.sqrt(max(1 - energy, 0.0))
+        tail = math.sqrt(max(1 - self.energy_retained, 0.0))
         return puts_much_back(self.rounding_share * tail, tail, 1.0)
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object."""
+        return self.cut_to_json() | self.evaluation.to_json()
+
+    def cut_to_json(self) -> dict[str, Any]:
+        """Return the part of the JSON object that tells the cut."""
         return {
             "rule": str(self.variant.rule),
             "keep": self.variant.keep.value,
-            "rank": self.cost.rank,
-            "full_rank": self.cost.full_rank,
-            "energy_retained": self.cost.energy_retained,
+            "rank": self.rank,
+            "full_rank": self.full_rank,
+            "energy_retained": self.energy_retained,
             "rounding_share": self.rounding_share,
-            **self.evaluation.to_json(),
         }
 
     @staticmethod
     def from_json(document: Mapping[str, Any]) -> Row:
         """Return the row that `to_json` made this of."""
-        cost = Cost(*(document[name] for name in ("rank", "full_rank", "energy_retained")))
+        numbers = ("rank", "full_rank", "energy_retained", "rounding_share")
         variant = Variant(parse_rule(document["rule"]), Keep(document["keep"]))
-        return Row(variant, cost, Evaluation.from_json(document), document["rounding_share"])
+        cut = {name: document[name] for name in numbers}
+        return Row(variant=variant, evaluation=Evaluation.from_json(document), **cut)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +135,27 @@ class Sweep:
             "answer": list(self.answer),
         }
 
+    def save(self, folder: Path) -> None:
+        """Write ``sweep.json`` and ``sweep.csv``; what is there is replaced.
+
+        Raises
+        ------
+        OutputError
+            If one cannot be written.
+        """
+        text = json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n"
+        write_whole(folder / JSON_NAME, lambda path: path.write_text(text, encoding="utf-8"))
+        write_whole(folder / CSV_NAME, lambda path: write_csv(path, self._lines()))
+
+    def _lines(self) -> Iterator[dict[str, object]]:
+        """Yield the cells of each end and each row; None where a number is undefined."""
+        names = list(self.finetuned.groups)
+        no_cut = dict.fromkeys(self.rows[0].cut_to_json())
+        for name, end in (("base", self.base), ("finetuned", self.finetuned)):
+            yield no_cut | {"rule": name} | _cells(end, names)
+        for row in self.rows:
+            yield row.cut_to_json() | _cells(row.evaluation, names)
+
 
 def _choice(row: Row | None, *, needs_group_labels: bool) -> dict[str, Any] | None:
     if row is None:
@@ -137,3 +163,23 @@ def _choice(row: Row | None, *, needs_group_labels: bool) -> dict[str, Any] | No
     document = row.to_json()
     start = {name: document.pop(name) for name in ("rule", "keep", "rank")}
     return {**start, "needs_group_labels": needs_group_labels, **document}
+
+
+def _cells(evaluation: Evaluation, names: list[str]) -> dict[str, object]:
+    interval, gap = evaluation.interval, evaluation.gap
+    between = evaluation.intervals.get("best_worst")
+    groups = {name: evaluation.groups.get(name) for name in names}
+    return {
+        "accuracy": evaluation.accuracy,
+        "accuracy_low": interval.low,
+        "accuracy_high": interval.high,
+        "size": evaluation.size,
+        "worst_group": evaluation.worst_group,
+        "worst_group_accuracy": evaluation.worst_group_accuracy,
+        "gap_best_worst": gap.best_worst,
+        "gap_best_worst_low": between and between.low,
+        "gap_best_worst_high": between and between.high,
+        "gap_average_worst": gap.average_worst,
+        "gap_aligned_conflicting": gap.aligned_conflicting,
+        **{f"accuracy:{name}": group and group.accuracy for name, group in groups.items()},
+    }

@@ -1,0 +1,312 @@
+"""A decomposition on disk, a file for each matrix, and the cuts that it serves.
+
+It decomposes nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from svdcut.choose.cut import Cut, CutRequest, choose_cut, is_certified
+from svdcut.choose.keep import Keep, choose_indices
+from svdcut.choose.options import Options
+from svdcut.device import resolve_device
+from svdcut.errors import CheckpointError
+from svdcut.files.atomic_write import write_whole
+from svdcut.files.header import read_header
+from svdcut.files.jsonfile import parse_dataclass, quoted
+from svdcut.files.tensorfile import TensorEntry, read_bytes
+from svdcut.pair.pairing import Action, Pair
+from svdcut.pair.plan import Plan
+from svdcut.streaming.stored_matrix import TORCH_DTYPES, MatrixSides, matrix_sides, to_bytes
+from svdcut.svd.certificate import Bounds
+from svdcut.svd.measured import MeasuredValues
+from svdcut.sweeps.result import Variant
+from svdcut.truncation.report import MatrixResult
+from svdcut.truncation.tensor_job import CutMatrix, Job, KeptMatrix, stays_whole
+
+_SIDES = ("left", "right")
+_FACTS = "facts"
+_DIGEST = "sha256 of the facts"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredMatrix:
+    """What is known of one matrix, beside its vectors."""
+
+    tensor: str
+    measured: MeasuredValues
+    indices: tuple[int, ...]
+    """Triplets whose vectors are in the file; ascending."""
+
+    ranks: Mapping[str, int]
+    """The rank of each cut that the matrix was decomposed for, by the text of its variant."""
+
+    edge: float | None
+    """The noise edge, if it was asked for."""
+
+    is_wide: bool
+    zero_fraction: float
+    equal_bytes: bool
+    """These as in `svdcut.streaming.update.Update`."""
+
+    hashes: Mapping[str, str]
+    """The sha256 of the vectors of each side."""
+
+    def cut(
+        self, sides: MatrixSides, variant: Variant, request: CutRequest, options: Options
+    ) -> Cut | None:
+        """Return a cut, or None if what is stored does not tell it, or has not its vectors."""
+        measured = self.measured
+        rank = self._rank(variant, request)
+        if rank is None:
+            return None
+        if stays_whole(sides, rank, measured.full_rank, options.scale):
+            return _whole(measured)
+        request = replace(request, rank=rank)
+        indices = choose_indices(request.keep, rank, measured.full_rank, seed=request.seed)
+        if not set(indices) <= set(self.indices):
+            return None
+        cut = choose_cut(measured, request, self.edge)
+        is_known = str(variant) in self.ranks or is_certified(cut.bounds, options.tolerance)
+        return cut if is_known else None
+
+    def _rank(self, variant: Variant, request: CutRequest) -> int | None:
+        measured = self.measured
+        if measured.energy == 0:
+            return 0
+        known = self.ranks.get(str(variant), request.known_rank(measured.full_rank))
+        if known is not None:
+            return known
+        rule = request.rule
+        if rule.is_joint or (rule.needs_edge and self.edge is None) or not measured.is_complete:
+            return None
+        values = measured.singular_values()
+        return rule.rank(values, measured.full_rank, edge=self.edge or 0.0)
+
+
+def _whole(measured: MeasuredValues) -> Cut:
+    """Return the cut that leaves a matrix as it is; further triplets need not be known."""
+    s = measured.singular_values()
+    return Cut(
+        indices=range(measured.full_rank),
+        bounds=Bounds(0.0, 0.0),
+        residual=0.0,
+        edge=None,
+        kept_norm=measured.norm,
+        tail_norm=0.0,
+        sigma_first=s[0] if s else 0.0,
+        sigma_last_kept=s[-1] if measured.is_complete else None,
+        sigma_next=None,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What a cut keeps, over all matrices."""
+
+    ranks: tuple[int, ...]
+    """The rank of each matrix."""
+
+    full_ranks: tuple[int, ...]
+    full_rank: int
+    """The sum over the matrices that differ between the two sides."""
+
+    norm: float
+    """Of what stays."""
+
+    tail_norm: float
+    """Of what is cut."""
+
+    @property
+    def energy_retained(self) -> float | None:
+        """Share of the squared singular values; None where the two sides do not differ."""
+        norm = math.hypot(self.norm, self.tail_norm)
+        return (self.norm / norm) ** 2 if norm else None
+
+    def signature(self, keep: Keep) -> tuple[Keep, tuple[int, ...]]:
+        """Return what is the same for cuts that keep the same triplets."""
+        is_end = all(k in (0, most) for k, most in zip(self.ranks, self.full_ranks, strict=True))
+        return Keep.TOP if is_end else keep, self.ranks
+
+
+class Decomposition:
+    """The triplets of a checkpoint's update that the cuts of a sweep need.
+
+    Parameters
+    ----------
+    plan, options
+        What is decomposed.
+    folder : Path
+        Where the files lie.
+    """
+
+    def __init__(self, plan: Plan, options: Options, folder: Path) -> None:
+        self.plan = plan
+        self.options = options
+        self.folder = folder
+        self._places = {tensor.pair.name: n for n, tensor in enumerate(plan.tensors)}
+        self.kept = cache(self._kept)
+
+    @property
+    def pairs(self) -> list[Pair]:
+        """The tensors that are decomposed."""
+        pairs = (tensor.pair for tensor in self.plan.tensors)
+        return [pair for pair in pairs if pair.action is Action.TRUNCATE]
+
+    def path(self, pair: Pair, number: int) -> Path:
+        """Return the file of matrix `number` of a tensor."""
+        return self.folder / f"{self._places[pair.name]:05}-{number:05}.safetensors"
+
+    def write(
+        self, pair: Pair, number: int, matrix: StoredMatrix, left: Tensor, right: Tensor
+    ) -> None:
+        """Write a matrix; the vectors (m, k) and (n, k) are those of ``matrix.indices``."""
+        tensors = dict(
+            zip(_SIDES, (left.cpu().contiguous(), right.cpu().contiguous()), strict=True)
+        )
+        hashes = {side: _sha256(to_bytes(tensor)) for side, tensor in tensors.items()}
+        facts = json.dumps(asdict(replace(matrix, hashes=hashes)), allow_nan=False)
+        metadata = {_FACTS: facts, _DIGEST: _sha256(facts.encode())}
+        write_whole(
+            self.path(pair, number), lambda path: save_file(tensors, path, metadata=metadata)
+        )
+
+    def read(self, pair: Pair, number: int) -> StoredMatrix | None:
+        """Return what is known of a matrix; None where nothing is, or its file is damaged."""
+        try:
+            metadata = read_header(self.path(pair, number)).metadata
+            facts = metadata[_FACTS]
+            if metadata[_DIGEST] != _sha256(facts.encode()):
+                return None
+            matrix = parse_dataclass(StoredMatrix, json.loads(facts))
+        except (CheckpointError, KeyError, ValueError):
+            return None
+        return matrix if matrix.tensor == pair.name else None
+
+    def serves(self, pair: Pair, sides: MatrixSides, variants: Sequence[Variant]) -> bool:
+        """Whether a matrix is stored with all that some cuts need."""
+        matrix = self.read(pair, sides.number)
+        if matrix is None:
+            return False
+        requests = job_for(variants, self.options).requests(pair, sides.number)
+        cuts = (
+            matrix.cut(sides, variant, request, self.options)
+            for variant, request in zip(variants, requests, strict=True)
+        )
+        return all(cut is not None for cut in cuts)
+
+    def _kept(self, variant: Variant) -> Kept:
+        """Return what a cut keeps; it must be served."""
+        ranks, full_ranks, norms, full_rank = [], [], [], 0
+        for pair in self.pairs:
+            for (matrix,) in self.cut_tensor(job_for([variant], self.options), pair):
+                cut, measured = matrix.result.cut, matrix.result.measured
+                ranks.append(cut.rank)
+                full_ranks.append(measured.full_rank)
+                norms.append((cut.kept_norm, cut.tail_norm))
+                full_rank += measured.full_rank if measured.energy else 0
+        norm, tail_norm = (math.hypot(*side) for side in zip(*norms, strict=True))
+        return Kept(tuple(ranks), tuple(full_ranks), full_rank, norm, tail_norm)
+
+    def is_finetuned(self, variant: Variant) -> bool:
+        """Whether a cut makes the fine-tuned side itself, to the last bit."""
+        same = all(
+            tensor.pair.action is not Action.COPY_BASE
+            and tensor.target.dtype is tensor.pair.finetuned.dtype
+            for tensor in self.plan.tensors
+        )
+        kept = self.kept(variant)
+        is_plain = self.options.scale == 1 and not self.plan.finetuned.updates
+        return same and kept.ranks == kept.full_ranks and is_plain
+
+    def cut_tensor(self, job: Job, pair: Pair) -> Iterator[list[CutMatrix]]:
+        """Yield the cuts of each matrix of a tensor, as `tensor_job.cut_tensor` does.
+
+        Raises
+        ------
+        CheckpointError
+            When factors are asked for that are not those that were written.
+        """
+        keeps = job.keeps or (job.options.keep,) * len(job.rules)
+        variants = [Variant(*cut) for cut in zip(job.rules, keeps, strict=True)]
+        for sides in matrix_sides(pair):
+            matrix = self.read(pair, sides.number)
+            if matrix is None:
+                raise self._damaged(pair, sides.number, "its facts")
+            cuts = []
+            for variant, request in zip(variants, job.requests(pair, sides.number), strict=True):
+                cut = matrix.cut(sides, variant, request, self.options)
+                assert cut is not None
+                cuts.append(self._cut_matrix(pair, sides, matrix, cut, job.device))
+            yield cuts
+
+    def _cut_matrix(
+        self, pair: Pair, sides: MatrixSides, matrix: StoredMatrix, cut: Cut, device: torch.device
+    ) -> CutMatrix:
+        def factors(chosen: Sequence[int]) -> tuple[Tensor, Tensor]:
+            place = {index: position for position, index in enumerate(matrix.indices)}
+            picked = torch.tensor([place[index] for index in chosen], dtype=torch.long)
+            left, right = (
+                vectors.index_select(1, picked).to(device)
+                for vectors in self._vectors(pair, sides.number, matrix)
+            )
+            return left, right.T
+
+        kept = KeptMatrix(
+            sides=sides,
+            indices=cut.indices,
+            full_rank=matrix.measured.full_rank,
+            scale=matrix.measured.scale,
+            factors=factors,
+            is_wide=matrix.is_wide,
+        )
+        facts = (matrix.measured, matrix.zero_fraction, matrix.equal_bytes)
+        return CutMatrix(kept, MatrixResult(cut, *facts))
+
+    def _vectors(self, pair: Pair, number: int, matrix: StoredMatrix) -> Iterator[Tensor]:
+        entries = {entry.name: entry for entry in read_header(self.path(pair, number)).entries}
+        for side in _SIDES:
+            data = read_bytes(entries[side])
+            if _sha256(data) != matrix.hashes[side]:
+                raise self._damaged(pair, number, side)
+            yield _tensor(entries[side], data)
+
+    def _damaged(self, pair: Pair, number: int, part: str) -> CheckpointError:
+        path = self.path(pair, number)
+        return CheckpointError(
+            f"{path}: {part} of matrix {number} of tensor {quoted(pair.name)}: damaged, the sha256 "
+            "is not that of what was written",
+            hint=f"Remove {path}: it is made again, and rows that are done stay.",
+        )
+
+
+def job_for(variants: Sequence[Variant], options: Options) -> Job:
+    """Return the job of some cuts, without ranks of budgets."""
+    return Job(
+        rules=tuple(variant.rule for variant in variants),
+        options=options,
+        device=resolve_device(options.device),
+        budgets={},
+        keeps=tuple(variant.keep for variant in variants),
+    )
+
+
+def _sha256(data: bytes | bytearray | memoryview) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _tensor(entry: TensorEntry, data: bytearray) -> Tensor:
+    if not data:
+        return torch.empty(entry.shape, dtype=TORCH_DTYPES[entry.dtype])
+    return torch.frombuffer(data, dtype=TORCH_DTYPES[entry.dtype]).reshape(entry.shape)
