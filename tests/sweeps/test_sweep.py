@@ -39,7 +39,7 @@ from svdcut.svd.measured import Method
 from svdcut.sweeps.choice import choose, explain
 from svdcut.sweeps.decompose import decompose_update
 from svdcut.sweeps.request import read_outcome
-from svdcut.sweeps.result import Row, Variant
+from svdcut.sweeps.result import BASE, Row, Variant
 from svdcut.sweeps.rows import ROW, ROWS_NAME
 from svdcut.sweeps.swap import SwappedModel
 from svdcut.truncation import preflight
@@ -151,7 +151,10 @@ def test_swapped_weights_of_other_models(build, tmp_path):
     plan = plan_of(Pair(tmp_path / "base", finetuned), options)
     variants = [Variant(parse_rule(rank)) for rank in (0, 1, 3, "full")]
     outs = {str(variant): tmp_path / str(variant) for variant in variants}
-    svdcut.truncate_many(tmp_path / "base", finetuned, outs, device="cpu")
+    # Apart: a sweep decomposes nothing for the full rank.
+    for rules in (("0", "1", "3"), ("full",)):
+        some = {rule: outs[rule] for rule in rules}
+        svdcut.truncate_many(tmp_path / "base", finetuned, some, device="cpu")
     decomposed = decompose_update(plan, variants, options, tmp_path / "kept")
     model = loader.from_pretrained(finetuned).eval()
     swapped = SwappedModel(model, plan, plan.finetuned)
@@ -219,20 +222,31 @@ def test_experts_in_another_order_have_no_place(tmp_path):
 @pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
 def test_rows_are_the_evaluations_of_written_checkpoints(place, tmp_path, dtype):
     found = sweep(place, tmp_path / "out", controls=["bottom"], dtype=dtype)
-    stored = {"dtype": dtype}
-    data = {"group": ["group"], "device": "cpu"}
-    for row in found.rows:
-        out = tmp_path / str(row.variant)
-        keep = row.variant.keep.value
-        rule = str(row.variant.rule)
-        sides = (place / "base", place / "ft")
-        totals = svdcut.truncate(*sides, out, rank=rule, keep=keep, **stored).totals
+    truncated = truncate_as(found.rows, place, tmp_path, dtype=dtype)
+    for row, (out, manifest) in zip(found.rows, truncated, strict=True):
+        totals = manifest.totals
         undone = totals.rounding_error / totals.tail_norm if totals.tail_norm else None
         assert row.rounding_share == (undone and pytest.approx(undone))
         assert undone is None or (undone > 1e-3) is (dtype == "bfloat16")
-        assert svdcut.evaluate(out, place / "data.csv", **data) == row.evaluation
-    assert found.finetuned == svdcut.evaluate(place / "ft", place / "data.csv", **data)
+        assert svdcut.evaluate(out, place / "data.csv", **DATA) == row.evaluation
+    assert found.finetuned == svdcut.evaluate(place / "ft", place / "data.csv", **DATA)
     assert found.base == found.rows[0].evaluation
+
+
+DATA = {"group": ["group"], "device": "cpu"}
+
+
+def truncate_as(rows, place, folder, **options):
+    """Write the checkpoints of some rows, from all triplets as controls need them."""
+    found = []
+    for row in rows:
+        rule, keep = str(row.variant.rule), row.variant.keep.value
+        outs = {name: folder / f"{keep}-{rule}-{name}" for name in dict.fromkeys((rule, "full"))}
+        made = svdcut.truncate_many(
+            place / "base", place / "ft", outs, keep=keep, device="cpu", **options
+        )
+        found.append((outs[rule], made[0]))
+    return found
 
 
 def test_inputs_are_left_as_they_were(place, tmp_path, pair):
@@ -689,11 +703,9 @@ def test_a_command_evaluates_written_checkpoints(place, tmp_path):
     found = sweep(place, tmp_path / "out", eval_command=command, ranks="1,2", controls=["bottom"])
     assert [str(row.variant) for row in found.rows] == ["1", "2", "bottom 1", "bottom 2"]
     seen = log.read_text().splitlines()
-    expected = [place / "ft"]
-    for rank, keep in (("0", "top"), ("1", "top"), ("2", "top"), ("1", "bottom"), ("2", "bottom")):
-        out = tmp_path / f"{rank}{keep}"
-        svdcut.truncate(place / "base", place / "ft", out, rank=rank, keep=keep)
-        expected.append(out)
+    base = replace(found.rows[0], variant=BASE)
+    cuts = truncate_as([base, *found.rows], place, tmp_path)
+    expected = [place / "ft", *(out for out, _ in cuts)]
     files = [(out / "model.safetensors").read_bytes() for out in expected]
     assert seen == [hashlib.sha256(data).hexdigest() for data in files]
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
