@@ -24,7 +24,7 @@ from svdcut.pair.pairing import Action, Pair
 from svdcut.pair.plan import Form, Output, Plan
 from svdcut.shown import byte_size
 from svdcut.streaming.memory import expected_top, memory_needs
-from svdcut.svd.route import Route, choose_route
+from svdcut.svd.route import Route, choose_route, is_few
 from svdcut.write.destination import partial_path
 
 _PROCESS_BYTES = 400 << 20
@@ -223,7 +223,10 @@ def _factor_bytes(pair: Pair, cuts: Sequence[tuple[Rule, Keep]], options: Option
     top = expected_top(pair, [rule for rule, _ in chosen], options) if is_top and chosen else None
     total = 0
     for (m, n), most in zip(pair.matrices, pair.full_ranks, strict=True):
-        itemsize = 4 if _is_krylov(min(m, n), top, options.svd) else 8
+        short = min(m, n)
+        # The leading ones alone are kept in float32, where that is as exact as asked.
+        is_leading = is_few(top, short) or _is_krylov(short, top, options.svd)
+        itemsize = 4 if is_leading and options.svd is not Route.EXACT else 8
         total += itemsize * _kept_rank(most, chosen) * (m + n)
     return total
 
