@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import stat
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from html.parser import HTMLParser
 
@@ -21,7 +21,7 @@ from svdcut.page import save_page
 from svdcut.page.page import render
 from svdcut.page.tables import MAX_ROWS
 from svdcut.page.text import MAX_NAME, visible
-from svdcut.pictures import LIGHT, panels_as_svg
+from svdcut.pictures import LIGHT, Picture, panels_as_svg
 from svdcut.shown import percent, size_text
 from svdcut.spectra.columns import JOINED, describe
 from svdcut.spectra.facts import Spectra, Subject, TensorSpectra
@@ -32,15 +32,8 @@ HOSTILE = '</script><img src=x onerror="window.broken=1">\u202e.\x07&\u2028`${1}
 NUM_BIG = 5000
 
 
-@dataclass(frozen=True)
-class Panel:
-    title: str
-    caption: str
-    svg: str
-
-
 def panel(color):
-    return Panel(
+    return Picture(
         "Decay <of> values",
         "One line a matrix.",
         '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 40 20"><style>rect{stroke:red}'
@@ -234,7 +227,7 @@ def test_names_of_a_stranger_stay_text():
     )
     dtype = replace(hostile.tensors[HOSTILE], dtype=HOSTILE)
     hostile = replace(hostile, tensors={**hostile.tensors, HOSTILE: dtype})
-    page = render(hostile, {"light": (Panel(HOSTILE, HOSTILE, "<svg/>"),)})
+    page = render(hostile, {"light": (Picture(HOSTILE, HOSTILE, "<svg/>"),)})
     reader = Reader(page)
     assert reader.tags.count("script") == 3
     assert {dict(reader.attributes).get("onerror")} == {None}
@@ -604,7 +597,7 @@ def test_text_of_pictures_can_be_read_at_every_width(visit, width):
 
 def test_names_of_a_stranger_run_nothing(visit):
     shown = spectra({HOSTILE: tensor(matrix(), ZEROS)}, checkpoint=HOSTILE, left_out=(HOSTILE,))
-    page = visit(shown, {"light": (Panel(HOSTILE, HOSTILE, PANELS["light"][0].svg),)})
+    page = visit(shown, {"light": (Picture(HOSTILE, HOSTILE, PANELS["light"][0].svg),)})
     page.get_by_label("Filter names").fill("img")
     page.locator(".fold").click()
     assert names(page)[0] == visible(HOSTILE)

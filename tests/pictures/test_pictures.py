@@ -11,9 +11,10 @@ import pytest
 
 from svdcut.errors import OutputError, UsageError
 from svdcut.pictures import DARK, LIGHT, panels_as_svg, save_figure
-from svdcut.pictures.kinds import find_kinds, group_kinds, kept_energy, log_curves, short_labels
+from svdcut.pictures import kinds as pictured
+from svdcut.pictures.kinds import group_kinds, kept_energy, log_curves, short_labels
 from svdcut.pictures.style import PANEL, decade_ticks, readable
-from svdcut.pictures.tables import RELATIVE_NORM, scale_of, tabulate
+from svdcut.pictures.tables import measures_of, scale_of, tabulate
 from svdcut.spectra.columns import describe
 from svdcut.spectra.facts import Spectra, Subject, TensorSpectra
 from svdcut.spectra.matrix import Spectrum
@@ -56,6 +57,17 @@ def spectra(tensors, subject=Subject.UPDATE, **changes):
 
 def layers(num, kinds, make=lambda layer, kind: spectrum(falling(scale=1 + layer))):
     return {f"m.layers.{i}.{k}.weight": tensor(make(i, k)) for i in range(num) for k in kinds}
+
+
+def find_kinds(made):
+    return pictured.find_kinds({name: found.matrices for name, found in made.tensors.items()})
+
+
+def relative_norms(made):
+    """The norms over base's, by kind and layer, and their scale."""
+    (measure,) = [m for m in measures_of(made) if m.title == "Relative norm"]
+    table = tabulate(find_kinds(made), measure)
+    return table, scale_of(table, logarithmic=True)
 
 
 STRANGE = (
@@ -214,13 +226,12 @@ def outlier():
 
 def test_an_outlier_leaves_the_colours_to_the_others():
     made = outlier()
-    table = tabulate(find_kinds(made), RELATIVE_NORM)
-    scale = scale_of(table, RELATIVE_NORM)
+    table, scale = relative_norms(made)
     usual = sorted(table.known)[:-1]
     assert (scale.low, scale.high) == pytest.approx((usual[0], usual[-1]))
-    assert table.above(scale).sum() == 1
-    assert table.above(scale)[1, 5]
-    assert not table.below(scale).any()
+    assert table.beyond(scale, above=True).sum() == 1
+    assert table.beyond(scale, above=True)[1, 5]
+    assert not table.beyond(scale, above=False).any()
     panel = panels_as_svg(made, LIGHT)[-1]
     assert "Cells beyond the colours: 1 above" in panel.caption
     assert any(text.startswith("≥ ") for text in texts(panel.svg))
@@ -229,15 +240,14 @@ def test_an_outlier_leaves_the_colours_to_the_others():
 def test_what_is_common_is_no_outlier():
     def scales(*values):
         tensors = layers(len(values), "a", lambda i, k: spectrum([values[i], values[i] / 2]))
-        table = tabulate(find_kinds(spectra(tensors)), RELATIVE_NORM)
-        return table, scale_of(table, RELATIVE_NORM)
+        return relative_norms(spectra(tensors))
 
     for values in ((1, 2, 4, 8, 16, 32), (1,) * 9 + (100,) * 3, (1, 100), (3,)):
         table, scale = scales(*map(float, values))
-        assert not table.above(scale).any()
-        assert not table.below(scale).any()
+        assert not table.beyond(scale, above=True).any()
+        assert not table.beyond(scale, above=False).any()
     table, scale = scales(*[1.0] * 11, 1e-6)
-    assert table.below(scale).sum() == 1
+    assert table.beyond(scale, above=False).sum() == 1
 
 
 def test_names_stand_as_they_are_written():
@@ -285,17 +295,17 @@ def test_experts_are_one_line_and_one_cell():
     assert [curve.layer for curve in curves] == [0, 1]
     assert curves[0].num_matrices == 4
     assert 10 ** curves[0].value[0] == pytest.approx(2.5)
-    table = tabulate([kind], RELATIVE_NORM)
+    table, _ = relative_norms(CASES["experts"]())
     assert table.values.shape == (1, 2)
-    norms = [matrix.norm / 10 for matrix in kind.units[0].matrices]
-    assert table.values[0, 0] == pytest.approx((norms[1] + norms[2]) / 2)
+    norms = [matrix.norm for matrix in kind.units[0].matrices]
+    assert table.values[0, 0] == pytest.approx(math.hypot(*norms) / math.hypot(*[10.0] * 4))
 
 
 def test_what_is_in_no_layer_stands_at_the_ends():
     made = spectra(
         {"embed": tensor(spectrum([1.0]))} | layers(2, "a") | {"z": tensor(spectrum([2.0]))}
     )
-    table = tabulate(find_kinds(made), RELATIVE_NORM)
+    table, _ = relative_norms(made)
     assert table.columns == ("", "0", "1", "")
     assert (table.values == table.values).tolist() == [
         [True, False, False, False],

@@ -3,6 +3,6 @@
 It measures nothing, draws no pictures and needs no network, neither to write nor to read.
 """
 
-from svdcut.page.page import Panel, save_page
+from svdcut.page.page import save_page
 
-__all__ = ["Panel", "save_page"]
+__all__ = ["save_page"]

@@ -12,11 +12,11 @@ import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
-from typing import Protocol
 
 from svdcut.files.atomic_write import write_whole
 from svdcut.page import tables
 from svdcut.page.text import grouped, markup, script_json
+from svdcut.pictures.page import Picture
 from svdcut.spectra import files
 from svdcut.spectra.column import known_columns
 from svdcut.spectra.columns import JOINED
@@ -29,30 +29,14 @@ _EARLY = 'document.documentElement.className = "loading"'
 """Runs before the tables are read, so that the far rows are never laid out."""
 
 
-class Panel(Protocol):
-    """A picture with its words: see `svdcut.pictures`."""
-
-    @property
-    def title(self) -> str:
-        """What it shows."""
-
-    @property
-    def caption(self) -> str:
-        """How to read it."""
-
-    @property
-    def svg(self) -> str:
-        """The whole document."""
-
-
-def save_page(spectra: Spectra, panels: Mapping[str, Sequence[Panel]], path: Path) -> None:
+def save_page(spectra: Spectra, panels: Mapping[str, Sequence[Picture]], path: Path) -> None:
     """Write the spectra of a checkpoint as a page.
 
     Parameters
     ----------
     spectra : Spectra
         What the tables show.
-    panels : mapping of str to sequence of Panel
+    panels : mapping of str to sequence of Picture
         The same pictures for ``light`` and for ``dark``. Without any there are tables alone.
     path : Path
         The file. What was there is replaced, once the page is complete.
@@ -71,7 +55,7 @@ def save_page(spectra: Spectra, panels: Mapping[str, Sequence[Panel]], path: Pat
     write_whole(path, lambda place: place.write_bytes(data))
 
 
-def render(spectra: Spectra, panels: Mapping[str, Sequence[Panel]]) -> str:
+def render(spectra: Spectra, panels: Mapping[str, Sequence[Picture]]) -> str:
     """Return the page.
 
     Parameters
@@ -152,7 +136,7 @@ def _made(spectra: Spectra) -> str:
     return " · ".join(facts)
 
 
-def _pictures(panels: Mapping[str, Sequence[Panel]]) -> str:
+def _pictures(panels: Mapping[str, Sequence[Picture]]) -> str:
     """Return the figures: as images, in which no script runs and no name meets another's."""
     light = panels.get("light", ())
     dark = panels.get("dark", light)

@@ -4,18 +4,18 @@ It measures nothing. matplotlib, of the extra ``plot``, is imported where it is 
 """
 
 from svdcut.pictures.figure import (
-    Panel,
     check_figure,
     panels_as_svg,
     save_comparison,
     save_figure,
 )
+from svdcut.pictures.page import Picture
 from svdcut.pictures.style import DARK, LIGHT, Theme, can_draw
 
 __all__ = [
     "DARK",
     "LIGHT",
-    "Panel",
+    "Picture",
     "Theme",
     "can_draw",
     "check_figure",

@@ -1,84 +1,78 @@
-"""What is drawn together: matrices of one kind of module, layer by layer.
+"""What is drawn together: matrices of one kind of module, layer by layer, and their curves.
 
 Names and numbers alone; it draws nothing.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from svdcut.names import collapse_numbers, layer_number, model_order
-from svdcut.spectra.facts import Spectra
+from svdcut.names import group_by_kind, layer_number, model_order
+from svdcut.spectra.column import Column
+from svdcut.spectra.columns import ABOVE_NOISE_EDGE, RANK_90, RANK_99
 from svdcut.spectra.matrix import Spectrum
 
+T = TypeVar("T")
+U = TypeVar("U")
 Numbers = NDArray[np.float64]
 
 MAX_GROUPS = 8
 """As many as the palette has colours, and one for the rest."""
 
 NUM_POINTS = 96
-"""Of a curve, evenly by the logarithm of the index: more are not seen."""
-
-MAX_LINES = 48
-"""Of a group."""
+"""Points of a curve, evenly by the logarithm of the index: more are not seen."""
 
 _CONTAINERS = ("layer", "layers", "block", "blocks", "h")
 
 
 @dataclass(frozen=True, slots=True)
-class Unit:
+class Unit(Generic[T]):
     """The matrices of one kind in one layer: one, or one for each expert."""
 
     layer: int | None
-    matrices: tuple[Spectrum, ...]
+    matrices: tuple[T, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class Kind(Generic[T]):
     """The matrices whose names differ in numbers alone, or several such kinds as one."""
 
     label: str
     place: int
     """0 before the numbered layers, 1 in them, 2 after them."""
 
-    units: tuple[Unit, ...]
+    units: tuple[Unit[T], ...]
     num_kinds: int = 1
 
     @property
-    def matrices(self) -> list[Spectrum]:
+    def matrices(self) -> list[T]:
         """All, in the order of the model."""
         return [matrix for unit in self.units for matrix in unit.matrices]
 
-    @property
-    def changed(self) -> list[Spectrum]:
-        """Those that are not all zeros."""
-        return [matrix for matrix in self.matrices if matrix.norm > 0]
+    def of(self, part: Callable[[T], U]) -> Kind[U]:
+        """Return the kind with a part of each matrix in its place."""
+        units = (Unit(unit.layer, tuple(map(part, unit.matrices))) for unit in self.units)
+        return Kind(self.label, self.place, tuple(units), self.num_kinds)
 
 
-def find_kinds(spectra: Spectra) -> tuple[Kind, ...]:
-    """Sort the matrices by what their names say, in the order of the model."""
-    found: dict[str, dict[int | None, list[Spectrum]]] = {}
-    places: dict[str, int] = {}
-    for name, tensor in spectra.tensors.items():
-        collapsed = collapse_numbers(name)
-        places.setdefault(collapsed, model_order(name)[0])
-        units = found.setdefault(collapsed, {})
-        units.setdefault(layer_number(name), []).extend(tensor.matrices)
-    labels = short_labels(list(found))
-    return tuple(
-        Kind(
-            label,
-            places[name],
-            tuple(Unit(layer, tuple(matrices)) for layer, matrices in found[name].items()),
-        )
-        for name, label in zip(found, labels, strict=True)
-    )
+def find_kinds(matrices: Mapping[str, Sequence[T]]) -> list[Kind[T]]:
+    """Sort the matrices of tensors by what their names say, in the order of the model."""
+    found = group_by_kind(matrices)
+    kinds = []
+    for label, names in zip(short_labels(list(found)), found.values(), strict=True):
+        layers: dict[int | None, list[T]] = {}
+        for name in names:
+            layers.setdefault(layer_number(name), []).extend(matrices[name])
+        units = tuple(Unit(layer, tuple(members)) for layer, members in layers.items())
+        kinds.append(Kind(label, model_order(names[0])[0], units))
+    return kinds
 
 
 def short_labels(names: Sequence[str]) -> list[str]:
@@ -123,22 +117,17 @@ def _reduced(name: str) -> str:
     return ".".join(kept) if kept else name
 
 
-def group_kinds(kinds: Sequence[Kind]) -> tuple[Kind, ...]:
+def group_kinds(kinds: Sequence[Kind[T]]) -> list[Kind[T]]:
     """Return at most `MAX_GROUPS` kinds: those with most matrices, and the rest as one."""
     if len(kinds) <= MAX_GROUPS:
-        return tuple(kinds)
-    repeated = [kind for kind in kinds if len(kind.units) > 1]
-    candidates = repeated or list(kinds)
-    ranked = sorted(candidates, key=lambda kind: (-len(kind.matrices), -_size(kind)))
+        return list(kinds)
+    candidates = [kind for kind in kinds if len(kind.units) > 1] or list(kinds)
+    ranked = sorted(candidates, key=lambda kind: -len(kind.matrices))
     chosen = {id(kind) for kind in ranked[: MAX_GROUPS - 1]}
     rest = [kind for kind in kinds if id(kind) not in chosen]
     units = tuple(unit for kind in rest for unit in kind.units)
-    label = f"{len(rest)} others"
-    return (*(k for k in kinds if id(k) in chosen), Kind(label, 2, units, len(rest)))
-
-
-def _size(kind: Kind) -> int:
-    return max((matrix.full_rank for matrix in kind.matrices), default=0)
+    others = Kind(f"{len(rest)} others", 2, units, len(rest))
+    return [*(kind for kind in kinds if id(kind) in chosen), others]
 
 
 def log_indices(length: int) -> NDArray[np.intp]:
@@ -150,16 +139,16 @@ def log_indices(length: int) -> NDArray[np.intp]:
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """Singular values of a unit, of some indices; logarithms to base 10."""
+    """Some singular values of a unit; logarithms to base 10."""
 
     layer: int | None
     index: Numbers
     value: Numbers
     num_matrices: int
-    """Of which these are the medians."""
+    """How many matrices these are the medians of."""
 
 
-def log_curves(kind: Kind) -> list[Curve]:
+def log_curves(kind: Kind[Spectrum]) -> list[Curve]:
     """Return the spectra of a kind: medians over the experts of a layer, zeros left out."""
     found = []
     for unit in kind.units:
@@ -169,7 +158,7 @@ def log_curves(kind: Kind) -> list[Curve]:
                 by_length.setdefault(len(matrix.singular_values), []).append(matrix)
         for length, matrices in by_length.items():
             index = log_indices(length)
-            rows = [as_numbers(matrix.singular_values)[index - 1] for matrix in matrices]
+            rows = [_numbers(matrix.singular_values)[index - 1] for matrix in matrices]
             value = np.median(np.stack(rows), axis=0)
             positive = value > 0
             if positive.any():
@@ -178,16 +167,7 @@ def log_curves(kind: Kind) -> list[Curve]:
     return found
 
 
-def some_curves(curves: list[Curve]) -> list[Curve]:
-    """Return at most `MAX_LINES`, evenly by their first values, in the order they had."""
-    if len(curves) <= MAX_LINES:
-        return curves
-    ranked = sorted(range(len(curves)), key=lambda i: float(curves[i].value[0]))
-    places = np.linspace(0, len(ranked) - 1, MAX_LINES).round().astype(int)
-    return [curves[i] for i in sorted({ranked[place] for place in places})]
-
-
-def as_numbers(values: Sequence[float]) -> Numbers:
+def _numbers(values: Sequence[float]) -> Numbers:
     """Return values as an array; those of an `array.array` are not copied."""
     return np.asarray(values, dtype=np.float64)
 
@@ -206,7 +186,7 @@ def kept_energy(matrices: Sequence[Spectrum]) -> Energy | None:
     """Return the energy kept by rank, as far as all matrices know it; None of zeros alone."""
     if not matrices:
         return None
-    known = [len(m.singular_values) for m in matrices if len(m.singular_values) < m.full_rank]
+    known = [len(m.singular_values) for m in matrices if not m.is_whole]
     ranks = log_indices(min([max(m.full_rank for m in matrices), *known]))
     if not ranks.size:
         return None
@@ -215,14 +195,73 @@ def kept_energy(matrices: Sequence[Spectrum]) -> Energy | None:
 
 
 def _energy_at(matrix: Spectrum, ranks: NDArray[np.intp]) -> Numbers:
-    values = as_numbers(matrix.singular_values) / matrix.norm
+    values = _numbers(matrix.singular_values) / matrix.norm
     shares = np.minimum(np.cumsum(values * values), 1.0)
     kept: Numbers = shares[np.minimum(ranks, len(shares)) - 1]
     # All values are all of the energy, whatever their squares add up to.
     return np.where(ranks >= matrix.full_rank, 1.0, kept)
 
 
-def median_or_none(values: Sequence[float | None]) -> float | None:
-    """Return the median of those that are known."""
-    known: Any = [value for value in values if value is not None]
-    return float(np.median(known)) if known else None
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A kind, and the colour that it has in every panel."""
+
+    kind: Kind[Spectrum]
+    colour: str
+    curves: tuple[Curve, ...]
+    energy: Energy | None
+
+    @property
+    def changed(self) -> list[Spectrum]:
+        """The matrices that are not all zeros."""
+        return [matrix for matrix in self.kind.matrices if matrix.norm > 0]
+
+    @property
+    def noise_edges(self) -> list[float]:
+        """The noise edges that are known and have a logarithm."""
+        return [matrix.noise_edge for matrix in self.changed if matrix.noise_edge]
+
+
+def make_group(kind: Kind[Spectrum], colour: str) -> Group:
+    """Compute what the panels show of a kind."""
+    changed = [matrix for matrix in kind.matrices if matrix.norm > 0]
+    return Group(kind, colour, tuple(log_curves(kind)), kept_energy(changed))
+
+
+@dataclass(frozen=True, slots=True)
+class RuleMark:
+    """A column of ranks, and how it is marked."""
+
+    name: str
+    column: Column
+    marker: str
+    offset: float
+    """Within a row of height 1."""
+
+
+ENERGY_90 = RuleMark("90% energy", RANK_90, "o", 0.24)
+ENERGY_99 = RuleMark("99% energy", RANK_99, "D", 0.0)
+NOISE = RuleMark("noise edge", ABOVE_NOISE_EDGE, "^", -0.24)
+RULES = (ENERGY_90, ENERGY_99, NOISE)
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Least, median and largest rank of a rule; infinity where one is beyond the values at hand."""
+
+    low: float
+    middle: float
+    high: float
+
+    def text(self) -> str:
+        """Return the least and the largest."""
+        return f"{self.low:.0f}" + (f" to {self.high:.0f}" if self.low != self.high else "")
+
+
+def spread_of_ranks(rule: RuleMark, matrices: Sequence[Spectrum]) -> Spread | None:
+    """Return how the ranks of a rule spread; None where no matrix has one."""
+    ranks = [rule.column.of(matrix) for matrix in matrices]
+    if rule is NOISE:
+        ranks = [rank for rank in ranks if rank is not None]
+    found = sorted(math.inf if rank is None else rank for rank in ranks)
+    return Spread(found[0], found[(len(found) - 1) // 2], found[-1]) if found else None

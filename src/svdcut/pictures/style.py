@@ -1,6 +1,6 @@
-"""How pictures look: themes, settings of matplotlib, numbers and names as labels.
+"""How pictures look: themes, settings of matplotlib, labels, and the axis of ranks.
 
-It draws nothing.
+It knows nothing of what they show.
 """
 
 from __future__ import annotations
@@ -8,12 +8,19 @@ from __future__ import annotations
 import logging
 import math
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from svdcut.errors import UsageError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+FIXED_RANKS = (16, 64, 256)
+"""Those that people ask for."""
 
 FONT = "DejaVu Sans"
 """matplotlib brings it: the same file everywhere."""
@@ -254,3 +261,35 @@ def rank_ticks(largest: int) -> list[int]:
     """Return the powers of four up to a rank: among them the ranks that people ask for."""
     step = 4 if largest > 16 else 2
     return [step**power for power in range(32) if step**power <= max(largest, 1)]
+
+
+def draw_rank_axis(
+    axes: Axes, largest: float, place: Callable[[float], float], *, zero: bool = False
+) -> None:
+    """Draw the ticks and labels of an axis of ranks."""
+    ranks = ([0] if zero else []) + rank_ticks(round(largest))
+    axes.set_xticks([place(rank) for rank in ranks], [str(rank) for rank in ranks])
+
+
+def draw_fixed_ranks(
+    axes: Axes, largest: float, place: Callable[[float], float], theme: Theme
+) -> None:
+    """Draw lines at the ranks that people ask for."""
+    for rank in FIXED_RANKS:
+        if rank <= largest:
+            axes.axvline(place(rank), color=theme.faint, linewidth=0.8, zorder=0.5)
+
+
+def marker(face: str, edge: str, size: float) -> dict[str, Any]:
+    """Return the settings of a mark."""
+    return {
+        "markerfacecolor": face,
+        "markeredgecolor": edge,
+        "markersize": size,
+        "markeredgewidth": 0.8,
+    }
+
+
+def say(axes: Axes, text: str, theme: Theme) -> None:
+    """Write a text in the middle."""
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=theme.muted)

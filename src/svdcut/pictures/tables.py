@@ -1,24 +1,31 @@
 """One number for each matrix, laid out as a model is: modules by layers.
 
-It computes medians alone, and draws nothing.
+It joins matrices by the rule of their column, and draws nothing.
 """
 
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from svdcut.pictures.kinds import Kind, Numbers, Unit, median_or_none
+from svdcut.pictures.kinds import Kind, Numbers
 from svdcut.shown import percent
-from svdcut.spectra.facts import Spectra, Subject
+from svdcut.spectra.column import Column, Drawing, known_columns
+from svdcut.spectra.columns import JOINED
+from svdcut.spectra.facts import Spectra
 from svdcut.spectra.matrix import Spectrum
+
+T = TypeVar("T")
 
 MAX_ROWS = 18
 MAX_COLUMNS = 128
+_MAX_MEASURES = 2
 
 _SPREAD = 1.2
 """At least so much larger is the end of a scale than its begin."""
@@ -31,76 +38,42 @@ _COMMON = 0.8
 
 
 @dataclass(frozen=True, slots=True)
-class Measure:
-    """What one number says of a matrix."""
+class Measure(Generic[T]):
+    """A number of several matrices, and how it is drawn."""
 
-    name: str
-    of: str
-    """In what it is measured."""
-
-    value: Callable[[Spectrum], float | None]
+    title: str
+    meaning: str
+    value: Callable[[Sequence[T]], float | None]
     text: Callable[[float], str]
-    logarithmic: bool
-    colours: str
-    """matplotlib's name of a colour map."""
-
-    explanation: str
+    drawing: Drawing
 
 
-def _effective_share(matrix: Spectrum) -> float | None:
-    return None if matrix.effective_rank is None else matrix.effective_rank / matrix.full_rank
-
-
-def _number(value: float) -> str:
-    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
-
-
-EFFECTIVE_RANK = Measure(
-    "Effective rank",
-    "of full rank",
-    _effective_share,
-    percent,
-    logarithmic=False,
-    colours="viridis",
-    explanation="exp(entropy of the singular values): how many carry the matrix.",
-)
-STABLE_RANK = Measure(
-    "Stable rank",
-    "",
-    lambda matrix: matrix.stable_rank,
-    _number,
-    logarithmic=True,
-    colours="viridis",
-    explanation="Squared norm over the squared largest singular value.",
-)
-RELATIVE_NORM = Measure(
-    "Size of the update",
-    "of base's norm",
-    lambda matrix: matrix.relative_norm,
-    percent,
-    logarithmic=True,
-    colours="cividis",
-    explanation="Frobenius norm of the update over that of base's matrix.",
-)
-
-
-def measures_of(spectra: Spectra) -> tuple[Measure, ...]:
-    """Return what is known of these matrices: how flat their spectra are, and how large."""
+def measures_of(spectra: Spectra) -> list[Measure[Spectrum]]:
+    """Return as many columns as a figure has room for: the first that are known."""
     matrices = [matrix for _, matrix in spectra.matrices]
-    whole = any(matrix.effective_rank is not None for matrix in matrices)
-    partial = any(matrix.stable_rank is not None for matrix in matrices)
-    related = any(matrix.relative_norm is not None for matrix in matrices)
-    candidates = (
-        (EFFECTIVE_RANK, whole),
-        (STABLE_RANK, partial and (spectra.subject is Subject.WEIGHTS or not whole)),
-        (RELATIVE_NORM, related),
-    )
-    return tuple(measure for measure, known in candidates if known)
+    drawn = [
+        (column.drawing.order, _measure(column, column.drawing))
+        for column in known_columns(JOINED, matrices)
+        if column.drawing is not None
+    ]
+    return [measure for _, measure in sorted(drawn, key=lambda pair: pair[0])[:_MAX_MEASURES]]
+
+
+def _measure(column: Column, drawing: Drawing) -> Measure[Spectrum]:
+    def share(matrices: Sequence[Spectrum]) -> float | None:
+        value = column.joined(matrices)
+        full = statistics.median(matrix.full_rank for matrix in matrices)
+        return None if value is None else value / full
+
+    title = column.title[:1].upper() + column.title[1:]
+    if drawing.of_full_rank:
+        return Measure(title, column.meaning, share, percent, drawing)
+    return Measure(title, column.meaning, column.joined, column.unit.text, drawing)
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Medians of a measure, of each kind in each layer."""
+    """A measure of each kind in each layer."""
 
     rows: tuple[str, ...]
     columns: tuple[str, ...]
@@ -114,7 +87,7 @@ class Table:
 
     layers_in_column: int
     of_several: bool
-    """Whether some value is a median of several matrices."""
+    """Whether some value is that of several experts."""
 
     @property
     def known(self) -> Numbers:
@@ -122,12 +95,10 @@ class Table:
         known: Numbers = self.values[np.isfinite(self.values)]
         return known
 
-    def above(self, scale: Scale) -> NDArray[np.bool_]:
-        """Return which cells lie above a scale."""
-        return self.values > scale.high
-
-    def below(self, scale: Scale) -> NDArray[np.bool_]:
-        """Return which cells lie below a scale; on a logarithmic one zeros have no place."""
+    def beyond(self, scale: Scale, *, above: bool) -> NDArray[np.bool_]:
+        """Return which cells lie above or below a scale; zeros have no place on a log one."""
+        if above:
+            return self.values > scale.high
         return (self.values < scale.low) & (self.values > (0 if scale.logarithmic else -np.inf))
 
     @property
@@ -136,40 +107,48 @@ class Table:
         return sum(map(bool, self.columns)) > 1
 
 
-def tabulate(kinds: Sequence[Kind], measure: Measure) -> Table:
+def tabulate(kinds: Sequence[Kind[T]], measure: Measure[T]) -> Table:
     """Lay a measure out by kind and layer."""
-    told = [
-        kind for kind in kinds if any(measure.value(matrix) is not None for matrix in kind.matrices)
-    ]
+    told = [kind for kind in kinds if any(measure.value([m]) is not None for m in kind.matrices)]
     shown = _most_units(told)
     layers = sorted({u.layer for kind in shown for u in kind.units if u.layer is not None})
     width = -(-len(layers) // MAX_COLUMNS) or 1
-    column_of: dict[tuple[int, int | None], int] = {}
+    columns, place_of = _columns(shown, layers, width)
+    values = np.full((len(shown), len(columns)), np.nan)
+    for row, kind in enumerate(shown):
+        cells: dict[int, list[T]] = {}
+        for unit in kind.units:
+            place = kind.place if unit.layer is None else 1
+            cells.setdefault(place_of[place, unit.layer], []).extend(unit.matrices)
+        for column, matrices in cells.items():
+            found = measure.value(matrices)
+            values[row, column] = np.nan if found is None else found
+    return Table(
+        rows=tuple(kind.label for kind in shown),
+        columns=tuple(columns),
+        values=values,
+        left_out=len(told) - len(shown),
+        layers_in_column=width,
+        of_several=any(len(unit.matrices) > 1 for kind in shown for unit in kind.units),
+    )
+
+
+def _columns(
+    kinds: Sequence[Kind[T]], layers: Sequence[int], width: int
+) -> tuple[list[str], dict[tuple[int, int | None], int]]:
+    """Return the names of columns, and the column of each place and layer."""
+    places: dict[tuple[int, int | None], int] = {}
     columns = []
-    before = len(layers) > 0 and any(_is_at(kind, 0) for kind in shown)
-    if before or not layers:
+    if not layers or any(_is_at(kind, 0) for kind in kinds):
         columns.append("")
     for number, layer in enumerate(layers):
         if number % width == 0:
             columns.append(str(layer))
-        column_of[1, layer] = len(columns) - 1
-    if layers and any(_is_at(kind, 2) for kind in shown):
+        places[1, layer] = len(columns) - 1
+    if layers and any(_is_at(kind, 2) for kind in kinds):
         columns.append("")
     last = len(columns) - 1
-    column_of |= {(0, None): 0, (1, None): last, (2, None): last}
-    values = np.full((len(shown), len(columns)), np.nan)
-    for row, kind in enumerate(shown):
-        cells: dict[int, list[Unit]] = {}
-        for unit in kind.units:
-            place = kind.place if unit.layer is None else 1
-            cells.setdefault(column_of[place, unit.layer], []).append(unit)
-        for column, units in cells.items():
-            found = median_or_none([measure.value(m) for unit in units for m in unit.matrices])
-            values[row, column] = np.nan if found is None else found
-    labels = tuple(kind.label for kind in shown)
-    several = any(len(unit.matrices) > 1 for kind in shown for unit in kind.units)
-    left_out = len(told) - len(shown)
-    return Table(labels, tuple(columns), values, left_out, width, several)
+    return columns, places | {(0, None): 0, (1, None): last, (2, None): last}
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,22 +176,22 @@ class Scale:
         return math.log10(value) if self.logarithmic else value
 
 
-def scale_of(table: Table, measure: Measure) -> Scale | None:
+def scale_of(table: Table, *, logarithmic: bool) -> Scale | None:
     """Return the scale of a table, or None if nothing in it has a colour.
 
     Outliers lie beyond it: else one of them would take all colours from the others.
     """
     known = table.known
-    known = known[known > 0] if measure.logarithmic else known
+    known = known[known > 0] if logarithmic else known
     if not known.size:
         return None
-    common = _without_outliers(known, logarithmic=measure.logarithmic)
+    common = _without_outliers(known, logarithmic=logarithmic)
     low, high = float(common.min()), float(common.max())
     if high < _SPREAD * low:
         # What hardly differs looks alike.
         middle = math.sqrt(low) * math.sqrt(high)
         low, high = middle / math.sqrt(_SPREAD), middle * math.sqrt(_SPREAD)
-    return Scale(low, high, measure.logarithmic and high > 3 * low)
+    return Scale(low, high, logarithmic and high > 3 * low)
 
 
 def _without_outliers(values: Numbers, *, logarithmic: bool) -> Numbers:
@@ -223,11 +202,11 @@ def _without_outliers(values: Numbers, *, logarithmic: bool) -> Numbers:
     return common if common.size >= _COMMON * values.size else values
 
 
-def _is_at(kind: Kind, place: int) -> bool:
+def _is_at(kind: Kind[T], place: int) -> bool:
     return kind.place == place and any(unit.layer is None for unit in kind.units)
 
 
-def _most_units(kinds: list[Kind]) -> list[Kind]:
+def _most_units(kinds: Sequence[Kind[T]]) -> list[Kind[T]]:
     ranked = sorted(kinds, key=lambda kind: -len(kind.units))[:MAX_ROWS]
     chosen = {id(kind) for kind in ranked}
     return [kind for kind in kinds if id(kind) in chosen]
