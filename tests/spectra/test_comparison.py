@@ -129,7 +129,8 @@ def test_the_lower_rank_is_compared(tmp_path):
     assert found.gaps[0] == pytest.approx(float(1 - s[3] / s[2]))
 
 
-def test_low_rank_where_the_engine_iterates(tmp_path):
+def test_low_rank_where_the_engine_iterates(tmp_path, monkeypatch):
+    monkeypatch.setattr("svdcut.svd.route._KRYLOV_MIN_SIDE", 385)
     first, second = (double(420, 400, deficient(400, 5), seed=seed) for seed in (1, 2))
     found = overlap(tmp_path, torch.zeros(420, 400, dtype=torch.float64), first, second)
     left, right, distance, _ = reference(first, second, 5)
@@ -151,7 +152,8 @@ def test_an_update_of_zeros(zero, tmp_path):
     assert found.left_chance == 0
 
 
-def test_leading_values_alone(tmp_path):
+def test_leading_values_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr("svdcut.svd.route._KRYLOV_MIN_SIDE", 385)
     m, n = 400, 420
     first, second = (with_spectrum(m, n, power_law(m, p), seed=1) for p in (0.5, 1.0))
     sides = write(tmp_path, torch.zeros(m, n), first, second)

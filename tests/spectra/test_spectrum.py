@@ -230,6 +230,13 @@ def wide_pair(tmp_path_factory):
     return write_folder(folder / "base", base), write_folder(folder / "ft", tuned)
 
 
+@pytest.fixture
+def iterates(monkeypatch):
+    """Leading values of matrices this small are iterated for, too."""
+    monkeypatch.setattr("svdcut.svd.route._KRYLOV_MIN_SIDE", 385)
+
+
+@pytest.mark.usefixtures("iterates")
 @pytest.mark.parametrize("top", [1, 24, 64])
 def test_leading_values(wide_pair, top):
     found = svdcut.spectrum(*wide_pair, top=top)
@@ -332,11 +339,11 @@ def test_nan_is_refused(tmp_path, side):
 def test_usage_errors(tmp_path):
     pair = toy(tmp_path)
     for options, words in (
-        ({"top": 0}, "top=0"),
-        ({"only": ["nothing*"]}, "only='nothing"),
-        ({"skip": ["nothing*"]}, "skip='nothing"),
-        ({"map": {"nothing": "x"}}, "map nothing"),
-        ({"device": "tpu"}, "device='tpu'"),
+        ({"top": 0}, "--top 0"),
+        ({"only": ["nothing*"]}, "--only 'nothing"),
+        ({"skip": ["nothing*"]}, "--skip 'nothing"),
+        ({"map": {"nothing": "x"}}, "--map nothing"),
+        ({"device": "tpu"}, "--device 'tpu'"),
     ):
         with pytest.raises(svdcut.UsageError, match=words):
             svdcut.spectrum(pair.base, pair.finetuned, **options)
@@ -474,6 +481,7 @@ def test_cut_points_are_those_of_truncate(wide_pair, tmp_path):
         assert manifest.totals.energy_retained == pytest.approx(point.energy, abs=1e-9)
 
 
+@pytest.mark.usefixtures("iterates")
 def test_cut_points_of_leading_values(wide_pair):
     points = {str(point.rule): point for point in cut_points(svdcut.spectrum(*wide_pair, top=64))}
     whole = {str(point.rule): point for point in cut_points(svdcut.spectrum(*wide_pair))}
@@ -519,6 +527,7 @@ def test_saved_values(wide_pair, tmp_path, top):
     assert [item.name for item in tmp_path.iterdir()] == [path.name]
 
 
+@pytest.mark.usefixtures("iterates")
 def test_same_numbers_whatever_the_workers(wide_pair, monkeypatch):
     documents = []
     for cores in (1, 3):
