@@ -59,6 +59,11 @@ def percent(share: float) -> str:
     return f"{number:.{max(decimals, 0)}f}%"
 
 
+def points(share: float) -> str:
+    """Return an accuracy, or a difference of some, in percent to a tenth: ``81.3``."""
+    return f"{100 * share:.1f}"
+
+
 def size_text(value: float) -> str:
     """Return a norm or a singular value in at most seven characters: ``0.0312``, ``1.2e-05``."""
     return f"{value:.3g}" if value == 0 or 1e-3 <= value < 1000 else f"{value:.1e}"
@@ -116,9 +121,8 @@ def _brief(value: object) -> str:
 def write_csv(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
     """Write rows of the same columns below their names, each cell as `safe_cell` makes it."""
     rows = iter(rows)
+    first = next(rows, {})
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        for first in rows:
-            writer.writerow(map(safe_cell, first))
-            for row in chain([first], rows):
-                writer.writerow(map(safe_cell, row.values()))
+        writer.writerow(map(safe_cell, first))
+        writer.writerows(map(safe_cell, row.values()) for row in chain([first], rows))

@@ -255,7 +255,7 @@ def metrics(**values):
         ),
         (lambda document: document["results"].clear(), "no tasks in it"),
         (lambda document: document.pop("n-samples"), "n-samples: Field required"),
-        (lambda document: document["n-samples"].clear(), "n-samples of 'words': none, where"),
+        (lambda document: document["n-samples"].clear(), "n-samples of 'words': None"),
         (
             lambda document: document["n-samples"].update(words={"effective": 0}),
             "n-samples.words.effective: Input",
@@ -272,7 +272,7 @@ def metrics(**values):
         (lambda document: document.update(group_subtasks={"words": ["words"]}), "no tasks in it"),
         (
             lambda document: document.update(group_subtasks={"words": ["gone"]}),
-            "of 'gone': none",
+            "n-samples of 'gone': None",
         ),
     ],
 )

@@ -11,9 +11,9 @@ from svdcut.cli.spectra_screen import open_screen
 from svdcut.cli.tables import Column, no_room, print_table
 from svdcut.evaluation.answers import Kind
 from svdcut.evaluation.dataset import Dataset
-from svdcut.evaluation.metrics import Evaluation, Interval
+from svdcut.evaluation.metrics import Evaluation
 from svdcut.evaluation.predictions import Predictions
-from svdcut.shown import counted, printable
+from svdcut.shown import counted, points, printable
 
 _GAPS = (
     ("best_worst", "best group over worst group"),
@@ -49,8 +49,8 @@ def print_evaluation(
     for line in _title(checkpoint, dataset, predictions):
         screen.say(line)
     screen.print()
-    interval = f"(95 % interval {show_interval(evaluation.interval)})"
-    screen.print(f"[bold]accuracy {show_share(evaluation.accuracy)}[/bold] {interval}")
+    interval = f"(95 % interval {evaluation.interval})"
+    screen.print(f"[bold]accuracy {points(evaluation.accuracy)}%[/bold] {interval}")
     dropped: list[str] = []
     if evaluation.groups:
         screen.print()
@@ -83,7 +83,7 @@ def _title(checkpoint: str, dataset: Dataset, predictions: Predictions) -> Itera
 def _groups(evaluation: Evaluation) -> Iterator[list[str]]:
     for name, group in evaluation.groups.items():
         mark = "worst" if name == evaluation.worst_group else ""
-        found = [str(group.size), show_share(group.accuracy), show_interval(group.interval)]
+        found = [str(group.size), f"{points(group.accuracy)}%", str(group.interval)]
         yield [name, *found, mark]
 
 
@@ -91,17 +91,7 @@ def _gaps(evaluation: Evaluation) -> Iterator[list[str]]:
     for key, name in _GAPS:
         gap = getattr(evaluation.gap, key)
         if gap is not None:
-            yield [name, f"{100 * gap:.1f}", show_interval(evaluation.intervals.get(key))]
-
-
-def show_share(value: float) -> str:
-    """Return a share for people."""
-    return f"{value:.1%}"
-
-
-def show_interval(interval: Interval | None) -> str:
-    """Return an interval for people, in percent; nothing where there is none."""
-    return "" if interval is None else f"{100 * interval.low:.1f} to {100 * interval.high:.1f}"
+            yield [name, points(gap), str(evaluation.intervals.get(key, ""))]
 
 
 def note_cut_texts(evaluation: Evaluation) -> None:

@@ -7,11 +7,10 @@ from pathlib import Path
 
 from rich.markup import escape
 
-from svdcut.cli.evaluation_screen import show_interval, show_share
 from svdcut.cli.spectra_screen import open_screen
 from svdcut.cli.tables import Column, no_room, print_table
 from svdcut.evaluation.metrics import Evaluation
-from svdcut.shown import printable
+from svdcut.shown import points, printable
 from svdcut.sweeps.result import CSV_NAME, JSON_NAME, PICTURE_NAME, Sweep
 
 _BACK = Column("back", 1)
@@ -79,9 +78,9 @@ def _numbers(found: Evaluation) -> list[str]:
     gap = found.gap.best_worst
     worst = found.worst_group_accuracy
     return [
-        show_share(found.accuracy),
-        show_interval(found.interval if found.size else None),
-        "" if worst is None else show_share(worst),
-        "" if gap is None else f"{100 * gap:.1f}",
-        show_interval(found.intervals.get("best_worst")),
+        f"{points(found.accuracy)}%",
+        str(found.interval) if found.size else "",
+        "" if worst is None else f"{points(worst)}%",
+        "" if gap is None else points(gap),
+        str(found.intervals.get("best_worst", "")),
     ]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from annotated_types import Ge, Le
 
 from svdcut.files.jsonfile import parse_dataclass
-from svdcut.shown import brief
+from svdcut.shown import brief, points
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,10 +55,13 @@ class Grouping:
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A 95 % confidence interval."""
+    """A 95 % confidence interval; `str` gives it in percent."""
 
     low: float
     high: float
+
+    def __str__(self) -> str:
+        return f"{points(self.low)} to {points(self.high)}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from svdcut.choose.keep import Keep
 from svdcut.evaluation.metrics import Evaluation, Interval
 from svdcut.files.jsonfile import quoted
+from svdcut.shown import points
 from svdcut.sweeps.result import Row
 
 _SAME = 1e-9
@@ -91,15 +92,15 @@ def explain(
     choice : Choice
         What it chose.
     """
-    points = f"{100 * tolerance:g} points"
+    margin = f"{100 * tolerance:g} points"
     chosen = choice.by_accuracy
     if chosen is None:
-        yield _nothing_within(rows, finetuned, points)
+        yield _nothing_within(rows, finetuned, margin)
     else:
         yield (
-            f"Use -k {chosen.variant.rule}: the smallest rank within {points} of the fine-tuned "
-            f"accuracy, {_share(chosen.evaluation.accuracy)} against "
-            f"{_share(finetuned.accuracy)}; no group label was needed for that."
+            f"Use -k {chosen.variant.rule}: the smallest rank within {margin} of the fine-tuned "
+            f"accuracy, {points(chosen.evaluation.accuracy)}% against "
+            f"{points(finetuned.accuracy)}%; no group label was needed for that."
         )
         yield from _doubt_accuracy(rows, finetuned, tolerance, chosen)
         if chosen.rank == 0:
@@ -116,13 +117,13 @@ def explain(
             yield _explain_control(rows, keep, name, finetuned, tolerance)
 
 
-def _nothing_within(rows: Sequence[Row], finetuned: Evaluation, points: str) -> str:
+def _nothing_within(rows: Sequence[Row], finetuned: Evaluation, margin: str) -> str:
     cuts = [row for row in rows if row.variant.keep is Keep.TOP and row.is_cut]
-    text = f"No rank is within {points} of the fine-tuned accuracy, {_share(finetuned.accuracy)}"
+    text = f"No rank is within {margin} of the fine-tuned accuracy, {points(finetuned.accuracy)}%"
     if not cuts:
         return f"{text}: none was tried that leaves anything out."
     best = max(cuts, key=lambda row: row.evaluation.accuracy)
-    found = _share(best.evaluation.accuracy)
+    found = f"{points(best.evaluation.accuracy)}%"
     return f"{text}: the closest is -k {best.variant.rule}, with {found}."
 
 
@@ -136,7 +137,7 @@ def _doubt_accuracy(
         return
     if found.interval.low < finetuned.accuracy - tolerance - _SAME:
         yield (
-            f"On {found.size} texts its 95 % interval is {_range(found.interval)}, so that it may "
+            f"On {found.size} texts its 95 % interval is {found.interval}, so that it may "
             "cost more than that."
         )
     near = [
@@ -193,15 +194,15 @@ def _explain_gap(
         return
     if not shrinks_gap(choice, whole):
         yield (
-            f"No cut of the tail within the tolerance shrinks the gap of {_points(whole)} points "
+            f"No cut of the tail within the tolerance shrinks the gap of {points(whole)} points "
             "between the best and the worst group: nothing here says that what makes it is in the "
             "tail."
         )
         return
     start = "The same rank has" if best == choice.by_accuracy else f"-k {best.variant.rule} has"
     yield (
-        f"{start} the smallest gap between the best and the worst group, {_points(gap)} points "
-        f"against {_points(whole)}; this choice uses group labels."
+        f"{start} the smallest gap between the best and the worst group, {points(gap)} points "
+        f"against {points(whole)}; this choice uses group labels."
     )
     others = {f"-k {row.variant.rule}": row.evaluation for row in within if row != best}
     yield from _doubt_gap(best.evaluation, {"the fine-tuned model": finetuned, **others})
@@ -220,7 +221,7 @@ def _doubt_gap(found: Evaluation, others: Mapping[str, Evaluation]) -> Iterator[
     ]
     if near:
         yield (
-            f"Its 95 % interval, {_range(own)}, overlaps with that of {_listed(near)}: these texts "
+            f"Its 95 % interval, {own}, overlaps with that of {_listed(near)}: these texts "
             "do not tell them apart."
         )
 
@@ -235,22 +236,14 @@ def _explain_control(
     if best is None or gap is None:
         return f"{name} never keeps the accuracy."
     if whole is not None and gap < whole - _SAME:
-        accuracy = _share(best.evaluation.accuracy)
+        accuracy = f"{points(best.evaluation.accuracy)}%"
         doubt = " ".join(_doubt_gap(best.evaluation, {"the fine-tuned model": finetuned}))
         does = "has a smaller gap" if doubt else "does better"
         return (
-            f"{name} {does}: at rank {best.variant.rule} the gap is {_points(gap)} points, "
+            f"{name} {does}: at rank {best.variant.rule} the gap is {points(gap)} points, "
             f"with an accuracy of {accuracy}. {doubt}".rstrip()
         )
     return f"{name} does not shrink it either."
-
-
-def _share(value: float) -> str:
-    return f"{value:.1%}"
-
-
-def _range(interval: Interval) -> str:
-    return f"{_points(interval.low)} to {_points(interval.high)}"
 
 
 def _overlap(some: Interval, other: Interval) -> bool:
@@ -265,7 +258,3 @@ def _listed(names: Sequence[str]) -> str:
 def _name(row: Row) -> str:
     keep = row.variant.keep
     return f"-k {row.variant.rule}" + ("" if keep is Keep.TOP else f" --keep {keep.value}")
-
-
-def _points(value: float) -> str:
-    return f"{100 * value:.1f}"

@@ -9,7 +9,7 @@ metric and ``doc``. Formats: ``lm_eval/loggers/evaluation_tracker.py`` and
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -151,46 +151,35 @@ class _Results:
 
     def scores(self) -> Iterator[_Score]:
         """Yield what accuracies there are, none of them part of another."""
-        metrics, parts = self._document.results, self._document.group_subtasks
+        parts = self._document.group_subtasks
         inner = {part for found in parts.values() for part in found}
-        pending = [name for name in metrics if name not in inner]
+        pending = [name for name in self._document.results if name not in inner]
         seen = set()
         while pending:
             name = pending.pop(0)
-            if name in seen:
-                continue
-            seen.add(name)
-            key = _pick(self._metrics_of(name))
-            if key is not None:
-                yield self._score(name, *key)
-            elif name in parts:
+            key = _pick(self._metrics(name))
+            if key is not None and name not in seen:
+                tasks = self._tasks(name)
+                yield _Score(name, *key, self.result(name, tasks, *key), tasks)
+            elif key is None and name in parts and name not in seen:
                 pending[:0] = parts[name]
-            else:
+            elif key is None and name not in parts:
                 raise self._no_accuracy(name)
+            seen.add(name)
 
-    def result(self, name: str, tasks: tuple[str, ...], metric: str, filter_: str) -> GroupResult:
+    def result(self, name: str, tasks: Iterable[str], metric: str, filter_: str) -> GroupResult:
         """Return an accuracy of a task or a group, which is of the samples of some tasks."""
-        key = f"{metric},{filter_}"
-        value = self._metrics_of(name).get(key)
+        key, sizes = f"{metric},{filter_}", self._document.n_samples
+        value = self._metrics(name).get(key)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-            raise EvaluationError(
-                f"{self.path}: {key} of {quoted(name)}: {quoted(value)}, where a number from 0 "
-                "to 1 is expected",
-                hint=_OLD,
-            )
-        sizes = self._document.n_samples
-        unknown = [task for task in tasks if task not in sizes]
-        if unknown:
-            raise EvaluationError(
-                f'{self.path}: n-samples of {quoted(unknown[0])}: none, where {{"effective": N}} '
-                "is expected",
-                hint=_OLD,
-            )
+            raise self._unexpected(f"{key} of {quoted(name)}", value, "a number from 0 to 1")
+        for task in tasks:
+            if task not in sizes:
+                raise self._unexpected(f"n-samples of {quoted(task)}", None, '{"effective": N}')
         return GroupResult(float(value), sum(sizes[task].effective for task in tasks))
 
-    def _score(self, name: str, metric: str, filter_: str) -> _Score:
-        tasks = self._tasks(name)
-        return _Score(name, metric, filter_, self.result(name, tasks, metric, filter_), tasks)
+    def _metrics(self, name: str) -> Mapping[str, Any]:
+        return self._document.results.get(name, {})
 
     def _tasks(self, name: str) -> tuple[str, ...]:
         """Return the tasks of a group and of the groups in it; of a task, itself."""
@@ -203,17 +192,13 @@ class _Results:
             pending += parts
         return tuple(found for found in seen if found not in all_parts)
 
-    def _metrics_of(self, name: str) -> Mapping[str, Any]:
-        metrics = self._document.results.get(name)
-        if metrics is None:
-            raise EvaluationError(
-                f"{self.path}: no results of {quoted(name)}, which it names in group_subtasks",
-                hint=_OLD,
-            )
-        return metrics
+    def _unexpected(self, what: str, found: object, expected: str) -> EvaluationError:
+        return EvaluationError(
+            f"{self.path}: {what}: {quoted(found)}, where {expected} is expected", hint=_OLD
+        )
 
     def _no_accuracy(self, name: str) -> EvaluationError:
-        keys = [key for key in self._metrics_of(name) if "," in key and "_stderr," not in key]
+        keys = [key for key in self._metrics(name) if "," in key and "_stderr," not in key]
         found = ", ".join(keys[:_MAX_LISTED]) or "no metric"
         return EvaluationError(
             f"{self.path}: {quoted(name)} has no accuracy: expected one of {', '.join(_METRICS)}, "
@@ -230,17 +215,13 @@ def _read_document(path: Path) -> _Document:
         raise EvaluationError(what, hint=f"It is no results file of lm_eval. {_OLD}") from error
 
 
-def _pick(metrics: Mapping[str, object]) -> tuple[str, str] | None:
+def _pick(metrics: Iterable[str]) -> tuple[str, str] | None:
     """Return the metric that is the accuracy, and its filter; None if there is none."""
-    filters: dict[str, list[str]] = {}
-    for key in metrics:
-        metric, comma, name = key.partition(",")
-        if comma:
-            filters.setdefault(metric, []).append(name)
+    keys = [key.partition(",") for key in metrics]
     for metric in _METRICS:
-        names = filters.get(metric)
-        if names:
-            return metric, _NO_FILTER if _NO_FILTER in names else names[0]
+        filters = [name for found, comma, name in keys if comma and found == metric]
+        if filters:
+            return metric, _NO_FILTER if _NO_FILTER in filters else filters[0]
     return None
 
 
