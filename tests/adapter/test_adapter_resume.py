@@ -35,6 +35,7 @@ def stop_after(count):
     return observe
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["lora", "experts"])
 def test_killed_at_any_moment(trained, tmp_path, name):
     folders = trained(name)

@@ -35,6 +35,7 @@ from checkpoints import (
     toy_tensors,
     write_folder,
 )
+from long import long_but
 from svdcut.cli import guard, output
 from svdcut.cli.app import app
 from svdcut.names import collapse_numbers
@@ -1158,11 +1159,16 @@ main()
 
 
 @pytest.mark.parametrize(
-    ("number", "code"),
-    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)],
-    ids=["SIGINT", "SIGTERM", "SIGHUP"],
+    ("number", "code", "times"),
+    long_but(
+        [(signal.SIGINT, 130, 1), (signal.SIGTERM, 143, 5)],
+        [
+            (number, code, times)
+            for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129))
+            for times in (1, 5)
+        ],
+    ),
 )
-@pytest.mark.parametrize("times", [1, 5])
 def test_signal_in_mid_run(cli, pair, tmp_path, number, code, times):
     out, other = tmp_path / "out", tmp_path / "other"
     arguments = [str(pair.base), str(pair.finetuned), "-k", "4", "-o", str(out), "--force"]

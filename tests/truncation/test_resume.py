@@ -25,6 +25,7 @@ import svdcut.truncation.run
 import svdcut.truncation.tensor_job
 import svdcut.write.writer
 from checkpoints import Pair, file_bytes
+from long import long
 from observers import Stop
 from svdcut.errors import (
     InputChangedError,
@@ -480,6 +481,7 @@ def can_mount():
     )
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not can_mount(), reason="no file system may be mounted here")
 def test_real_full_disk_at_every_tenth_of_the_output(pairs, tmp_path):
     pair, here = pairs("sharded"), Path(__file__).parents[1]
@@ -520,11 +522,13 @@ def test_disk_that_fails_to_sync(pair, tmp_path, out, monkeypatch, one_worker, c
 # Kills
 
 
-@pytest.mark.parametrize(("seed", "command"), [(0, "truncate"), (1, "truncate"), (2, "extract")])
-def test_killed_at_any_moment(pairs, tmp_path, seed, command):
-    """Fifteen kills here; bench/kills.py makes as many as wanted."""
+@pytest.mark.parametrize(
+    ("command", "kills"), [("truncate", 2), long(("truncate", 8)), long(("extract", 5))]
+)
+def test_killed_at_any_moment(pairs, tmp_path, command, kills):
+    """A few here; bench/kills.py makes as many as wanted."""
     pair = pairs("sharded")
-    Course(pair.base, pair.finetuned, tmp_path, random.Random(seed), command).repeat(5)
+    Course(pair.base, pair.finetuned, tmp_path, random.Random(kills), command).repeat(kills)
 
 
 # Devices and solvers that fail
