@@ -13,7 +13,7 @@ import svdcut
 from checkpoints import finetune_tensor, read_folder, rewrite, toy_tensors, write_folder
 from svdcut.files.tensorfile import Dtype, TensorEntry
 from svdcut.names import collapse_numbers, is_bias, is_expert_stack, is_task_head, is_vocabulary
-from svdcut.pair.matching import match_names
+from svdcut.pair.matching import match_names, rename_tensors
 
 BERT = {
     "embeddings.word_embeddings.weight": (50, 8),
@@ -413,3 +413,16 @@ def test_what_a_config_says_of_ties(tmp_path):
         manifest = svdcut.truncate(base, finetuned, folder / "out", rank=4)
         assert (manifest.tensors["lm_head.weight"].truncation is not None) is tied
         assert ("lm_head.weight" in manifest.matching.unmatched) is not tied
+
+
+def test_the_longest_prefix_to_rename_wins():
+    found = rename_tensors(
+        entries(dict.fromkeys(("a.b.w", "a.c.w", "d.w"), (4, 4))),
+        {"a.": "x.", "a.b.": "y."},
+        "base",
+    )
+    assert {name: entry.name for name, entry in found.items()} == {
+        "y.w": "a.b.w",
+        "x.c.w": "a.c.w",
+        "d.w": "d.w",
+    }

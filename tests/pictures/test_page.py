@@ -19,6 +19,7 @@ from svdcut.cli.spectrum_output import Form, show_spectra
 from svdcut.errors import OutputError
 from svdcut.page import save_page
 from svdcut.page.page import render
+from svdcut.page.sparkline import curve, svg
 from svdcut.page.tables import MAX_ROWS
 from svdcut.page.text import MAX_NAME, visible
 from svdcut.pictures import LIGHT, Picture, panels_as_svg
@@ -336,6 +337,19 @@ def test_it_replaces_what_was_there_with_usual_permissions(tmp_path):
     assert path.read_text(encoding="utf-8") == render(USUAL, {})
     modes = {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("page.html", "usual")}
     assert len(modes) == 1
+
+
+def test_a_sparkline_shows_the_noise_edge_where_its_values_are():
+    found = curve([matrix(noise_edge=1e-2)])
+    assert found.edge == pytest.approx(found.depths[-1], abs=1e-12) == 2
+    assert f'<path class=e d="M0 {svg_height(found, 4)}h' in svg(found, 4)
+
+
+def svg_height(found, decades):
+    """Where the line of the values ends, of which the last is as high as the edge."""
+    steps = re.findall(r"l-?\d+ (-?\d+)", svg(found, decades))
+    start = int(re.findall(r'<path d="M0 (\d+)', svg(found, decades))[0])
+    return start + sum(map(int, steps))
 
 
 # What it does in a browser

@@ -19,6 +19,7 @@ from svdcut.svd.certificate import (
     VALUE_FLOOR,
     Bounds,
     bound_cut,
+    bound_spaces,
     complement_bounds,
     excess_energy,
     gap_energy,
@@ -285,3 +286,15 @@ def test_no_certificate_is_false_in_families_that_were_false_once(first):
         if claim
     }
     assert not claims
+
+
+@pytest.mark.parametrize("close", [0.5, 0.9, 0.99])
+@pytest.mark.parametrize("angle", [1e-2, 1e-5])
+def test_the_angle_of_a_space_is_bounded_by_the_gap_behind_it(close, angle):
+    """The value that follows a space is near; those after it are far, and do not count."""
+    turn = torch.eye(3, dtype=torch.float64)
+    turn[0, 0] = turn[1, 1] = math.cos(angle)
+    turn[1, 0], turn[0, 1] = math.sin(angle), -math.sin(angle)
+    trial = Trial(torch.diag(torch.tensor([1.0, close, 0.01], dtype=torch.float64)), turn, 3)
+    found = bound_spaces(trial.squares, trial.residuals, trial.couplings, 1, beyond=0.0)
+    assert math.sin(angle) * (1 - 1e-9) <= found <= 2 * angle
