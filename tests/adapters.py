@@ -17,10 +17,9 @@ from torch import Tensor
 
 from architectures import Architecture
 from checkpoints import make_model
-from svdcut.adapter.arrange import arrange
 from svdcut.adapter.layout import AdapterLayout, Source, lay_out_adapter
-from svdcut.adapter.model import Cut, Model, Whole
-from svdcut.adapter.places import Matrix
+from svdcut.adapter.numbers import arrange
+from svdcut.adapter.places import Change, Matrix, Model
 from svdcut.files.checkpoint import open_checkpoint
 from svdcut.names import is_bias, is_expert_stack
 
@@ -35,9 +34,8 @@ class Planted:
     folder: Path
     base: Tensors
     expected: Tensors
-    factors: Mapping[Matrix, tuple[Tensor, Tensor]]
-    cuts: list[Cut]
-    wholes: list[Whole]
+    factors: Mapping[tuple[str, int], tuple[Tensor, Tensor]]
+    changes: list[Change]
     config: dict
     ties: bool
 
@@ -47,7 +45,7 @@ class Planted:
         return Model(shapes, self.config, self.ties)
 
     def lay_out(self) -> AdapterLayout:
-        return lay_out_adapter(self.cuts, self.wholes, self.model)
+        return lay_out_adapter(self.changes, self.model)
 
 
 def plant(
@@ -70,8 +68,7 @@ def plant(
     choose = rank or (lambda name, number: random.Random(f"{name} {number}").randint(1, 3))
     generator = torch.Generator().manual_seed(1)
     expected, factors = dict(base), {}
-    cuts: list[Cut] = []
-    wholes: list[Whole] = []
+    changes: list[Change] = []
     for name, value in base.items():
         if unchanged(name) or not value.is_floating_point():
             continue
@@ -80,22 +77,23 @@ def plant(
         matrices = [] if is_new or skip(name) else matrices_of(name, shape)
         if not matrices:
             expected[name] = value + 0.1 * torch.randn(shape, generator=generator)
-            wholes.append(Whole(name, shape, None if is_new else shape))
+            changes.append(Change(name, shape, None if is_new else shape, is_cut=False))
             continue
         ranks = [min(choose(name, m.number), m.rows, m.columns) for m in matrices]
         for matrix, k in zip(matrices, ranks, strict=True):
-            factors[matrix] = (
+            factors[name, matrix.number] = (
                 0.1 * torch.randn(matrix.rows, k, generator=generator),
                 torch.randn(k, matrix.columns, generator=generator),
             )
-        update = torch.stack([left @ right for left, right in map(factors.get, matrices)])
+        products = [factors[name, matrix.number] for matrix in matrices]
+        update = torch.stack([left @ right for left, right in products])
         expected[name] = value + update.reshape(shape)
-        cuts.append(Cut(name, shape, shape, tuple(ranks)))
+        changes.append(Change(name, shape, shape, ranks=tuple(ranks)))
     base = {name: value for name, value in base.items() if not name.startswith(tuple(new) or "-")}
     save_file(base, folder / "model.safetensors", metadata={"format": "pt"})
     config = json.loads((folder / "config.json").read_text())
     ties = open_checkpoint(folder).ties_embeddings
-    return Planted(architecture, folder, base, expected, factors, cuts, wholes, config, ties)
+    return Planted(architecture, folder, base, expected, factors, changes, config, ties)
 
 
 def matrices_of(name: str, shape: tuple[int, ...]) -> list[Matrix]:
@@ -112,9 +110,9 @@ def write(planted: Planted, layout: AdapterLayout, folder: Path) -> None:
     """Write an adapter as the command does."""
     tensors: Tensors = {}
     for slot in layout.slots:
-        tensors[slot.key_a], tensors[slot.key_b] = arrange(slot, planted.factors)
-        assert tuple(tensors[slot.key_a].shape) == slot.shape_a
-        assert tuple(tensors[slot.key_b].shape) == slot.shape_b
+        found = arrange(slot, lambda m: planted.factors[m.tensor, m.number], torch.float32)
+        assert tuple(tuple(factor.shape) for factor in found) == slot.shapes
+        tensors |= zip(slot.keys, found, strict=True)
     for stored in layout.wholes:
         values = planted.base if stored.source is Source.BASE else planted.expected
         tensors[stored.key] = values[stored.tensor].clone()

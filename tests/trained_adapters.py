@@ -15,7 +15,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from svdcut.adapter.factors import dora_update, read_factors, read_magnitude
+from svdcut.adapter.numbers import dora_update, read_factors, read_magnitude
 from svdcut.adapter.reading import open_finetuned
 from svdcut.files.checkpoint import Checkpoint, open_checkpoint
 from svdcut.files.lora_factors import LowRankEntry

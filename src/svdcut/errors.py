@@ -149,5 +149,5 @@ def listed(lines: Iterable[str]) -> str:
     """Return lines as a message has them below its first; only the first of many."""
     shown = list(lines)
     if len(shown) > _MAX_LISTED:
-        shown[_MAX_LISTED:] = [f"... and {len(shown) - _MAX_LISTED} more kinds"]
+        shown[_MAX_LISTED:] = [f"... and {len(shown) - _MAX_LISTED} more"]
     return "".join(f"\n    {line}" for line in shown)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from svdcut.adapter.keys import Key, Role, parse_key
+from svdcut.adapter.tensors import Key, Role, parse_key
 from svdcut.errors import MismatchError, UsageError
 from svdcut.files.checkpoint import open_checkpoint
 from trained_adapters import (

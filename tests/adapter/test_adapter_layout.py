@@ -134,7 +134,7 @@ def test_heads(tmp_path, model, in_base):
     planted = plant(architecture, tmp_path / "base", new=() if in_base else heads)
     layout = check(planted, tmp_path)
     assert layout.config["task_type"] == (None if in_base else task)
-    targets = [s.target for s in layout.slots]
+    targets = [s.place.target for s in layout.slots]
     assert any(t.startswith(tuple(heads)) for t in targets) is in_base
 
 
@@ -146,12 +146,16 @@ def test_ranks_of_experts_differ(tmp_path):
         rank=lambda name, _: sum(map(int, re.findall(r"\d+", name))) % 4,
     )
     layout = check(planted, tmp_path)
-    stacks = {s.target: s for s in layout.slots if s.kind is Kind.STACK}
+    stacks = {s.place.target: s for s in layout.slots if s.place.kind is Kind.STACK}
     slot = stacks["model.layers.1.mlp.experts.gate_up_proj"]
-    assert [[p.rank for p in expert] for expert in slot.experts] == [[1, 1], [2, 2], [3, 3]]
+    assert [[matrix.rank for matrix in expert] for expert in slot.place.experts] == [
+        [1, 1],
+        [2, 2],
+        [3, 3],
+    ]
     assert slot.rank == 6
-    assert slot.shape_a == (18, 16)
-    assert slot.key_a.endswith("mlp.experts.base_layer.lora_A.weight")
+    assert slot.shapes[0] == (18, 16)
+    assert slot.keys[0].endswith("mlp.experts.base_layer.lora_A.weight")
 
 
 @pytest.mark.parametrize("part", ["gate_up_proj", "down_proj"])
@@ -163,8 +167,10 @@ def test_one_of_two_stacks(tmp_path, part):
         rank=lambda name, _: 2 * ("experts" not in name or part in name or "layers.0" in name),
     )
     layout = check(planted, tmp_path)
-    assert {s.kind for s in layout.slots if "experts" in s.target} == {Kind.TRANSPOSED_STACK}
-    keys = {s.target: s.key_a for s in layout.slots}
+    assert {s.place.kind for s in layout.slots if "experts" in s.place.target} == {
+        Kind.TRANSPOSED_STACK
+    }
+    keys = {s.place.target: s.keys[0] for s in layout.slots}
     assert "base_layer" not in keys[f"model.layers.1.mlp.experts.{part}"]
     assert len([k for k in keys.values() if "experts" in k]) == 3
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from svdcut.adapter.patterns import Pattern
+from svdcut.adapter.peft_config import Pattern
 
 ANCHORS = st.sampled_from(["^", "$"])
 ATOMS = st.sampled_from(

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from peft import PeftType
 from safetensors.torch import load_file, save_file
 
-from svdcut.adapter.factors import read_factors
+from svdcut.adapter.numbers import read_factors
 from svdcut.adapter.peft_config import read_peft_config
 from svdcut.adapter.reading import open_finetuned
 from svdcut.errors import CheckpointError, MismatchError, NonFiniteError, QuantizedError

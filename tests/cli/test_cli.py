@@ -530,7 +530,7 @@ def test_mismatches_of_very_many_kinds_do_not_fill_the_screen(cli, tmp_path):
     tuned = {name: torch.ones(4, 4) for name in base}
     sides = [write_folder(tmp_path / n, t) for n, t in (("base", base), ("ft", tuned))]
     result = cli(*sides, "-k", 8, "-o", tmp_path / "out")
-    check_error(result, 3, "500 tensors", "part0.w", "480 more kinds", lines=23)
+    check_error(result, 3, "500 tensors", "part0.w", "and 480 more", lines=23)
 
 
 def test_first_dimension_of_a_layer_is_no_vocabulary(cli, copied, tmp_path):

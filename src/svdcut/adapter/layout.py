@@ -7,25 +7,24 @@ utils/save_and_load.py.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from svdcut.adapter.model import Cut, Model, Shape, Whole, module_of, parents
-from svdcut.adapter.modules_to_save import Holding, hold, is_tied
+from svdcut.adapter.holding import Holding, find_unholdable, hold, is_tied, low_rank
+from svdcut.adapter.memory import Shape
 from svdcut.adapter.peft_config import CLASSIFIERS
-from svdcut.adapter.places import Kind, Matrix, Place, find_places, part_experts
-from svdcut.adapter.suffixes import matches, pattern, shortest, shortest_raw
-from svdcut.adapter.unsupported import find_unholdable
+from svdcut.adapter.places import Change, Kind, Model, Place, find_places, parents
+from svdcut.adapter.targets import rank_patterns, shortest, shortest_raw, target_modules
 from svdcut.errors import NothingKeptError, UsageError
 
 _PREFIX = "base_model.model."
 _PEFT_VERSION = "0.21.2"
 """Whose layout it is: it tells which way round the factors of square experts are."""
 
-_LAST = "down_proj"
-"""Of the two stacks of experts, the one that transformers' modules own last."""
+_LAST = ".down_proj"
+"""The stack of experts that transformers' modules own last; PEFT wraps it outermost."""
 
 _TASKS = (
     ("ForCausalLM", "CAUSAL_LM", ()),
@@ -53,35 +52,35 @@ class Source(str, Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """A matrix of the checkpoint, and the rank that is kept of its update."""
-
-    matrix: Matrix
-    rank: int
-
-
-@dataclass(frozen=True, slots=True)
 class Slot:
     """A pair of low-rank factors, as PEFT stores it."""
 
-    kind: Kind
-    target: str
-    """The module or parameter in memory."""
-
-    key_a: str
-    key_b: str
-    shape_a: Shape
-    shape_b: Shape
+    place: Place
     rank: int
-    """Of each expert; smaller ones are padded with zeros."""
+    """The rank of each expert; smaller ones are padded with zeros."""
 
-    experts: tuple[tuple[Part, ...], ...]
-    """What makes each matrix, along its rows; one expert where it is no stack."""
+    wrappers: int
+    """How many are around it: those of later parameters of the module."""
 
     @property
-    def has_parts(self) -> bool:
-        """Whether any triplet is in it; an expert may have none, where others have some."""
-        return any(part.rank for expert in self.experts for part in expert)
+    def keys(self) -> tuple[str, str]:
+        """The names of A and B."""
+        module = _PREFIX + self.place.module + self.wrappers * ".base_layer"
+        if self.place.kind is Kind.EMBEDDING:
+            return f"{module}.lora_embedding_A", f"{module}.lora_embedding_B"
+        return f"{module}.lora_A.weight", f"{module}.lora_B.weight"
+
+    @property
+    def shapes(self) -> tuple[Shape, Shape]:
+        """The shapes of A and B."""
+        experts, kernel = self.place.experts, self.place.kernel
+        rows = sum(matrix.rows for matrix in experts[0])
+        columns, width = experts[0][0].columns, self.rank * len(experts)
+        if self.place.kind.is_transposed:
+            return (width, rows), (columns, width)
+        if kernel:
+            return (width, *kernel), (rows, width, *(1 for _ in kernel[1:]))
+        return (width, columns), (rows, width)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,16 +103,14 @@ class AdapterLayout:
 
 
 def lay_out_adapter(
-    cuts: Sequence[Cut], wholes: Sequence[Whole], model: Model, *, apart: bool = False
+    changes: Sequence[Change], model: Model, *, apart: bool = False
 ) -> AdapterLayout:
     """Lay out an adapter.
 
     Parameters
     ----------
-    cuts : sequence of Cut
-        With their ranks; those of rank 0 are left out.
-    wholes : sequence of Whole
-        Tensors that changed and are stored as they are.
+    changes : sequence of Change
+        Tensors that changed; those that are cut have their ranks.
     model : Model
         The fine-tuned model.
     apart : bool
@@ -122,104 +119,61 @@ def lay_out_adapter(
     Returns
     -------
     AdapterLayout
-        Slots in the order of the cuts, then what is stored whole, modules first.
+        Slots in the order of the changes, then what is stored whole, modules first.
 
     Raises
     ------
     UsageError
         If nothing low-rank is left, or a tensor cannot be held; all of them are listed.
     """
-    full = [cut for cut in cuts if not cut.is_empty]
-    if refused := find_unholdable(full, wholes, model):
+    if refused := find_unholdable(changes, model):
         listed = "".join(f"\n    {name} {reason}" for name, reason in refused)
         raise UsageError(f"an adapter cannot hold:{listed}")
-    ranks = {cut.name: cut.ranks for cut in full if cut.ranks is not None}
-    if len(ranks) < len(full):
+    cuts = low_rank(changes, model)
+    if any(cut.ranks is None for cut in cuts):
         raise ValueError("a cut without ranks")
-    places = find_places([cut.name for cut in full if not is_tied(cut.name, model)], model)
-    if not places:
+    if not cuts:
         raise NothingKeptError(
             "an adapter of rank 0 holds nothing: no update but of tied embeddings is left",
             hint="Keep more: a higher rank, or a rule that keeps more of the energy.",
         )
-    if apart:
-        places = part_experts(places, model)
-    slots = _slots(places, ranks, one_rank=apart)
-    holding = hold(full, wholes, model)
-    stored = _stored(holding, full, wholes, slots, model)
-    return AdapterLayout(_config(slots, holding, model), slots, stored)
+    slots = _slots(find_places(cuts, model, apart=apart), one_rank=apart)
+    holding = hold(changes, model)
+    return AdapterLayout(
+        _config(slots, holding, model), slots, _stored(holding, changes, slots, model)
+    )
 
 
-def _slots(
-    places: Sequence[Place], ranks: Mapping[str, Sequence[int]], *, one_rank: bool
-) -> tuple[Slot, ...]:
-    nested = _nested(places)
-    parts = {place: _parts(place, ranks) for place in places}
-    sizes = {place: max(sum(p.rank for p in e) for e in parts[place]) for place in places}
-    if one_rank or all(place.kind.is_parameter for place in places):
-        # PEFT warns of a pattern of ranks that matches no module: one rank for all.
-        sizes = dict.fromkeys(places, max(sizes.values()))
-    return tuple(_slot(place, parts[place], sizes[place], nested[place]) for place in places)
-
-
-def _parts(place: Place, ranks: Mapping[str, Sequence[int]]) -> tuple[tuple[Part, ...], ...]:
-    def rank(matrix: Matrix) -> int:
-        found = ranks.get(matrix.tensor)
-        return found[matrix.number] if found else 0
-
-    return tuple(tuple(Part(m, rank(m)) for m in expert) for expert in place.experts)
-
-
-def _nested(places: Iterable[Place]) -> dict[Place, int]:
-    """Return how many wrappers are around each place's own: those of later parameters."""
+def _slots(places: Sequence[Place], *, one_rank: bool) -> tuple[Slot, ...]:
     owned = Counter(place.module for place in places)
-    return {
-        place: owned[place.module] - 1 if not place.name.endswith(f".{_LAST}") else 0
+    ranks = {
+        place: max(sum(matrix.rank for matrix in expert) for expert in place.experts)
         for place in places
     }
-
-
-def _slot(place: Place, parts: tuple[tuple[Part, ...], ...], rank: int, nested: int) -> Slot:
-    rows = sum(matrix.rows for matrix in place.experts[0])
-    columns = place.experts[0][0].columns
-    module = _PREFIX + place.module + nested * ".base_layer"
-    stem, end = (".lora_embedding_", "") if place.kind is Kind.EMBEDDING else (".lora_", ".weight")
-    width = rank * len(parts)
-    shapes: tuple[Shape, Shape] = (width, columns), (rows, width)
-    if place.kind in (Kind.EMBEDDING, Kind.CONV1D, Kind.TRANSPOSED_STACK):
-        shapes = (width, rows), (columns, width)
-    if place.kind is Kind.CONVOLUTION:
-        shapes = (rank, *place.kernel), (rows, rank, *(1 for _ in place.kernel[1:]))
-    return Slot(
-        kind=place.kind,
-        target=place.target,
-        key_a=f"{module}{stem}A{end}",
-        key_b=f"{module}{stem}B{end}",
-        shape_a=shapes[0],
-        shape_b=shapes[1],
-        rank=rank,
-        experts=parts,
+    if one_rank or all(place.kind.is_parameter for place in places):
+        # PEFT warns of a pattern of ranks that matches no module: one rank for all.
+        ranks = dict.fromkeys(places, max(ranks.values()))
+    return tuple(
+        Slot(place, rank, 0 if place.name.endswith(_LAST) else owned[place.module] - 1)
+        for place, rank in ranks.items()
     )
 
 
 def _stored(
-    holding: Holding,
-    cuts: Iterable[Cut],
-    wholes: Iterable[Whole],
-    slots: Sequence[Slot],
-    model: Model,
+    holding: Holding, changes: Sequence[Change], slots: Sequence[Slot], model: Model
 ) -> tuple[Stored, ...]:
-    sources = {whole.name: Source.FINETUNED for whole in wholes}
-    sources |= {cut.name: Source.TRUNCATED for cut in cuts if is_tied(cut.name, model)}
-    wrappers = Counter(
-        module_of(slot.target) if slot.kind.is_parameter else slot.target for slot in slots
-    )
+    sources = {
+        change.name: Source.TRUNCATED if change.is_cut else Source.FINETUNED
+        for change in changes
+        if not change.is_empty and (not change.is_cut or is_tied(change.name, model))
+    }
     saved = set(holding.modules)
     keys = {
         tensor: _PREFIX + name
         for tensor, name in model.memory.items()
         if not saved.isdisjoint(parents(name))
     }
+    wrappers = Counter(slot.place.module for slot in slots)
     for tensor in holding.loose:
         module, _, leaf = model.memory[tensor].rpartition(".")
         keys[tensor] = _PREFIX + module + wrappers[module] * ".base_layer" + f".{leaf}"
@@ -231,8 +185,12 @@ def _stored(
 
 def _config(slots: Sequence[Slot], holding: Holding, model: Model) -> dict[str, Any]:
     rank = max(slot.rank for slot in slots)
-    patterns = _rank_patterns(slots, rank)
+    ranks = {slot.place.target: slot.rank for slot in slots}
+    parameters = {s.place.target: s.rank for s in slots if s.place.kind.is_parameter}
+    modules = {target: r for target, r in ranks.items() if target not in parameters}
+    patterns = rank_patterns(modules, parameters, rank)
     saved = shortest_raw(holding.modules, [m for m in model.modules if m not in holding.modules])
+    other_names = set(model.memory.values()).difference(parameters)
     has_bias = any(name.endswith(".bias") for name in holding.loose)
     return {
         "peft_type": "LORA",
@@ -245,60 +203,12 @@ def _config(slots: Sequence[Slot], holding: Holding, model: Model) -> dict[str, 
         "use_rslora": False,
         "rank_pattern": patterns,
         "alpha_pattern": patterns,
-        "target_modules": _target_modules(slots, model),
-        "target_parameters": _target_parameters(slots, model),
+        "target_modules": target_modules(modules, model.modules),
+        "target_parameters": shortest(parameters, other_names) or None,
         "modules_to_save": saved or None,
-        "fan_in_fan_out": any(slot.kind is Kind.CONV1D for slot in slots),
+        "fan_in_fan_out": any(slot.place.kind is Kind.CONV1D for slot in slots),
         "bias": "all" if has_bias else "none",
     }
-
-
-def _target_modules(slots: Iterable[Slot], model: Model) -> list[str] | str:
-    """Return ends of names, or one regular expression where a name is an end of another."""
-    wanted = {slot.target: None for slot in slots if not slot.kind.is_parameter}
-    others = [module for module in model.modules if module not in wanted]
-    ends = shortest(wanted, others)
-    if not any(matches(other, ends) for other in others):
-        return ends
-    patterns = [pattern(end, others) for end in ends]
-    return rf"(?:.*\.)?(?:{'|'.join(patterns)})"
-
-
-def _target_parameters(slots: Iterable[Slot], model: Model) -> list[str] | None:
-    wanted = [slot.target for slot in slots if slot.kind.is_parameter]
-    others = set(model.memory.values()).difference(wanted)
-    return shortest(wanted, others) or None
-
-
-def _rank_patterns(slots: Sequence[Slot], rank: int) -> dict[str, int]:
-    """Return the ranks that differ from the common one, by regular expression.
-
-    The first that matches a name counts. PEFT looks up modules and parameters alike, but
-    warns of a pattern that matches no module (tuners_utils.py, inject_adapter): those of
-    parameters match also a module that an earlier one has settled.
-    """
-    others = {
-        size: [slot.target for slot in slots if slot.rank != size]
-        for size in {slot.rank for slot in slots}
-    }
-
-    def keys(kept: Iterable[Slot], size: int) -> list[str]:
-        ends = shortest([slot.target for slot in kept], others[size])
-        return [pattern(end, others[size]) for end in ends]
-
-    found: dict[str, int] = {}
-    modules = [slot for slot in slots if not slot.kind.is_parameter]
-    parameters = [slot for slot in slots if slot.kind.is_parameter and slot.rank != rank]
-    if parameters:
-        found |= dict.fromkeys(keys(modules[:1], modules[0].rank), modules[0].rank)
-    for size in sorted(others.keys() - {rank}, reverse=True):
-        ours = [slot for slot in modules if slot.rank == size]
-        found |= dict.fromkeys(keys(ours, size), size)
-    for size in sorted({slot.rank for slot in parameters}, reverse=True):
-        ours = [slot for slot in parameters if slot.rank == size]
-        settled = next(iter(found))
-        found |= {f"{key}|{settled}": size for key in keys(ours, size)}
-    return found
 
 
 def _task(holding: Holding, model: Model) -> str | None:

@@ -1,4 +1,4 @@
-"""adapter_config.json: what it says of scales, and what of it we cannot follow.
+"""adapter_config.json: what it says of ranks and scales, and what of it is refused.
 
 Fields and defaults: peft.tuners.lora.LoraConfig, 0.21.2. It reads no tensors.
 """
@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from svdcut.adapter.patterns import Pattern
+import re2
+
 from svdcut.errors import CheckpointError
 from svdcut.files.filenames import check_own
 from svdcut.files.jsonfile import Bounds, quoted, read_json
@@ -22,11 +25,11 @@ CLASSIFIERS = {"SEQ_CLS": "ForSequenceClassification", "TOKEN_CLS": "ForTokenCla
 
 _BOUNDS = Bounds(num_bytes=16_000_000, num_values=200_000)
 _MAX_PATTERNS, _MAX_NAMES = 200, 20_000
-"""Of real expressions, and of plain names. Every module is matched with all of them."""
+"""How many expressions and plain names there may be: every module is compared with all."""
 
-_MAX_RANK = 2**31
-_DEFAULT = 8
-"""Of `r` and of `lora_alpha`."""
+_MAX = 2**31
+_NAME = re.compile(r"[\w.-]*")
+"""Patterns that are plain names: their last parts tell at once that most modules differ."""
 
 _MERGE = (
     "If PEFT can merge it, do that first: PeftModel.merge_and_unload(), save_pretrained(); "
@@ -52,110 +55,151 @@ _REFUSED = {
 
 _IGNORED = frozenset(
     {
-        *("auto_mapping", "inference_mode"),
+        *("peft_type", "init_lora_weights", "lora_bias", "auto_mapping", "inference_mode"),
         *("target_modules", "exclude_modules", "lora_dropout", "bias"),
         *("layers_to_transform", "layers_pattern", "megatron_core", "loftq_config", "eva_config"),
         *("corda_config", "lora_ga_config", "velora_config", "monteclora_config"),
         *("qalora_group_size", "runtime_config", "merge_weights"),
     }
 )
-"""What decides on training, or says what the keys of the tensors say too.
+"""What decides on training, is checked elsewhere, or says what the tensors' keys say too.
 
 VeLoRA and MonteCLoRA are merged as any other (peft.tuners.lora.variants).
 """
 
-_READ = frozenset(
-    {
-        *("peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora"),
-        *("use_dora", "fan_in_fan_out", "modules_to_save", "target_parameters", "lora_bias"),
-        *("init_lora_weights", "ensure_weight_tying", "peft_version", "task_type"),
-        *("base_model_name_or_path", "revision"),
-    }
-)
-
-_KEEPS_BASE = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
-"""Ways to begin that leave base's weights as they are (LoraLayer.update_layer)."""
+_KEEPS_BASE = (True, False, "gaussian", "eva", "orthogonal", "mica")
+"""Values of `init_lora_weights` that leave base's weights as they are."""
 
 
-@dataclass(frozen=True, slots=True)
-class Patterns:
-    """Values of modules by expressions on their names; the first that matches counts."""
+class Pattern:
+    r"""A regular expression that names a module by its last parts, as PEFT reads it.
 
-    plain: tuple[tuple[int, str, re.Pattern[str], float], ...]
-    """Names, with their place, last part and value; a dot in them is any character."""
+    As ``re.match(rf"(.*\.)?({text})$", name)`` (peft.utils.other.get_pattern_key, 0.21.2).
+    RE2 matches it in linear time; Python's engine can take for ever on a few characters.
 
-    others: tuple[tuple[int, Pattern, float], ...]
-    _known: dict[str, float] = field(default_factory=dict, compare=False, repr=False)
+    Parameters
+    ----------
+    text : str
+        The expression.
 
-    def find(self, name: str, default: float) -> float:
-        """Return the value of a module; `default` is the same at every call."""
-        if name not in self._known:
-            self._known[name] = self._search(name, default)
-        return self._known[name]
+    Raises
+    ------
+    ValueError
+        If it cannot be read, or has what RE2 does not know: look-around, back references.
+    """
 
-    def _search(self, name: str, default: float) -> float:
-        found = [
-            (place, value)
-            for place, end, pattern, value in self.plain
-            if name.endswith(end) and pattern.match(name)
-        ]
-        first = min(found, default=(math.inf, default))
-        for place, pattern, value in self.others:
-            if place > first[0]:
-                break
-            if pattern.matches(name):
-                return value
-        return first[1]
+    def __init__(self, text: str) -> None:
+        whole = rf"(.*\.)?({text})"
+        _check_expression(whole)
+        options = re2.Options()
+        options.log_errors = False
+        self._end = text.rpartition(".")[2] if _NAME.fullmatch(text) else ""
+        try:
+            self._compiled = re2.compile(whole, options)
+        except re2.error as error:
+            raise ValueError(str(error)) from None
+
+    def matches(self, name: str) -> bool:
+        """Whether it is all of a name, or all that follows some dot."""
+        return name.endswith(self._end) and self._compiled.fullmatch(name) is not None
+
+
+def _check_expression(text: str) -> None:
+    """Refuse what Python cannot read, or reads in another way than RE2."""
+    if "{," in text:
+        raise ValueError("a repetition without a least number: write {0,n}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # of sets within sets, and flags in the middle
+            re.compile(text)
+    except (re.error, Warning, OverflowError, RecursionError) as error:
+        raise ValueError(str(error)) from None
+
+
+def _lookup(patterns: Sequence[tuple[Pattern, float]], default: float) -> Callable[[str], float]:
+    """Return a function from a module's name to its value: that of the first match."""
+
+    @cache
+    def find(name: str) -> float:
+        return next((value for pattern, value in patterns if pattern.matches(name)), default)
+
+    return find
 
 
 @dataclass(frozen=True, slots=True)
 class PeftConfig:
-    """What a config says, as far as it decides on the result."""
+    """What a config says, as far as it decides on the result; names are PEFT's."""
 
     path: Path
-    rank: int
-    alpha: float
-    rank_pattern: Patterns
-    alpha_pattern: Patterns
-    rank_stabilized: bool
-    dora: bool
+    rank: Callable[[str], float]
+    """`r` and `rank_pattern`, by the name of a module or parameter."""
+
+    alpha: Callable[[str], float]
+    """`lora_alpha` and `alpha_pattern`, likewise."""
+
+    use_rslora: bool
+    use_dora: bool
     fan_in_fan_out: bool
-    parameters: tuple[str, ...]
-    """`target_parameters`: ends of the names of parameters."""
+    ensure_weight_tying: bool
+    target_parameters: list[str]
+    """Ends of the names of parameters."""
 
-    saved_modules: tuple[str, ...]
-    """`modules_to_save`."""
+    modules_to_save: list[str]
+    peft_version: str | None
+    """Written from PEFT 0.18 on."""
 
-    version: tuple[int, int, int] | None
-    """Of the PEFT that wrote it, from 0.18 on; None of a version between two releases."""
+    task_type: str | None
+    """As ``SEQ_CLS``."""
 
-    ties: bool
-    """`ensure_weight_tying`."""
+    base_model_name_or_path: str | None
+    revision: str | None
 
-    task: str | None
-    """`task_type`, as ``SEQ_CLS``."""
-
-    base: str | None
-    """`base_model_name_or_path`: a folder or a Hub id."""
-
-    base_revision: str | None
-    """`revision`, of a Hub id."""
+    @property
+    def version(self) -> tuple[int, ...] | None:
+        """The release of PEFT that wrote it; None for a version between two releases."""
+        found = re.fullmatch(r"(\d{1,4})\.(\d{1,4})\.(\d{1,4})", self.peft_version or "")
+        return tuple(map(int, found.groups())) if found else None
 
     def rank_of(self, parameter: str) -> int:
         """Return the rank of a parameter's update, of each expert; by its name in memory."""
-        return int(self.rank_pattern.find(self._key(parameter), self.rank))
+        return int(self.rank(self._key(parameter)))
 
     def scale_of(self, parameter: str) -> float:
         """Return what the product of a parameter's factors is multiplied with."""
-        alpha = self.alpha_pattern.find(self._key(parameter), self.alpha)
         rank = self.rank_of(parameter)
-        return alpha / (math.sqrt(rank) if self.rank_stabilized else rank)
+        return self.alpha(self._key(parameter)) / (math.sqrt(rank) if self.use_rslora else rank)
 
     def _key(self, parameter: str) -> str:
         """Return what patterns are matched with: mostly the name of the module."""
-        if any(f".{parameter}".endswith(f".{target}") for target in self.parameters):
+        if any(f".{parameter}".endswith(f".{target}") for target in self.target_parameters):
             return parameter
         return parameter.removesuffix(".weight")
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """What a value of a field has to be."""
+
+    name: str
+    fits: Callable[[Any], bool]
+
+
+_RANK = _Kind("a rank, which is 1 or more", lambda v: type(v) is int and 1 <= v < _MAX)
+_NUMBER = _Kind("a number", lambda v: type(v) in (int, float) and abs(v) < _MAX)
+_SWITCH = _Kind("true or false", lambda v: isinstance(v, bool))
+_TEXTS = _Kind(
+    "a list of texts", lambda v: isinstance(v, list) and all(isinstance(t, str) for t in v)
+)
+_OBJECT = _Kind("an object", lambda v: isinstance(v, dict))
+
+_SWITCHES = ("use_rslora", "use_dora", "fan_in_fan_out", "ensure_weight_tying")
+_LISTS = ("target_parameters", "modules_to_save")
+_SINGLE_TEXTS = ("peft_version", "task_type", "base_model_name_or_path", "revision")
+"""Fields that are ignored where they are no text."""
+
+_KNOWN = _IGNORED.union(_REFUSED, _SWITCHES, _LISTS, _SINGLE_TEXTS).union(
+    ("r", "lora_alpha", "rank_pattern", "alpha_pattern")
+)
 
 
 def read_peft_config(path: Path) -> PeftConfig:
@@ -167,140 +211,84 @@ def read_peft_config(path: Path) -> PeftConfig:
         If it cannot be read, is not of LoRA, or asks for what is not supported.
     """
     check_own(path, path.parent)
-    fields = _Fields(path, read_json(path, _BOUNDS))
-    _refuse_others(fields)
-    _refuse_unsupported(fields)
+    fields = {k: v for k, v in read_json(path, _BOUNDS).items() if v is not None}
+    _refuse_unsupported(path, fields)
+    texts: dict[str, Any] = {
+        key: text if isinstance(text := fields.get(key), str) and text else None
+        for key in _SINGLE_TEXTS
+    }
     return PeftConfig(
         path=path,
-        rank=_rank(fields, "r", fields.get("r", _DEFAULT)),
-        alpha=_alpha(fields, "lora_alpha", fields.get("lora_alpha", _DEFAULT)),
-        rank_pattern=_patterns(fields, "rank_pattern", _rank),
-        alpha_pattern=_patterns(fields, "alpha_pattern", _alpha),
-        rank_stabilized=fields.flag("use_rslora"),
-        dora=fields.flag("use_dora"),
-        fan_in_fan_out=fields.flag("fan_in_fan_out"),
-        parameters=fields.texts("target_parameters"),
-        saved_modules=fields.texts("modules_to_save"),
-        version=_version(fields),
-        ties=fields.flag("ensure_weight_tying"),
-        task=fields.text("task_type"),
-        base=fields.text("base_model_name_or_path"),
-        base_revision=fields.text("revision"),
+        rank=_values(path, fields, "r", "rank_pattern", _RANK),
+        alpha=_values(path, fields, "lora_alpha", "alpha_pattern", _NUMBER),
+        **{key: _check(path, key, fields.get(key, False), _SWITCH) for key in _SWITCHES},
+        **{key: _check(path, key, fields.get(key, []), _TEXTS) for key in _LISTS},
+        **texts,
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Fields:
-    """What a stranger wrote; any value may be of any type."""
-
-    path: Path
-    values: Mapping[str, Any]
-
-    def get(self, key: str, default: object) -> object:
-        found = self.values.get(key)
-        return default if found is None else found
-
-    def flag(self, key: str) -> bool:
-        found = self.get(key, default=False)
-        if not isinstance(found, bool):
-            raise self.wrong(key, found, "true or false")
-        return found
-
-    def text(self, key: str) -> str | None:
-        """Return a text; None where there is none, or something else that decides on nothing."""
-        found = self.values.get(key)
-        return found if isinstance(found, str) and found else None
-
-    def texts(self, key: str) -> tuple[str, ...]:
-        found = self.get(key, [])
-        if not isinstance(found, list) or not all(isinstance(item, str) for item in found):
-            raise self.wrong(key, found, "a list of texts")
-        return tuple(found)
-
-    def wrong(self, key: str, found: object, expected: str) -> CheckpointError:
-        return CheckpointError(f"{self.path}: {key!r} is {quoted(found)}, not {expected}")
-
-
-def _rank(fields: _Fields, key: str, value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < _MAX_RANK:
-        raise fields.wrong(key, value, "a rank, which is 1 or more")
+def _check(path: Path, key: str, value: Any, kind: _Kind) -> Any:  # noqa: ANN401 - of the kind
+    if not kind.fits(value):
+        raise CheckpointError(f"{path}: {key!r} is {quoted(value)}, not {kind.name}")
     return value
 
 
-def _alpha(fields: _Fields, key: str, value: object) -> float:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not abs(value) < _MAX_RANK:  # type: ignore[arg-type]
-        raise fields.wrong(key, value, "a number")
-    return float(value)  # type: ignore[arg-type]
-
-
-def _version(fields: _Fields) -> tuple[int, int, int] | None:
-    found = re.fullmatch(r"(\d{1,4})\.(\d{1,4})\.(\d{1,4})", fields.text("peft_version") or "")
-    return (int(found[1]), int(found[2]), int(found[3])) if found else None
-
-
-def _patterns(fields: _Fields, key: str, check: Any) -> Patterns:  # noqa: ANN401 - one of two
-    found = fields.get(key, {})
-    if not isinstance(found, dict):
-        raise fields.wrong(key, found, "an object")
-    plain, others = [], []
-    for place, (text, value) in enumerate(found.items()):
-        number = check(fields, f"{key}: {quoted(text)}", value)
-        if re.fullmatch(r"[\w.-]*", text):
-            pattern = re.compile(rf"(.*\.)?({text})$")
-            plain.append((place, text.rpartition(".")[2], pattern, number))
-        else:
-            others.append((place, _parse(fields, key, text), number))
-    for what, one_kind, most in (
-        ("expressions", others, _MAX_PATTERNS),
-        ("names", plain, _MAX_NAMES),
+def _values(
+    path: Path, fields: Mapping[str, Any], common: str, by_pattern: str, kind: _Kind
+) -> Callable[[str], float]:
+    """Return a function from a module's name to its rank or alpha."""
+    default = _check(path, common, fields.get(common, 8), kind)
+    values = _check(path, by_pattern, fields.get(by_pattern, {}), _OBJECT)
+    names = sum(_NAME.fullmatch(text) is not None for text in values)
+    for what, count, most in (
+        ("expressions", len(values) - names, _MAX_PATTERNS),
+        ("names", names, _MAX_NAMES),
     ):
-        if len(one_kind) > most:
-            raise CheckpointError(f"{fields.path}: {key!r} has more than {most} {what}")
-    return Patterns(tuple(plain), tuple(others))
+        if count > most:
+            raise CheckpointError(f"{path}: {by_pattern!r} has more than {most} {what}")
+    found = [
+        (_parse(path, by_pattern, text), _check(path, f"{by_pattern}: {quoted(text)}", value, kind))
+        for text, value in values.items()
+    ]
+    return _lookup(found, default)
 
 
-def _parse(fields: _Fields, key: str, text: str) -> Pattern:
+def _parse(path: Path, key: str, text: str) -> Pattern:
     try:
         return Pattern(text)
     except ValueError as error:
         raise CheckpointError(
-            f"{fields.path}: {key!r} has an expression that cannot be read: "
-            f"{quoted(text)} ({error})",
+            f"{path}: {key!r} has an expression that cannot be read: {quoted(text)} ({error})",
             hint="Write the names of the modules in full instead.",
         ) from None
 
 
-def _refuse_others(fields: _Fields) -> None:
-    kind = fields.get("peft_type", None)
+def _refuse_unsupported(path: Path, fields: Mapping[str, Any]) -> None:
+    kind = fields.get("peft_type")
     if kind is None:
         raise CheckpointError(
-            f"{fields.path}: names no 'peft_type'", hint="Is it the config of a PEFT adapter?"
+            f"{path}: names no 'peft_type'", hint="Is it the config of a PEFT adapter?"
         )
     if kind != "LORA":
         raise CheckpointError(
-            f"{fields.path}: an adapter of {quoted(kind)}; of those of PEFT, only 'LORA' is read",
+            f"{path}: an adapter of {quoted(kind)}; of those of PEFT, only 'LORA' is read",
             hint=_MERGE,
         )
-
-
-def _refuse_unsupported(fields: _Fields) -> None:
     for key, what in _REFUSED.items():
-        if fields.get(key, None) not in (None, False, [], {}):
-            raise CheckpointError(f"{fields.path}: {key!r} asks for {what}", hint=_MERGE)
-    start = fields.get("init_lora_weights", None)
+        if fields.get(key, False) not in (False, [], {}):
+            raise CheckpointError(f"{path}: {key!r} asks for {what}", hint=_MERGE)
+    start = fields.get("init_lora_weights", True)
     if start not in _KEEPS_BASE:
         raise CheckpointError(
-            f"{fields.path}: 'init_lora_weights' is {quoted(start)}: such an adapter is to be "
+            f"{path}: 'init_lora_weights' is {quoted(start)}: such an adapter is to be "
             "added to weights that its training took from base, not to base itself",
             hint=_CONVERT,
         )
-    for key, value in fields.values.items():
-        known = key in _READ or key in _REFUSED or key in _IGNORED
+    for key, value in fields.items():
         # What turns something on is true or an object; numbers and texts only set it up.
-        if not known and (value is True or (isinstance(value, (dict, list)) and value)):
+        if key not in _KNOWN and (value is True or (isinstance(value, (dict, list)) and value)):
             raise CheckpointError(
-                f"{fields.path}: {quoted(key)} is {quoted(value)}, which is not known here: "
+                f"{path}: {quoted(key)} is {quoted(value)}, which is not known here: "
                 "it may change the result",
                 hint=_MERGE,
             )

@@ -29,7 +29,7 @@ def list_limits(layout: AdapterLayout) -> list[str]:
 
 
 def _of_vllm(layout: AdapterLayout) -> Iterator[str]:
-    kinds = {slot.kind for slot in layout.slots}
+    kinds = {slot.place.kind for slot in layout.slots}
     rank = next((rank for rank in _VLLM_RANKS if rank >= layout.config["r"]), None)
     if rank:
         yield f"vLLM needs --max-lora-rank {rank} (config/lora.py)"
@@ -51,7 +51,7 @@ def _of_vllm(layout: AdapterLayout) -> Iterator[str]:
 
 
 def _of_sglang(layout: AdapterLayout) -> Iterator[str]:
-    kinds = {slot.kind for slot in layout.slots}
+    kinds = {slot.place.kind for slot in layout.slots}
     if kinds & _STACKS:
         yield "SGLang refuses stacks of experts: svdcut extract --experts separate (lora.py)"
     if layout.wholes or kinds & {Kind.PARAMETER, Kind.CONVOLUTION}:

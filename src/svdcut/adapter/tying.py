@@ -1,4 +1,4 @@
-"""What an adapter stores whole, beside what base and its ties have already.
+"""Tensors that an adapter stores whole although base, or a tie, has them already.
 
 PEFT writes embeddings out although it only added to them, and heads although they are the
 embedding. This compares bytes, of such tensors alone.
@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from itertools import permutations
 
 from svdcut.adapter.application import Application
 from svdcut.adapter.peft_config import PeftConfig
 from svdcut.errors import MismatchError
 from svdcut.files.checkpoint import Checkpoint
 from svdcut.files.jsonfile import quoted
-from svdcut.files.tensorfile import Dtype, TensorEntry, iterate_bytes, read_bytes
+from svdcut.files.tensorfile import Dtype, TensorEntry, read_bytes
 from svdcut.names import HEAD, tied_part
 
 _PIECE_BYTES = 1 << 22
@@ -59,23 +60,20 @@ def _heads(names: Iterable[str]) -> list[str]:
 
 
 def _same(one: TensorEntry, other: TensorEntry) -> bool:
-    if one.shape != other.shape:
+    """Whether two tensors hold the same; the first may be float32, the second bfloat16."""
+    # Training in 4 bits saves embeddings of bfloat16 in float32: with zeros behind.
+    widens = (one.dtype, other.dtype) == (Dtype.F32, Dtype.BF16)
+    if one.shape != other.shape or not (widens or one.dtype is other.dtype):
         return False
-    if (one.dtype, other.dtype) == (Dtype.F32, Dtype.BF16):
-        return _is_widened(one, other)
-    if one.dtype is not other.dtype:
-        return False
-    pieces = zip(iterate_bytes(one), iterate_bytes(other), strict=True)
-    return all(ours == theirs for ours, theirs in pieces)
+    for start in range(0, other.size_bytes, _PIECE_BYTES):
+        stop = min(start + _PIECE_BYTES, other.size_bytes)
+        theirs = read_bytes(other, start, stop)
+        if widens:
+            import numpy as np
 
-
-def _is_widened(wide: TensorEntry, narrow: TensorEntry) -> bool:
-    """Whether float32 is bfloat16 with zeros before it, as training in 4 bits saves embeddings."""
-    for start in range(0, narrow.size_bytes, _PIECE_BYTES):
-        stop = min(start + _PIECE_BYTES, narrow.size_bytes)
-        ours, theirs = read_bytes(wide, 2 * start, 2 * stop), read_bytes(narrow, start, stop)
-        zeros = ours[0::4].count(0) + ours[1::4].count(0)
-        if zeros != len(theirs) or ours[2::4] != theirs[0::2] or ours[3::4] != theirs[1::2]:
+            theirs = bytearray((np.frombuffer(theirs, "<u2").astype("<u4") << 16).tobytes())
+            start, stop = 2 * start, 2 * stop  # noqa: PLW2901
+        if read_bytes(one, start, stop) != theirs:
             return False
     return True
 
@@ -84,22 +82,21 @@ def _refuse_uneven(
     replaced: Mapping[str, TensorEntry], config: PeftConfig, base: Checkpoint
 ) -> None:
     """Refuse an embedding and a head of different numbers of tokens, where base's were alike."""
-    parts = [name for name in base.tensors if tied_part(name) is not None]
-    for name in parts:
-        rows = base.tensors[name].shape[:1]
-        ours = replaced.get(name, base.tensors[name]).shape[:1]
-        for other in parts:
-            if ours != rows == base.tensors[other].shape[:1] and other not in replaced:
-                raise MismatchError(
-                    f"{config.path.parent}: {quoted(name)} has {ours[0]} rows in it, and of base "
-                    f"{quoted(other)} {rows[0]}, which is not in it",
-                    hint="Save the adapter with both, as modules_to_save.",
-                )
+    parts = {name: entry for name, entry in base.tensors.items() if tied_part(name) is not None}
+    for name, other in permutations(parts, 2):
+        rows, ours = parts[name].shape[:1], replaced.get(name, parts[name]).shape[:1]
+        if ours != rows == parts[other].shape[:1] and other not in replaced:
+            raise MismatchError(
+                f"{config.path.parent}: {quoted(name)} has {ours[0]} rows in it, and of base "
+                f"{quoted(other)} {rows[0]}, which is not in it",
+                hint="Save the adapter with both, as modules_to_save.",
+            )
 
 
 def _refuse_parted(entry: TensorEntry, config: PeftConfig, base: Checkpoint) -> None:
     module = entry.name.removesuffix(".weight").rpartition(".")[2]
-    if config.ties or module not in {name.rpartition(".")[2] for name in config.saved_modules}:
+    saved = {name.rpartition(".")[2] for name in config.modules_to_save}
+    if config.ensure_weight_tying or module not in saved:
         return
     raise MismatchError(
         f"{config.path.parent} trained {quoted(entry.name)} alone, and {base.source} stores it "

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from svdcut.adapter.own_base import OpenedModel, open_model
+from svdcut.adapter.reading import OpenedModel, open_model
 from svdcut.api.public import public
 from svdcut.choose.options import Options, StoredDtype, ignore
 from svdcut.evaluation.answers import ScoringOptions

@@ -18,7 +18,7 @@ from svdcut.option_kinds import expand_user
 from svdcut.pair.plan import Form, Output, Plan, make_plan
 from svdcut.record.manifest import Manifest
 from svdcut.record.provenance import InputHashes
-from svdcut.truncation.adapter_plan import refuse_empty, refuse_stacks, refuse_unholdable
+from svdcut.truncation.adapter_plan import refuse_adapters
 from svdcut.truncation.options import (
     ExtractOptions,
     RunOptions,
@@ -171,9 +171,7 @@ def _plan(options: RunOptions, outputs: Iterable[Output]) -> Request:
     plan = make_plan(ours, theirs, shape)
     adapters = [output.rule for output in outputs if output.form is Form.ADAPTER]
     if adapters:
-        refuse_empty(plan, adapters, shape)
-        refuse_unholdable(plan)
-        refuse_stacks(plan, shape)
+        refuse_adapters(plan, adapters, shape)
     takes_files = any(output.form is Form.CHECKPOINT for output in outputs)
     preflight = check_run(plan, outputs, shape)
     return Request(plan, outputs, shape, preflight, left if takes_files else ())

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from svdcut.adapter.factors import dora_update, read_factors, read_magnitude
+from svdcut.adapter.numbers import dora_update, read_factors, read_magnitude
 from svdcut.choose.noise import Storage
 from svdcut.errors import NonFiniteError
 from svdcut.files.lora_factors import LowRankEntry

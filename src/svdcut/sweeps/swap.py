@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from svdcut.adapter.in_memory import Piece, parameters_in_memory
-from svdcut.adapter.renames import in_memory
+from svdcut.adapter.memory import Piece, parameters_by_any_name
 from svdcut.errors import EvaluationError
 from svdcut.evaluation.metrics import Evaluation
 from svdcut.evaluation.model import find_kind
@@ -160,11 +159,14 @@ class _Place:
     piece: Piece
     """Which part of it the tensor is."""
 
+    is_whole: bool
+    """Whether the tensor is all of it."""
+
     def within(self, parameter: Tensor) -> Tensor | None:
         """Return the tensor's part of a parameter, as a view, if the shapes allow for it."""
         if parameter.shape != self.shape:
             return None
-        if self.shape == self.piece.tensor.shape:
+        if self.is_whole:
             return parameter
         expert = parameter[self.piece.expert]
         return expert if self.piece.rows is None else expert[slice(*self.piece.rows)]
@@ -191,14 +193,13 @@ def _places(model: Any, loaded: Checkpoint) -> Mapping[str, list[_Place]]:  # no
     """Return where each tensor may be: as it is, renamed, or as a part of a stack of experts."""
     prefix = f"{model.base_model_prefix}."
     types = (model.config.model_type, model.config.get_text_config().model_type)
-    tensors = {name: replace(entry, name=name) for name, entry in loaded.tensors.items()}
+    shapes = {name: entry.shape for name, entry in loaded.tensors.items()}
     found: dict[str, list[_Place]] = defaultdict(list)
-    for name, parameter in parameters_in_memory(tensors).items():
-        renamed = (name, in_memory(name, types))
-        names = [form for n in renamed for form in (n, prefix + n, n.removeprefix(prefix))]
+    for name, parameter in parameters_by_any_name(shapes, types).items():
+        names = dict.fromkeys((name, prefix + name, name.removeprefix(prefix)))
         for piece in parameter.pieces:
-            places = (_Place(known, parameter.shape, piece) for known in dict.fromkeys(names))
-            found[piece.tensor.name].extend(places)
+            is_whole = parameter.shape == shapes[piece.tensor]
+            found[piece.tensor] += [_Place(n, parameter.shape, piece, is_whole) for n in names]
     return found
 
 

@@ -1,4 +1,4 @@
-"""What an adapter of a plan has to hold, and whether PEFT has a place for it.
+"""What the adapter of a plan has to hold, and whether it can.
 
 From names and shapes, and from what became of each tensor where that is known. It reads
 no weights and imports no torch.
@@ -8,16 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from svdcut.adapter.model import Cut, Model, Whole
-from svdcut.adapter.unsupported import find_unholdable
+from svdcut.adapter.holding import find_unholdable
+from svdcut.adapter.places import Change, Model
 from svdcut.choose.options import Experts, Options
 from svdcut.choose.ranks import NOTHING, Rule, rule_for
-from svdcut.errors import NothingKeptError, UnholdableError, UsageError
-from svdcut.pair.pairing import Action
+from svdcut.errors import NothingKeptError, UnholdableError, UsageError, listed
+from svdcut.pair.pairing import Action, Pair
 from svdcut.pair.plan import Plan
 from svdcut.record.manifest import TensorFact
-
-_MAX_LISTED = 20
 
 
 def describe_model(plan: Plan) -> Model:
@@ -27,47 +25,52 @@ def describe_model(plan: Plan) -> Model:
     return Model(shapes, finetuned.config, finetuned.ties_embeddings, finetuned.model_names)
 
 
-def find_changes(
-    plan: Plan, facts: Mapping[str, TensorFact] | None = None
-) -> tuple[list[Cut], list[Whole]]:
-    """Return the tensors that an adapter has to hold.
+def find_changes(plan: Plan, facts: Mapping[str, TensorFact] | None = None) -> list[Change]:
+    """Return the tensors that an adapter has to hold, in the order of the plan.
 
     Parameters
     ----------
     plan : Plan
-        Of the run.
+        The plan of the run.
     facts : mapping of str to TensorFact, optional
         What became of each tensor, as far as it is known. Without, those that base has too
         and that are not truncated are taken to be as in base.
-
-    Returns
-    -------
-    tuple of list of Cut and list of Whole
-        Those that are truncated, and those that are stored as they are.
     """
     facts = facts or {}
-    cuts, wholes = [], []
-    for planned in plan.tensors:
-        pair, fact = planned.pair, facts.get(planned.pair.name)
-        shape, base = pair.finetuned.shape, None if pair.base is None else pair.base.shape
-        if pair.action is Action.TRUNCATE and base is not None:
-            if fact is None or fact.truncation is not None:
-                ranks = fact.truncation.ranks if fact and fact.truncation else None
-                cuts.append(Cut(pair.name, shape, base, ranks))
-        elif pair.action is Action.COPY_FINETUNED and (
-            base is None if fact is None else fact.file is not None
-        ):
-            wholes.append(Whole(pair.name, shape, base, pair.finetuned.dtype.is_plain_float))
-    return cuts, wholes
+    pairs = [tensor.pair for tensor in plan.tensors]
+    return [
+        Change(
+            name=pair.name,
+            shape=pair.finetuned.shape,
+            base_shape=None if pair.base is None else pair.base.shape,
+            is_cut=pair.action is Action.TRUNCATE,
+            ranks=fact.truncation.ranks if fact and fact.truncation else None,
+            is_float=pair.finetuned.dtype.is_plain_float,
+        )
+        for pair in pairs
+        if _may_differ(pair, fact := facts.get(pair.name))
+    ]
 
 
-def refuse_empty(plan: Plan, rules: Sequence[Rule], options: Options) -> None:
-    """Refuse adapters that are known to hold nothing, whatever the weights are.
+def _may_differ(pair: Pair, fact: TensorFact | None) -> bool:
+    if pair.action is Action.TRUNCATE:
+        return fact is None or fact.truncation is not None
+    if pair.action is Action.COPY_FINETUNED:
+        return pair.base is None if fact is None else fact.file is not None
+    return False
+
+
+def refuse_adapters(plan: Plan, rules: Sequence[Rule], options: Options) -> None:
+    """Refuse adapters that cannot be, whatever the weights are.
 
     Raises
     ------
     NothingKeptError
         If a rule keeps nothing of any tensor.
+    UnholdableError
+        If PEFT has no place for a tensor.
+    UsageError
+        If experts are wanted one by one, and the model's file has none so.
     """
     cut = [t.pair.name for t in plan.tensors if t.pair.action is Action.TRUNCATE]
     for rule in rules:
@@ -77,17 +80,8 @@ def refuse_empty(plan: Plan, rules: Sequence[Rule], options: Options) -> None:
                 f"rank {rule}: an adapter of rank 0 holds nothing",
                 hint="Keep more: a higher rank, or a rule that keeps more of the energy.",
             )
-
-
-def refuse_stacks(plan: Plan, options: Options) -> None:
-    """Refuse to hold experts one by one of a model whose file does not.
-
-    Raises
-    ------
-    UsageError
-        If there are none.
-    """
-    if options.experts is Experts.SEPARATE and not describe_model(plan).fused:
+    refuse_unholdable(plan)
+    if options.experts is Experts.SEPARATE and not describe_model(plan).stacks:
         raise UsageError(
             f"--experts separate: {plan.finetuned.source} stores no experts one by one",
             hint="Leave the option out: stacks have no names for single experts.",
@@ -95,28 +89,19 @@ def refuse_stacks(plan: Plan, options: Options) -> None:
 
 
 def refuse_unholdable(plan: Plan, facts: Mapping[str, TensorFact] | None = None) -> None:
-    """Refuse what an adapter has no place for.
-
-    Parameters
-    ----------
-    plan, facts
-        As for `find_changes`.
+    """Refuse what an adapter has no place for; takes what `find_changes` does.
 
     Raises
     ------
     UnholdableError
         With every such tensor, and why.
     """
-    found = find_unholdable(*find_changes(plan, facts), describe_model(plan))
-    if not found:
-        return
-    listed = [f"{name!r}: {reason}" for name, reason in found[:_MAX_LISTED]]
-    if len(found) > _MAX_LISTED:
-        listed.append(f"... and {len(found) - _MAX_LISTED} more")
-    noun = "tensor" if len(found) == 1 else "tensors"
-    raise UnholdableError(
-        f"{len(found)} {noun} changed in a way that an adapter cannot hold:\n    "
-        + "\n    ".join(listed),
-        hint="svdcut extract --drop GLOB leaves such tensors as they are in base; svdcut "
-        "truncate without --also-adapter holds everything.",
-    )
+    found = find_unholdable(find_changes(plan, facts), describe_model(plan))
+    if found:
+        lines = listed(f"{name!r}: {reason}" for name, reason in found)
+        noun = "tensor" if len(found) == 1 else "tensors"
+        raise UnholdableError(
+            f"{len(found)} {noun} changed in a way that an adapter cannot hold:{lines}",
+            hint="svdcut extract --drop GLOB leaves such tensors as they are in base; svdcut "
+            "truncate without --also-adapter holds everything.",
+        )

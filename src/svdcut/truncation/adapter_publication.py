@@ -15,30 +15,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from svdcut.adapter.arrange import arrange
-from svdcut.adapter.layout import AdapterLayout, Slot, Source, Stored, lay_out_adapter
+from svdcut.adapter.layout import AdapterLayout, Source, Stored, lay_out_adapter
+from svdcut.adapter.model_config import task_fields
+from svdcut.adapter.numbers import arrange
 from svdcut.adapter.places import Matrix
 from svdcut.adapter.readers import list_limits
-from svdcut.adapter.task import task_fields
 from svdcut.choose.options import Experts, Options
 from svdcut.files.filenames import ADAPTER_CONFIG_NAME, ADAPTER_NAME, CARD_NAME, MANIFEST_NAME
-from svdcut.files.tensorfile import Dtype, FileLayout, iterate_bytes, lay_out
+from svdcut.files.tensorfile import Dtype, FileLayout, TensorEntry, iterate_bytes, lay_out
 from svdcut.pair.pairing import Pair
 from svdcut.pair.plan import Plan
 from svdcut.record.card import AdapterLoading, render_adapter_card
-from svdcut.record.manifest import (
-    AdapterFact,
-    FileFact,
-    Manifest,
-    StoredFact,
-    TensorFact,
-    WeightFileFact,
-)
+from svdcut.record.manifest import AdapterFact, FileFact, Manifest, StoredFact, WeightFileFact
 from svdcut.streaming.stored_matrix import TORCH_DTYPES, MatrixEntry, to_bytes
 from svdcut.truncation.adapter_plan import describe_model, find_changes
 from svdcut.truncation.tensor_output import factor_dtype
-from svdcut.write.tensor_writer import Range
 from svdcut.write.writer import CheckpointWriter
+
+_Bytes = bytes | bytearray | memoryview
 
 
 def publish_adapter(
@@ -49,11 +43,11 @@ def publish_adapter(
     Parameters
     ----------
     writer : CheckpointWriter
-        Of the result; it holds the parts of every tensor.
+        The result's; it holds the parts of every tensor.
     plan : Plan
-        Of the run.
+        The plan of the run.
     manifest : Manifest
-        Of the result, without its files.
+        The result's, without its files.
     options : Options
         For the dtype of the factors.
 
@@ -73,23 +67,24 @@ def publish_adapter(
     -----
     Memory is that of the factors of one matrix, or of one stack of experts.
     """
-    cuts, wholes = find_changes(plan, manifest.tensors)
+    changes = find_changes(plan, manifest.tensors)
     apart = options.experts is Experts.SEPARATE
-    layout = lay_out_adapter(cuts, wholes, describe_model(plan), apart=apart)
-    assembly = _Assembly(writer, plan, manifest.tensors, layout, factor_dtype(options.dtype))
-    weights, stored = assembly.write()
+    layout = lay_out_adapter(changes, describe_model(plan), apart=apart)
+    pairs = {tensor.pair.name: tensor.pair for tensor in plan.tensors}
+    weights = _Weights(writer, pairs, manifest, layout, factor_dtype(options.dtype))
+    file, stored = weights.write()
     finetuned, base, task = plan.finetuned, plan.base, find_task(plan)
     manifest = replace(manifest, adapter=AdapterFact(stored, task))
     files: dict[str, WeightFileFact | FileFact] = {
-        weights.name: WeightFileFact(weights.size_bytes, hashlib.sha256(weights.header).hexdigest())
+        file.name: WeightFileFact(file.size_bytes, hashlib.sha256(file.header).hexdigest())
     }
     for name, source in finetuned.tokenizer_files().items():
         files[str(name)] = FileFact(*writer.copy_file(source, name))
-    limits = list_limits(layout)
-    loading = AdapterLoading(finetuned.config, task, "tokenizer_config.json" in files, limits)
+    loading = AdapterLoading(
+        finetuned.config, task, "tokenizer_config.json" in files, list_limits(layout)
+    )
     card = render_adapter_card(manifest, finetuned.card(), base.card(), loading)
-    texts = {ADAPTER_CONFIG_NAME: _config(layout, manifest), CARD_NAME: card}
-    for written, text in texts.items():
+    for written, text in {ADAPTER_CONFIG_NAME: _config(layout, manifest), CARD_NAME: card}.items():
         data = text.encode()
         writer.write_file(Path(written), data)
         files[written] = FileFact(len(data), hashlib.sha256(data).hexdigest())
@@ -114,83 +109,76 @@ def _config(layout: AdapterLayout, manifest: Manifest) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class _Assembly:
-    """The file of weights at work."""
+class _Weights:
+    """The file of weights, which is laid out and written."""
 
     writer: CheckpointWriter
-    plan: Plan
-    facts: Mapping[str, TensorFact]
+    pairs: Mapping[str, Pair]
+    manifest: Manifest
     layout: AdapterLayout
     dtype: Dtype
-    """Of the factors."""
+    """The factors'."""
 
     def write(self) -> tuple[FileLayout, dict[str, StoredFact]]:
         """Write every tensor; return the file, and what is known of each."""
         shapes = {
             key: (self.dtype, shape)
             for slot in self.layout.slots
-            for key, shape in ((slot.key_a, slot.shape_a), (slot.key_b, slot.shape_b))
+            for key, shape in zip(slot.keys, slot.shapes, strict=True)
         }
-        pairs = {tensor.pair.name: tensor.pair for tensor in self.plan.tensors}
         for whole in self.layout.wholes:
-            shapes[whole.key] = (self._stored_dtype(whole, pairs[whole.tensor]), whole.shape)
+            truncated = whole.source is Source.TRUNCATED
+            shapes[whole.key] = (
+                self.dtype if truncated else self._entry(whole).dtype,
+                whole.shape,
+            )
         file = lay_out(ADAPTER_NAME, shapes, {"format": "pt"})
         self.writer.add_file(file)
         entries = {entry.name: entry for entry in file.entries}
         stored: dict[str, StoredFact] = {}
-
-        def put(key: str, pieces: Iterator[bytes | bytearray | memoryview]) -> None:
-            sink = self.writer.open(entries[key])
+        for key, pieces in self._contents():
+            entry = entries[key]
+            sink = self.writer.open(entry)
             for piece in pieces:
                 sink.write(piece)
-            entry = entries[key]
             stored[key] = StoredFact(entry.shape, entry.dtype.value, sink.finish())
-
-        for slot in self.layout.slots:
-            for key, values in zip((slot.key_a, slot.key_b), self._arranged(slot), strict=True):
-                put(key, iter((to_bytes(values),)))
-        for whole in self.layout.wholes:
-            put(whole.key, self._whole(whole, pairs[whole.tensor]))
         return file, stored
 
-    def _stored_dtype(self, whole: Stored, pair: Pair) -> Dtype:
-        if whole.source is Source.TRUNCATED:
-            return self.dtype
-        if whole.source is Source.BASE and pair.base is not None:
-            return pair.base.dtype
-        return pair.finetuned.dtype
-
-    def _arranged(self, slot: Slot) -> tuple[Tensor, Tensor]:
-        if not slot.has_parts:
-            dtype = TORCH_DTYPES[self.dtype]
-            return torch.zeros(slot.shape_a, dtype=dtype), torch.zeros(slot.shape_b, dtype=dtype)
-        matrices = [part.matrix for expert in slot.experts for part in expert if part.rank]
-        return arrange(slot, {matrix: self._factors(matrix) for matrix in matrices})
+    def _contents(self) -> Iterator[tuple[str, Iterator[_Bytes]]]:
+        """Yield the bytes of each tensor, by key."""
+        for slot in self.layout.slots:
+            factors = arrange(slot, self._factors, TORCH_DTYPES[self.dtype])
+            for key, values in zip(slot.keys, factors, strict=True):
+                yield key, iter([to_bytes(values)])
+        for whole in self.layout.wholes:
+            yield whole.key, self._whole(whole)
 
     def _factors(self, matrix: Matrix) -> tuple[Tensor, Tensor]:
         """Return left (m, k) and right (k, n) of a matrix as they were put aside."""
-        cut = self.facts[matrix.tensor].truncation
+        cut = self.manifest.tensors[matrix.tensor].truncation
         assert cut is not None
-        ranks = cut.ranks
-        rank, position = ranks[matrix.number], 2 * sum(bool(k) for k in ranks[: matrix.number])
-        places = self.writer.staging.parts(matrix.tensor)[position : position + 2]
-        left, right = (self._tensor(place) for place in places)
+        rank, position = cut.ranks[matrix.number], 2 * sum(map(bool, cut.ranks[: matrix.number]))
+        left, right = (
+            torch.frombuffer(self.writer.staging.read(place), dtype=TORCH_DTYPES[self.dtype])
+            for place in self.writer.staging.parts(matrix.tensor)[position : position + 2]
+        )
         return left.reshape(-1, rank), right.reshape(rank, -1)
 
-    def _tensor(self, place: Range) -> Tensor:
-        data = self.writer.staging.read(place)
-        return torch.frombuffer(data, dtype=TORCH_DTYPES[self.dtype])
+    def _entry(self, whole: Stored) -> TensorEntry:
+        """Return where a tensor that is stored whole lies in an input."""
+        pair = self.pairs[whole.tensor]
+        entry = pair.base if whole.source is Source.BASE else pair.finetuned
+        assert entry is not None
+        return entry
 
-    def _whole(self, whole: Stored, pair: Pair) -> Iterator[bytes | bytearray | memoryview]:
-        places = self.writer.staging.parts(pair.name)
+    def _whole(self, whole: Stored) -> Iterator[_Bytes]:
+        places = self.writer.staging.parts(whole.tensor)
         if whole.source is Source.TRUNCATED:
-            yield from self._truncated(pair)
+            yield from self._truncated(self.pairs[whole.tensor])
         elif whole.source is Source.FINETUNED and places:
             yield from (self.writer.staging.read(place) for place in places)
         else:
-            entry = pair.finetuned if whole.source is Source.FINETUNED else pair.base
-            assert entry is not None
-            yield from iterate_bytes(entry)
+            yield from iterate_bytes(self._entry(whole))
 
     def _truncated(self, pair: Pair) -> Iterator[memoryview]:
         """Yield ``base + truncated update`` of a matrix that cannot be stored as factors."""

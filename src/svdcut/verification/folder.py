@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
-from svdcut.adapter.collection import collect_tensors
 from svdcut.adapter.peft_config import read_peft_config
+from svdcut.adapter.tensors import collect_tensors
 from svdcut.errors import CheckpointError, InputError
 from svdcut.files.checkpoint import open_checkpoint
 from svdcut.files.filenames import (

@@ -16,7 +16,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from svdcut.adapter.factors import read_factors
+from svdcut.adapter.numbers import read_factors
 from svdcut.choose.options import Options
 from svdcut.files.lora_factors import LowRankEntry
 from svdcut.files.tensorfile import TensorEntry, iterate_bytes, read_bytes, size_bytes

@@ -1,13 +1,18 @@
-"""The numbers of an adapter: factors and magnitudes, read as the tensor is stored.
+"""The numbers of an adapter: its factors read as matrices, and matrices arranged as factors.
 
-All in float64. Where they lie and what they are for is settled before (`lora_factors`).
+Where factors lie, and what they are for, is settled before. The one module of the package
+with torch. Source: peft 0.21.2, tuners/lora/layer.py, get_delta_weight of each layer.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
+from svdcut.adapter.layout import Slot
+from svdcut.adapter.places import Matrix
 from svdcut.errors import NonFiniteError
 from svdcut.files.jsonfile import quoted
 from svdcut.files.lora_factors import LowRankEntry
@@ -29,17 +34,17 @@ def read_factors(entry: LowRankEntry, number: int, device: torch.device) -> tupl
     entry : LowRankEntry
         The tensor's update.
     number : int
-        Which of its matrices, 0 of a tensor that is no stack.
+        Which of its matrices, 0 for a tensor that is no stack.
     device : torch.device
         Where to put them.
 
     Returns
     -------
     left : Tensor
-        (m, k), with the scale in it.
+        (m, k), float64, with the scale in it.
     right : Tensor
-        (k, n). ``left @ right`` is the update of the matrix as it is stored, (m, n); a
-        convolution is (out, rest), and a bias (out, 1).
+        (k, n), float64. ``left @ right`` is the update of the matrix as it is stored, (m, n);
+        a convolution is (out, rest), and a bias (out, 1).
 
     Raises
     ------
@@ -48,7 +53,7 @@ def read_factors(entry: LowRankEntry, number: int, device: torch.device) -> tupl
 
     Notes
     -----
-    Of DoRA it is the inner update only: see `dora_update`. Of a stack, all of `b` is read
+    For DoRA it is the inner update only: see `dora_update`. For a stack, all of `b` is read
     for each expert, and its rows of `a`.
     """
     if entry.a is None:
@@ -66,7 +71,7 @@ def read_factors(entry: LowRankEntry, number: int, device: torch.device) -> tupl
 
 
 def read_magnitude(entry: LowRankEntry, device: torch.device) -> Tensor | None:
-    """Return the norms of DoRA: (m, 1) of rows, (1, n) of columns; raises as `read_factors`."""
+    """Return DoRA's norms: (m, 1) of rows, (1, n) of columns; raises as `read_factors`."""
     if entry.magnitude is None:
         return None
     values = _read(entry.magnitude, device)
@@ -81,9 +86,9 @@ def dora_update(base: Tensor, left: Tensor, right: Tensor, magnitude: Tensor) ->
     base : Tensor
         (m, n), float64.
     left, right : Tensor
-        Of `read_factors`.
+        From `read_factors`.
     magnitude : Tensor
-        Of `read_magnitude`: the norms of the result's rows, (m, 1), or columns, (1, n).
+        From `read_magnitude`: the norms of the result's rows, (m, 1), or columns, (1, n).
 
     Returns
     -------
@@ -123,3 +128,50 @@ def _read(
             hint="The adapter is damaged, or training diverged: nothing can be made of it.",
         )
     return values
+
+
+def arrange(
+    slot: Slot, factors: Callable[[Matrix], tuple[Tensor, Tensor]], dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Arrange thin factors as PEFT stores them.
+
+    Parameters
+    ----------
+    slot : Slot
+        Where they go.
+    factors : callable
+        Returns (rows, rank) and (rank, columns) of a matrix with a rank above 0; their
+        product is its truncated update.
+    dtype : torch.dtype
+        Of the factors.
+
+    Returns
+    -------
+    (Tensor, Tensor)
+        A and B, contiguous, with the slot's shapes.
+    """
+    pairs = [_arrange_expert(slot, expert, factors, dtype) for expert in slot.place.experts]
+    first, second = (torch.stack(side) for side in zip(*pairs, strict=True))
+    # Rows of A go by expert, then by rank; columns of B by rank, then by expert.
+    a = first.flatten(0, 1).reshape(slot.shapes[0])
+    b = second.permute(1, 2, 0).flatten(1).reshape(slot.shapes[1])
+    return a.contiguous(), b.contiguous()
+
+
+def _arrange_expert(
+    slot: Slot,
+    matrices: tuple[Matrix, ...],
+    factors: Callable[[Matrix], tuple[Tensor, Tensor]],
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """Return A, (rank, in), and B, (out, rank), of one expert, its matrices below each other."""
+    left = torch.zeros(sum(matrix.rows for matrix in matrices), slot.rank, dtype=dtype)
+    right = torch.zeros(slot.rank, matrices[0].columns, dtype=dtype)
+    row = triplet = 0
+    for matrix in matrices:
+        if matrix.rank:
+            ours = slice(triplet, triplet + matrix.rank)
+            left[row : row + matrix.rows, ours], right[ours] = factors(matrix)
+        row += matrix.rows
+        triplet += matrix.rank
+    return (left.T, right.T) if slot.place.kind.is_transposed else (right, left)
