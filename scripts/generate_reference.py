@@ -87,7 +87,7 @@ def _page(name: str, commands: dict[str, Duck]) -> Page:
         "Commands": _entries({k: f"{v}." for k, v in others.items() if command is root}),
         "Arguments": arguments,
         "Options": [p for k, v in panels.items() for p in [*[Part("panel", k)] * bool(k), *v]],
-        "Exit status": _entries(import_module("svdcut.cli.exit_codes").EXIT_CODES),
+        "Exit status": _entries(import_module("svdcut.cli.app").EXIT_CODES),
         "Environment": _entries(ENVIRONMENT),
         "Files": _entries({k.format(output): v for k, v in FILES.get(name, {}).items()}),
         "Examples": _examples(command.epilog or ""),

@@ -16,7 +16,7 @@ TABLE = ROOT / "docs" / "refusals.md"
 sys.path.insert(0, str(ROOT / "tests"))
 
 from refusals import CASES, Case, refuse  # noqa: E402
-from svdcut.cli.exit_codes import EXIT_CODES  # noqa: E402
+from svdcut.cli.app import EXIT_CODES  # noqa: E402
 
 HEAD = """# What is refused, and how
 

@@ -36,7 +36,7 @@ from checkpoints import (
     write_folder,
 )
 from long import long_but
-from svdcut.cli import guard, output
+from svdcut.cli import guard, progress
 from svdcut.cli.app import app
 from svdcut.names import collapse_numbers
 from svdcut.spectra.groups import SORT_KEYS
@@ -1017,15 +1017,15 @@ def test_colors():
 def test_a_stage_that_many_workers_begin_has_one_bar(monkeypatch):
     begun = []
 
-    class Slow(output.Progress):
+    class Slow(progress.Progress):
         def add_task(self, description, **options):
             time.sleep(0.05)
             begun.append(description)
             return super().add_task(description, **options)
 
-    monkeypatch.setattr(output, "Progress", Slow)
+    monkeypatch.setattr(progress, "Progress", Slow)
     with (
-        output.show_progress(quiet=True, verbose=False) as observe,
+        progress.show_progress(quiet=True, verbose=False) as observe,
         ThreadPoolExecutor(4) as pool,
     ):
         list(pool.map(lambda i: observe(svdcut.Progress("truncate", str(i), 1, 4)), range(4)))
@@ -1035,7 +1035,7 @@ def test_a_stage_that_many_workers_begin_has_one_bar(monkeypatch):
 @pytest.mark.parametrize("width", [60, 80, 120])
 def test_progress_shows_the_end_of_a_name_and_the_bar_where_there_is_room(width):
     console = Console(width=width, file=io.StringIO(), force_terminal=True)
-    bar = output.progress_bar(console, quiet=False)
+    bar = progress.progress_bar(console, quiet=False)
     name = "model.layers.12.self_attn.q_proj.weight"
     done = {"completed": 12_300_000, "total": 26_700_000}
     bar.add_task("truncating", name="decoder." * 20 + name, texts=False, **done)
@@ -1207,7 +1207,7 @@ def test_signal_in_mid_run(cli, pair, tmp_path, number, code, times):
 
 WITHIN = """
 import os, signal, sys, time
-import svdcut.cli.cutting as cutting
+import svdcut.cli.truncate as module
 class Deaf:
     def __del__(self):
         signal.raise_signal(signal.SIGTERM)
@@ -1217,7 +1217,7 @@ def at_once():
 def signalled(*arguments):
     at_once() if os.environ["HOW"] == "at once" else Deaf()
     time.sleep(30)
-cutting.warn_of_plan = signalled
+module.warn_of_plan = signalled
 from svdcut.__main__ import main
 main()
 """

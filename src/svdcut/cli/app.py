@@ -25,10 +25,26 @@ COMMANDS = {
 }
 """What each does, as the first line of its own help says it."""
 
+_MODULES = {"extract": "truncate"}
+"""Those of commands that share one."""
+
+EXIT_CODES: dict[int, str] = {
+    0: "Done.",
+    1: "Unexpected failure.",
+    2: "Wrong usage.",
+    3: "The inputs cannot be used, or do not match.",
+    4: "Verification failed, or the asked-for quality was not reached.",
+    129: "The terminal or the connection was closed (SIGHUP); as for 130.",
+    130: "Interrupted by SIGINT. Finished tensors are kept; the same command goes on.",
+    143: "Interrupted by SIGTERM, likewise.",
+}
+"""What the manual says of each; `svdcut.errors` decides which error ends with which."""
+
 
 def load_command(name: str) -> Any:  # noqa: ANN401 - of the Click that Typer carries
     """Return a command, from the module of its name."""
-    command = typer.main.get_command(getattr(import_module(f"svdcut.cli.{name}"), name))
+    module = import_module(f"svdcut.cli.{_MODULES.get(name, name)}")
+    command = typer.main.get_command(getattr(module, name))
     command.name = name
     return command
 

@@ -7,9 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from rich.markup import escape
 
-from svdcut.cli.output import common_ends
-from svdcut.cli.spectra_screen import open_screen
-from svdcut.cli.tables import Column, no_room, print_table
+from svdcut.cli.screen import Column, common_ends, no_room, open_screen, print_table
 from svdcut.shown import MISSING, printable
 from svdcut.spectra.column import Column as SpectrumColumn
 from svdcut.spectra.columns import EFFECTIVE_RANK, RELATIVE_NORM

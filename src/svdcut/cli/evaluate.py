@@ -6,7 +6,9 @@ from svdcut.api.evaluation import carry_out_evaluation, prepare_evaluation
 from svdcut.cli.commands import ScreenOptions, command
 from svdcut.cli.evaluation_screen import note_cut_texts, print_evaluation
 from svdcut.cli.guard import guard
-from svdcut.cli.output import print_json, show_progress, warn_of_adapters
+from svdcut.cli.progress import show_progress
+from svdcut.cli.screen import print_json
+from svdcut.cli.warnings import warn_of_adapters
 from svdcut.evaluation.options import EvaluateOptions
 from svdcut.option_kinds import options
 

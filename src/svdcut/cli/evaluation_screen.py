@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from rich.markup import escape
 
 from svdcut.cli.guard import note
-from svdcut.cli.spectra_screen import open_screen
-from svdcut.cli.tables import Column, no_room, print_table
+from svdcut.cli.screen import Column, no_room, open_screen, print_table
 from svdcut.evaluation.answers import Kind
 from svdcut.evaluation.dataset import Dataset
 from svdcut.evaluation.metrics import Evaluation

@@ -12,14 +12,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from svdcut.choose.ranks import rule_for
-from svdcut.cli.output import (
-    SHOWN_ROWS,
-    Screen,
-    print_json,
-    print_more,
-    print_pairing,
-)
-from svdcut.cli.tables import WrappedName
+from svdcut.cli.result_screen import print_pairing
+from svdcut.cli.screen import SHOWN_ROWS, Screen, WrappedName, print_json, print_more
 from svdcut.names import collapse_numbers
 from svdcut.pair.pairing import Action
 from svdcut.pair.plan import Form

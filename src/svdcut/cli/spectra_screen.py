@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -11,14 +10,17 @@ from functools import partial
 
 from rich.markup import escape
 
-from svdcut.cli.output import (
+from svdcut.cli.result_screen import print_matching
+from svdcut.cli.screen import (
     SHOWN_ROWS,
+    Column,
     Screen,
     common_ends,
-    print_matching,
+    no_room,
+    open_screen,
     print_more,
+    print_table,
 )
-from svdcut.cli.tables import Column, no_room, print_table
 from svdcut.pair.pairing import Pairing
 from svdcut.shown import MISSING, percent, printable
 from svdcut.spectra.column import Column as SpectrumColumn
@@ -34,9 +36,6 @@ _BARS, _PLAIN_BARS = "▁▂▃▄▅▆▇█", "_.-=+*#@"
 _SPARK_WIDTH = 8
 _SPARK_DECADES = (1.0, 4.0)
 """Powers of ten from the lowest bar to the highest, at least and at most."""
-
-_UNLIMITED = 1000
-"""Columns, where no terminal limits them."""
 
 _MAX_NAME = 60
 """Longer names are folded."""
@@ -97,14 +96,6 @@ def print_spectra(spectra: Spectra, pairing: Pairing | None, *, with_tensors: bo
         screen.say(f"--sort model shows each of the {len(lines)} tensors, and so does --csv.")
     if dropped:
         screen.say(no_room(dropped, "--csv"))
-
-
-def open_screen() -> Screen:
-    """Return stdout; a pipe or a file has room for every column, and no line is folded."""
-    screen = Screen(highlight=False)
-    if not screen.is_terminal and "COLUMNS" not in os.environ:
-        screen = Screen(highlight=False, width=_UNLIMITED)
-    return screen
 
 
 def _title(spectra: Spectra) -> str:

@@ -14,13 +14,7 @@ from svdcut.api.spectra import (
 from svdcut.choose.options import CallOptions
 from svdcut.cli.commands import ScreenOptions, command
 from svdcut.cli.guard import guard
-from svdcut.cli.output import (
-    show_progress,
-    warn_of_adapters,
-    warn_of_no_update,
-    warn_of_swap,
-    warn_of_unmatched,
-)
+from svdcut.cli.progress import show_progress
 from svdcut.cli.spectrum_output import (
     Form,
     Targets,
@@ -28,6 +22,7 @@ from svdcut.cli.spectrum_output import (
     show_comparison,
     show_spectra,
 )
+from svdcut.cli.warnings import warn_of_adapters, warn_of_no_update, warn_of_swap, warn_of_unmatched
 from svdcut.errors import UsageError
 from svdcut.option import Panel, shared
 from svdcut.option_kinds import File, Side, Switch, Text, Whole, options

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from svdcut.cli.comparison_screen import print_comparison
 from svdcut.cli.guard import note
-from svdcut.cli.output import print_json
+from svdcut.cli.screen import print_json
 from svdcut.cli.spectra_screen import print_spectra
 from svdcut.errors import UsageError
 from svdcut.spectra import files

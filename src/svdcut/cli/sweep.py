@@ -14,13 +14,10 @@ from svdcut.choose.options import CallOptions, ShapeOptions
 from svdcut.cli.commands import ScreenOptions, command
 from svdcut.cli.evaluation_screen import note_cut_texts
 from svdcut.cli.guard import Unfinished, guard, note
-from svdcut.cli.output import (
-    print_json,
-    show_progress,
-    warn_of_no_update,
-    warn_of_plan,
-)
+from svdcut.cli.progress import show_progress
+from svdcut.cli.screen import print_json
 from svdcut.cli.sweep_screen import print_sweep
+from svdcut.cli.warnings import warn_of_no_update, warn_of_plan
 from svdcut.errors import QualityError
 from svdcut.option import Panel, shared
 from svdcut.option_kinds import File, Switch, options

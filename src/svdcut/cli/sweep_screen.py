@@ -7,8 +7,7 @@ from pathlib import Path
 
 from rich.markup import escape
 
-from svdcut.cli.spectra_screen import open_screen
-from svdcut.cli.tables import Column, no_room, print_table
+from svdcut.cli.screen import Column, no_room, open_screen, print_table
 from svdcut.evaluation.metrics import Evaluation
 from svdcut.shown import points, printable
 from svdcut.sweeps.result import CSV_NAME, JSON_NAME, PICTURE_NAME, Sweep

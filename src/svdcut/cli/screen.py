@@ -1,8 +1,11 @@
-"""Tables that fit a screen: names wrap, and columns for which there is no room go."""
+"""How things are printed for people: sentences, and tables that fit a screen; and JSON."""
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -14,6 +17,40 @@ from rich.table import Table
 from rich.text import Text
 
 from svdcut.shown import printable
+
+SHOWN_ROWS = 40
+"""Rows of a table, which a screen still holds; a usual model has a dozen."""
+
+_UNLIMITED = 1000
+"""Columns, where no terminal limits them."""
+
+
+class Screen(Console):
+    """A console that leaves a closed pipe to `guard`, as `print_json` does.
+
+    Sentences wrap between words on a terminal, and not at all in a pipe or a file.
+    """
+
+    def say(self, text: str, *, style: str | None = None, markup: bool = True) -> None:
+        """Print a sentence."""
+        self.print(text, style=style, markup=markup, soft_wrap=not self.is_terminal)
+
+    def on_broken_pipe(self) -> None:
+        """Let the error through."""
+        raise  # noqa: PLE0704 - called while the BrokenPipeError is handled
+
+
+def print_json(document: object) -> None:
+    """Print one JSON document on stdout."""
+    sys.stdout.write(json.dumps(document, indent=1, allow_nan=False) + "\n")
+
+
+def open_screen() -> Screen:
+    """Return stdout; a pipe or a file has room for every column, and no line is folded."""
+    screen = Screen(highlight=False)
+    if not screen.is_terminal and "COLUMNS" not in os.environ:
+        screen = Screen(highlight=False, width=_UNLIMITED)
+    return screen
 
 
 class WrappedName:
@@ -106,3 +143,32 @@ def _fitting(
     while sum(widths[number] for number in shown) > room and len(shown) > 1:
         shown.remove(max(shown, key=lambda number: columns[number].priority))
     return shown
+
+
+def print_more(console: Screen, rows: int, where: str) -> None:
+    """Print how many rows of a table were left out, and where they are."""
+    if rows > SHOWN_ROWS:
+        console.say(f"and {rows - SHOWN_ROWS} more rows: {where}", style="dim")
+
+
+def first_names(names: Sequence[str], shown: int = 3) -> str:
+    """Return the first of some names, and how many more there are."""
+    more = len(names) - shown
+    return ", ".join(map(printable, names[:shown])) + (f" and {more} more" if more > 0 else "")
+
+
+def common_ends(names: Sequence[str]) -> tuple[str, str]:
+    """Return the dotted parts that all names start with, and end with."""
+    if len(names) < 2:
+        return "", ""
+    parts = [name.split(".") for name in names]
+    room = min(map(len, parts)) - 1
+    start = 0
+    while start < room and len({part[start] for part in parts}) == 1:
+        start += 1
+    end = 0
+    while start + end < room and len({part[-1 - end] for part in parts}) == 1:
+        end += 1
+    first = parts[0]
+    head = "".join(f"{part}." for part in first[:start])
+    return head, "".join(f".{part}" for part in first[len(first) - end :])
