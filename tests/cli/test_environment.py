@@ -27,7 +27,7 @@ def process(*words, cwd, prefix="", **more):
         stderr=subprocess.PIPE,
         text=True,
         check=False,
-        env=os.environ | ENVIRONMENT,
+        env=os.environ | {"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"},
         **more,
     )
 

@@ -6,11 +6,10 @@ It looks at the inputs' files as a whole, and at no tensor.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from svdcut import __version__
 from svdcut.choose.options import Options
@@ -104,6 +103,7 @@ class InputHashes:
         self._digests = {
             file.path: self._executor.submit(hash_file, file.path, self._stop) for file in files
         }
+        self._names = {file.path: str(file.path.resolve()) for file in files}
         return self
 
     def __exit__(
@@ -115,58 +115,51 @@ class InputHashes:
         self._stop.set()
         self._executor.shutdown(wait=True)
 
-    @contextmanager
-    def recorded(self, writer: CheckpointWriter) -> Iterator[Callable[[], tuple[Source, Source]]]:
-        """Record each hash as it comes, for as long as the context lasts.
+    def record_known(self, writer: CheckpointWriter) -> None:
+        """Record the hashes that are there already, in case the run ends before all are."""
+        for path, hashing in self._digests.items():
+            if hashing.done():
+                self._record(path, writer)
+
+    def sources(self, writer: CheckpointWriter) -> tuple[Source, Source]:
+        """Wait for the hashes, and return the two inputs with them.
 
         Parameters
         ----------
         writer : CheckpointWriter
-            Remembers them, in case the run ends before all are there.
+            Remembers them.
 
-        Yields
+        Raises
         ------
-        callable
-            Waits for the hashes, and returns the two inputs with them. It raises
-            `CheckpointError` if a file cannot be read, and `InputChangedError` if one is not
-            what an earlier attempt at this run has read.
+        CheckpointError
+            If a file cannot be read.
+        InputChangedError
+            If one is not what an earlier attempt at this run has read.
         """
-        left: Future[Any] = Future()
-        with ThreadPoolExecutor(1) as recorder:
-            recording = recorder.submit(self._sources, writer, left)
-            try:
-                yield recording.result
-            finally:
-                left.set_result(None)
-
-    def _sources(self, writer: CheckpointWriter, left: Future[Any]) -> tuple[Source, Source]:
         plan = self._plan
         return (
-            self._source(plan.base, plan.pairing.base_prefix, writer, left),
-            self._source(plan.finetuned, plan.pairing.finetuned_prefix, writer, left),
+            self._source(plan.base, plan.pairing.base_prefix, writer),
+            self._source(plan.finetuned, plan.pairing.finetuned_prefix, writer),
         )
 
     def _source(
-        self,
-        checkpoint: Checkpoint,
-        prefix: str | None,
-        writer: CheckpointWriter,
-        left: Future[Any],
+        self, checkpoint: Checkpoint, prefix: str | None, writer: CheckpointWriter
     ) -> Source:
-        files = {}
-        for file in checkpoint.files:
-            hashing = self._digests[file.path]
-            wait((hashing, left), return_when=FIRST_COMPLETED)
-            if left.done():
-                break  # nobody asks for what is returned
-            digest = hashing.result()
-            name = str(file.path.resolve())
-            before = writer.find(_INPUT, name)
-            if before not in (None, digest):
-                raise InputChangedError(
-                    f"{file.path} is not what it was when this run began",
-                    hint="Repeat this with --restart.",
-                )
-            writer.record(_INPUT, name, digest)
-            files[file.path.name] = FileFact(file.size_bytes, digest)
+        files = {
+            file.path.name: FileFact(file.size_bytes, self._record(file.path, writer))
+            for file in checkpoint.files
+        }
         return Source(checkpoint.source, checkpoint.revision, prefix, files)
+
+    def _record(self, path: Path, writer: CheckpointWriter) -> str:
+        """Return the hash of a file, and record it the first time."""
+        digest, name = self._digests[path].result(), self._names[path]
+        before = writer.find(_INPUT, name)
+        if before is None:
+            writer.record(_INPUT, name, digest)
+        elif before != digest:
+            raise InputChangedError(
+                f"{path} is not what it was when this run began",
+                hint="Repeat this with --restart.",
+            )
+        return digest

@@ -97,13 +97,12 @@ def run_truncation(
     with ExitStack() as stack:
         writers = [stack.enter_context(_writer(plan, output, identity)) for output in outputs]
         pool = stack.enter_context(Pool(num_workers(device), needs.bound, device))
-        hashed_sources = stack.enter_context(hashes.recorded(writers[0]))
         job = Job(rules, options, device, {}, Reserve(needs.reserve), cutter=cutter)
         total = sum(tensor.target.size_bytes for tensor in plan.tensors)
-        run = _Run(plan, outputs, writers, pool, needs.sizes, total, observe)
+        run = _Run(plan, outputs, writers, hashes, pool, needs.sizes, total, observe)
         try:
             records = run.carry_out(job)
-            sources = hashed_sources()
+            sources = hashes.sources(writers[0])
         except CheckpointError:
             # A file that changed is the cause of what was found wrong in it.
             refuse_changed(plan)
@@ -139,6 +138,7 @@ class _Run:
     plan: Plan
     outputs: Sequence[Output]
     writers: Sequence[CheckpointWriter]
+    hashes: InputHashes
     pool: Pool
     sizes: Sequence[int]
     """Memory that each tensor takes at work, in bytes."""
@@ -185,6 +185,7 @@ class _Run:
             facts = process_tensor(job, planned, places)
             for writer, fact in zip(self.writers, facts, strict=True):
                 writer.record(TENSOR, name, asdict(fact))
+        self.hashes.record_known(self.writers[0])
         size, found = planned.target.size_bytes, tuple(facts)
         self.observe(Progress("truncate", name, size, self.total, found, resumed=resumed))
         return facts

@@ -10,7 +10,7 @@ import fcntl
 import json
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,9 @@ class Journal:
         self.identity: Mapping[str, str] | None = None
         """What the run was, as the first line says; None for a new journal."""
         self._records: dict[tuple[str, str], object] = {}
+        self._pending: list[tuple[str, str]] = []
+        """What was recorded since the last `sync`."""
+
         try:
             self._load()
         except BaseException:
@@ -109,6 +112,7 @@ class Journal:
         """Forget everything, and say what the run is."""
         os.ftruncate(self._descriptor, 0)
         self._records.clear()
+        self._pending.clear()
         self.identity = dict(identity)
         self._append({"schema": SCHEMA, "identity": self.identity})
         self.sync()
@@ -147,19 +151,38 @@ class Journal:
             return sum(found == kind for found, _ in self._records)
 
     def record(self, kind: str, name: str, data: object) -> None:
-        """Append a record; `sync` makes it last."""
+        """Remember a record; `sync` makes it last."""
         with self._lock:
             self._records[kind, name] = data
-            self._append({"kind": kind, "name": name, "data": data})
+            self._pending.append((kind, name))
+
+    def sync(self, first: Callable[[], object] = lambda: None) -> None:
+        """Put everything that was recorded on disk.
+
+        Parameters
+        ----------
+        first : callable
+            Puts the bytes there that the records speak of. Where it or the writing fails,
+            the records are forgotten.
+        """
+        with self._lock:
+            pending, self._pending = self._pending, []
+        try:
+            first()
+            for kind, name in pending:
+                data = self._records[kind, name]
+                self._append({"kind": kind, "name": name, "data": data})
+            os.fsync(self._descriptor)
+        except BaseException:
+            with self._lock:
+                for key in pending:
+                    self._records.pop(key, None)
+            raise
 
     def _append(self, document: Mapping[str, Any]) -> None:
         line = memoryview(json.dumps(document, allow_nan=False).encode() + b"\n")
         while line:
             line = line[os.write(self._descriptor, line) :]
-
-    def sync(self) -> None:
-        """Put everything that was recorded on disk."""
-        os.fsync(self._descriptor)
 
     def close(self) -> None:
         """Release the lock."""

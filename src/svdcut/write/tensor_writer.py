@@ -88,7 +88,6 @@ class Staging:
     ) -> None:
         self._path = path
         self._find, self._record = find, record
-        self._parts: dict[str, list[Range]] = {}
         self._lock = threading.Lock()
         self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         self._end = os.fstat(self.descriptor).st_size
@@ -111,15 +110,12 @@ class Staging:
 
     def record_parts(self, name: str, places: Iterable[Range]) -> None:
         """Record where the parts of a tensor lie, before the tensor itself is recorded."""
-        self._parts[name] = list(places)
-        self._record(_PARTS, name, self._parts[name])
+        self._record(_PARTS, name, list(places))
 
     def parts(self, name: str) -> list[Range]:
         """Return where the parts of a tensor lie; none if it has none."""
-        if name not in self._parts:
-            found = self._find(_PARTS, name)
-            self._parts[name] = [Range(*p) for p in found] if isinstance(found, list) else []
-        return self._parts[name]
+        found = self._find(_PARTS, name)
+        return [Range(*place) for place in found] if isinstance(found, list) else []
 
 
 def write_at(descriptor: int, view: memoryview, offset: int) -> None:

@@ -15,7 +15,7 @@ import shutil
 import stat
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -93,8 +93,6 @@ class CheckpointWriter:
         self._restart = restart
         self._force = force
         self._descriptors: dict[str, int] = {}
-        self._pending: list[tuple[str, str, object]] = []
-        self._pending_lock = threading.Lock()
         self._sync_lock = threading.Lock()
         self._synced_at = time.monotonic()
         self._stages = stages
@@ -182,13 +180,25 @@ class CheckpointWriter:
         -----
         Reads the tensor's bytes: what a failing disk has lost is made again.
         """
-        data = self._journal.find(TENSOR, entry.name)
-        if not isinstance(data, dict) or entry.path.name not in self._whole:
+        if entry.path.name not in self._whole:
+            return None
+        ours = replace(entry, path=self._result / entry.path.name)
+        return self._intact(entry.name, iterate_bytes(ours))
+
+    def finished_parts(self, name: str) -> Mapping[str, Any] | None:
+        """Return what was recorded of a tensor in an earlier run, if its parts are there."""
+        places = self.staging.parts(name)
+        return self._intact(name, map(self.staging.read, places) if places else None)
+
+    def _intact(self, name: str, pieces: Iterable[bytearray] | None) -> Mapping[str, Any] | None:
+        """Return the record of a tensor, unless its bytes have another hash."""
+        data = self._journal.find(TENSOR, name)
+        if not isinstance(data, dict):
             return None
         digest = hashlib.sha256()
-        for piece in iterate_bytes(replace(entry, path=self._result / entry.path.name)):
+        for piece in pieces or ():
             digest.update(piece)
-        return data if digest.hexdigest() == data["sha256"] else None
+        return data if pieces is None or digest.hexdigest() == data["sha256"] else None
 
     def add_file(self, file: FileLayout) -> None:
         """Make a weight file whose layout came out of the work.
@@ -209,16 +219,6 @@ class CheckpointWriter:
         assert self._staging is not None
         return self._staging
 
-    def finished_parts(self, name: str) -> Mapping[str, Any] | None:
-        """Return what was recorded of a tensor in an earlier run, if its parts are there."""
-        data = self._journal.find(TENSOR, name)
-        if not isinstance(data, dict):
-            return None
-        digest, places = hashlib.sha256(), self.staging.parts(name)
-        for place in places:
-            digest.update(self.staging.read(place))
-        return data if not places or data["sha256"] == digest.hexdigest() else None
-
     def open(self, entry: TensorEntry) -> TensorWriter:
         """Return what writes the bytes of a planned tensor."""
         return TensorWriter(self._descriptors[entry.path.name], entry)
@@ -237,8 +237,7 @@ class CheckpointWriter:
         data : object
             As JSON.
         """
-        with self._pending_lock:
-            self._pending.append((kind, name, data))
+        self._journal.record(kind, name, data)
         due = time.monotonic() - self._synced_at >= _SYNC_SECONDS
         if due and self._sync_lock.acquire(blocking=False):
             try:
@@ -248,19 +247,17 @@ class CheckpointWriter:
 
     def _sync(self) -> None:
         """Put the bytes on disk, then the records that speak of them, in this order."""
-        with self._pending_lock:
-            pending, self._pending = self._pending, []
         try:
-            for descriptor in self._descriptors.values():
-                os.fsync(descriptor)
-            if self._staging is not None:
-                os.fsync(self._staging.descriptor)
-            for record in pending:
-                self._journal.record(*record)
-            self._journal.sync()
+            self._journal.sync(self._sync_bytes)
         except OSError as error:
             raise output_error(self._partial, error) from error
         self._synced_at = time.monotonic()
+
+    def _sync_bytes(self) -> None:
+        for descriptor in self._descriptors.values():
+            os.fsync(descriptor)
+        if self._staging is not None:
+            os.fsync(self._staging.descriptor)
 
     def write_file(self, name: Path, data: bytes) -> None:
         """Write a small file."""
@@ -335,5 +332,4 @@ class CheckpointWriter:
             return True  # it is another run's
         if isinstance(error, SvdcutError) and not error.keeps_work:
             return False
-        finished = self._journal.count(TENSOR) or any(r[0] == TENSOR for r in self._pending)
-        return self._result.is_dir() and bool(finished)
+        return self._result.is_dir() and self._journal.count(TENSOR) > 0
