@@ -1,6 +1,6 @@
-"""Which triplets of one matrix stay, and how well that is known.
+"""Cut one matrix: decompose it, apply a rank rule, certify the error.
 
-It joins rank rules to the engine; it reads and writes no files.
+It joins the rank rules to the engine; it reads and writes no files.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class CutRequest:
     rule: Rule
     keep: Keep
     seed: int
-    """Of a random choice."""
+    """Seed of a random choice."""
 
     rank: int | None = None
-    """Known beforehand: the share of a budget that fell to this matrix."""
+    """The rank, where a joint rule has allocated it."""
 
     def known_rank(self, full_rank: int) -> int | None:
         """Return the rank, if it does not depend on the spectrum."""
@@ -43,10 +43,10 @@ class CutRequest:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """What stays of a matrix; norms and values in the matrix's own units."""
+    """Which triplets of a matrix stay; norms and values in the matrix's own units."""
 
     indices: Sequence[int]
-    """Ascending."""
+    """Indices of the triplets that stay, ascending."""
 
     bounds: Bounds
     residual: float
@@ -79,7 +79,7 @@ def cut_matrix(
     seed: int,
     escalate: Callable[[int], object] = lambda _: None,
 ) -> tuple[Decomposition, list[Cut]]:
-    """Decompose a matrix once, and cut it as often as asked.
+    """Decompose a matrix once, and cut it once for each request.
 
     Parameters
     ----------
@@ -155,7 +155,7 @@ def cut_matrix(
 
 
 def is_certified(bounds: Bounds, tolerance: float) -> bool:
-    """Whether a cut is as good as asked, and the values reported with it too."""
+    """Whether the error of a cut and the values reported with it are within their tolerances."""
     return bounds.excess <= tolerance and bounds.value <= VALUE_TOLERANCE
 
 

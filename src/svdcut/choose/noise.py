@@ -23,7 +23,8 @@ _FEW_ZEROS = 0.1
 variances tell all."""
 
 _HEADROOM = 1.02
-"""Of a hundred updates one is above the 99 % quantile, and a checkpoint has hundreds (measured)."""
+"""Margin on the edge: one update in a hundred exceeds a 99 % quantile, and a checkpoint has
+hundreds (measured)."""
 
 _UNEVEN = 1.5
 """How far exact zeros raise an edge, as a multiple of their share: their errors are not random
@@ -33,7 +34,7 @@ _BEND = 0.5
 """Bend of a value, as a share of it, where all of an update is lost in the unit (measured)."""
 
 _CLASS_WIDTH = 0.1
-"""Of classes of variances, as a logarithm: their spread within one matters in second order."""
+"""Width of a class of variances, as a logarithm; within a class their spread matters little."""
 
 _SMALLEST_CLASS = -100
 

@@ -26,7 +26,7 @@ BACKWARD = 8 * sys.float_info.epsilon
 """Backward error of a symmetric eigensolver, for each row, as a share of the norm."""
 
 _MAX_DIGITS = 16
-"""Of a rank; more are a slip of the hand, and no float holds them."""
+"""Longest rank in digits: a float holds no more, and more are a typing error."""
 
 
 @dataclass(frozen=True, slots=True)

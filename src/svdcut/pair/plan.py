@@ -31,7 +31,7 @@ class PlannedTensor:
 
 
 class Form(str, Enum):
-    """What a result is."""
+    """The kind of a result."""
 
     CHECKPOINT = "checkpoint"
     ADAPTER = "adapter"

@@ -1,6 +1,6 @@
-"""The model card of a result.
+"""Write the model card of a result.
 
-It names no local path, and claims nothing that the manifest does not hold.
+It names no local path, and claims only what the manifest holds.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from svdcut.shown import printable
 
 @dataclass(frozen=True, slots=True)
 class _Words:
-    """What the card of one form of result says."""
+    """The texts that differ between a checkpoint's card and an adapter's."""
 
     title: str
     formula: str
     loading: str
     relation: str | None = None
-    """To its parents; None where their number decides."""
+    """`base_model_relation`; None where it follows from the number of parents."""
 
     library: str | None = None
 
@@ -66,17 +66,17 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@.*)?")
 
 @dataclass(frozen=True, slots=True)
 class AdapterLoading:
-    """What the card of an adapter tells of loading it."""
+    """What the card of an adapter needs to describe how to load it."""
 
     config: Mapping[str, Any]
-    """Of the fine-tuned side: it names the class."""
+    """The fine-tuned side's config, which names the class."""
 
     task: Mapping[str, Any]
-    """What of it base's config does not say."""
+    """The entries of `config` about the task that base's config lacks."""
 
     has_tokenizer: bool
     limits: Sequence[str]
-    """What other readers than PEFT make of it."""
+    """How other programs than PEFT differ in reading it."""
 
 
 def render_card(
@@ -136,7 +136,7 @@ def _model_class(config: Mapping[str, Any]) -> str:
 
 
 def _adapter_code(loading: AdapterLoading) -> str:
-    """Return the code that loads an adapter; what is a stranger's in it is a literal."""
+    """Return the code that loads an adapter; untrusted text appears as literals only."""
     name, labels = _model_class(loading.config), _labels(loading.task)
     names = f"AutoTokenizer, {name}" if loading.has_tokenizer else name
     lines = ["from peft import PeftModel", f"from transformers import {names}", ""]
@@ -189,12 +189,12 @@ def _card(
 
 
 def card_metadata(card: str | None) -> dict[str, Any]:
-    """Return what is inherited of a card's metadata, empty where it cannot be read.
+    """Return the inherited part of a card's metadata; empty if it cannot be read.
 
     Parameters
     ----------
     card : str or None
-        A stranger's text.
+        Untrusted text.
 
     Returns
     -------
@@ -217,7 +217,7 @@ def card_metadata(card: str | None) -> dict[str, Any]:
 
 
 def _is_text(value: object) -> bool:
-    """Whether it is a text of one line that can be written to a file."""
+    """Whether a value is a printable text of one line."""
     return (
         isinstance(value, str)
         and len(value) <= _MAX_TEXT
@@ -300,7 +300,7 @@ def _rank_rows(manifest: Manifest) -> list[tuple[str, ...]]:
 
 
 def _inert(name: str) -> str:
-    """Return a name that cannot end its cell or its line: it is a stranger's."""
+    """Return an untrusted name, escaped so that it cannot end its table cell."""
     shown = printable(name).translate(_CELL_ENDS)
     return shown if len(shown) <= _MAX_TEXT else f"{shown[:_MAX_TEXT]}..."
 

@@ -1,4 +1,4 @@
-"""The manifest: what was done to every tensor, with the numbers to check it by.
+"""The manifest: what was done to each tensor, with the numbers that `verify` checks.
 
 The file is ``svdcut.json``; its JSON Schema is `SCHEMA_PATH`. It computes no claim.
 """
@@ -37,7 +37,7 @@ class WeightFileFact:
 
     size: int
     header_sha256: str
-    """Of the 8 bytes of the length and the header that follows."""
+    """Hash of the header and the 8 bytes of its length before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ class Truncation:
     """Rows that were truncated: fewer than the tensor's where the vocabulary grew."""
 
     full_rank: int
-    """Of each matrix."""
+    """min(rows, columns) of each matrix, or the rank of an adapter's factors."""
 
     energy_retained: float
     update_norm: float
@@ -115,7 +115,7 @@ class Truncation:
     zero_fraction: float
     svd: SvdFact
     matrices: tuple[MatrixFact, ...]
-    """One, or one for each expert of a stack."""
+    """One entry, or one for each expert of a stack."""
 
     @property
     def ranks(self) -> tuple[int, ...]:
@@ -132,13 +132,13 @@ class TensorFact:
     action: str
     shape: tuple[int, ...]
     dtype: str
-    """As it is stored; of an adapter's factors, theirs."""
+    """The dtype as stored; in an adapter, that of the factors."""
 
     file: str | None
-    """None where an adapter holds nothing of it, as base has it so."""
+    """None where an adapter holds nothing of the tensor, because base has the same."""
 
     sha256: str | None
-    """Of its bytes; of an adapter's factors, left then right, matrix by matrix."""
+    """Hash of the tensor's bytes; in an adapter, of the factors: left then right, by matrix."""
 
     truncation: Truncation | None = None
 
@@ -166,7 +166,7 @@ class Totals:
     tail_norm: float
     rounding_error: float
     parameters_kept: int
-    """Of the truncated updates as factors: the sum of rank * (rows + columns)."""
+    """Parameters of the truncated updates as factors: the sum of rank * (rows + columns)."""
 
     seconds: float
 
@@ -204,7 +204,7 @@ class AdapterFact:
     """In its file, by the names there."""
 
     config: Mapping[str, Any]
-    """Of config.json: what the fine-tuned side says of its task and base does not."""
+    """The entries of the fine-tuned config.json about its task that base's lacks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +229,7 @@ class Manifest:
     matching: MatchingFact = MatchingFact()
 
     adapter: AdapterFact | None = None
-    """Of an adapter alone; a checkpoint's file holds the tensors by their own names."""
+    """None for a checkpoint, whose files hold the tensors by their own names."""
 
     files: Mapping[str, WeightFileFact | FileFact] = field(default_factory=dict)
     """Every file of the result but the manifest."""

@@ -1,6 +1,6 @@
-"""What a run is made from: its identity, the hashes of its inputs, and their constancy.
+"""The identity of a run, the hashes of its input files, and the check that they did not change.
 
-It looks at the inputs' files as a whole, and at no tensor.
+It looks at whole files, and at no tensor.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _CORES_PER_HASH = 4
 def identify_run(
     plan: Plan, outputs: Sequence[Output], options: Options, machinery: Mapping[str, str]
 ) -> dict[str, str]:
-    """Return everything that shapes the bytes of a run's results, in words.
+    """Return everything that determines the bytes of a run's results, as text by name.
 
     Unfinished work of the same identity is this run's own.
 

@@ -1,4 +1,4 @@
-"""Everything in the result beside its weights: index, config, card, manifest.
+"""Write every file of a result but its weights: index, config, card, manifest.
 
 It computes no numbers and writes no weights.
 """

@@ -1,6 +1,6 @@
-"""What a manifest comes to: its tensors in groups that fit on a screen, and what rounding undoes.
+"""Summarize a manifest: tensors in groups that fit on a screen, and a warning about rounding.
 
-Layers that differ in their number alone are one group. It formats no table.
+Tensors whose names differ in numbers alone are one group. It formats no table.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _ROUNDING_SHARE = 0.1
 """Rounding above this share of what was cut deserves a warning."""
 
 _HARMLESS_ROUNDING = 1e-6
-"""Of the update's norm: about what float32 leaves, and no more can be had."""
+"""Rounding below this share of the update's norm is float32's own, and cannot be avoided."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,5 +70,5 @@ def _norm(values: Iterable[float]) -> float:
 
 
 def puts_much_back(rounding: float, tail: float, norm: float) -> bool:
-    """Whether storage brings back much of what was cut; from norms, the last of the update."""
+    """Whether rounding in storage brings back much of the tail; `norm` is the update's."""
     return rounding > max(_ROUNDING_SHARE * tail, _HARMLESS_ROUNDING * norm)

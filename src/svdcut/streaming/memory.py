@@ -1,6 +1,7 @@
-"""The memory that tensors take at work, from their shapes and the route to take.
+"""Estimate the memory of a run from the shapes of its tensors and the routes they take.
 
-It allocates nothing. The figures are those of the routes in `svdcut.svd`, measured.
+The one place for memory: `memory_needs` of a truncation, `spectrum_needs` of a measurement.
+It allocates nothing. The factors below were measured on the routes in `svdcut.svd`.
 """
 
 from __future__ import annotations
@@ -17,60 +18,60 @@ from svdcut.pair.plan import Plan
 from svdcut.svd.route import Route, choose_route, gram_bytes
 
 SPARE_BYTES = 250 << 20
-"""For small matrices beside the largest one."""
+"""Room for small matrices beside the largest one."""
 
 _COPY_BYTES = 48 << 20
 _BLOCKS_BYTES = 16 << 20
 _PRODUCT_BYTES = 32 << 20
 
 _PROMISED_COPIES = 8
-"""Of the largest tensor in float32, beside what a process takes by itself."""
+"""The promise: memory for this many float32 copies of the largest tensor, beside the process."""
 
 _RESERVED = 3
-"""Part of what is promised, at least, that is kept for routes beyond the first: where small
-matrices need them, as many of them can take one as there are cores, or nearly."""
+"""A third of the promise is reserved for tensors that fall back to a more careful route. With
+small matrices that lets about one tensor per core fall back at a time."""
 
 _DENSE_COPIES = 6
-"""In float32, of a matrix that is not square; a rule of thumb."""
+"""float32 copies of a matrix while its whole spectrum is computed; a rule of thumb."""
 
 _EXACT_SQUARES = 7
 _TALL_COPIES = 3
-"""In float64, of the exact route."""
+"""float64 copies that the exact route takes: of the short side squared, of a tall matrix."""
 
 _VALUES_SQUARES = 2
-"""The same of the routes to values without vectors: the matrix to reduce, and LAPACK's copy."""
+"""The same for values without vectors: the matrix to reduce, and LAPACK's copy."""
 
 _VECTORS_SQUARES = 4.2
-"""The same of all vectors of a Gram matrix, its matrix no longer at hand."""
+"""The same for all eigenvectors of a Gram matrix, after the matrix itself was freed."""
 
 _FACTOR_COPIES = 6
-"""In float64, of both factors of an adapter: as read, their QR and the triplets."""
+"""float64 copies of an adapter's factors: as read, their QR decompositions, the triplets."""
 
 _MERGE_COPIES = 2
-"""In float64, of both factors of an adapter that is merged: as read, and scaled."""
+"""float64 copies of an adapter's factors while it is merged: as read, and scaled."""
 
 _DORA_COPIES = 4
-"""In float64, of a matrix that DoRA changes: as stored, with the update, and on the way."""
+"""float64 copies of a matrix that DoRA changes."""
 
 NUM_LEADING = 10
-"""Leading left vectors that are looked at for intruder dimensions."""
+"""How many leading left singular vectors are searched for intruder dimensions."""
 
 _SPACE_COPIES = 4
-"""In float64, of both factors of leading spaces: of two matrices, and while they are made."""
+"""float64 copies of the factors of leading spaces: two matrices, and temporaries."""
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryNeeds:
-    """What a run takes beside the process itself, in bytes."""
+    """Memory that a run takes beside the process itself, in bytes."""
 
     sizes: tuple[int, ...]
-    """Of each tensor of the plan at work, by the route that it starts with."""
+    """For each tensor of the plan, by the route that it starts with."""
 
     bound: int
     """For all tensors at work together."""
 
     reserve: int
-    """For one of them at a time that needs a more careful route."""
+    """For tensors that fall back to a more careful route."""
 
     @property
     def total(self) -> int:
@@ -129,12 +130,12 @@ def spectrum_needs(
 
 
 def _worst(parts: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """Return the bytes of steps that follow each other."""
+    """Return the largest bytes of steps that follow each other."""
     return max(first for first, _ in parts), max(more for _, more in parts)
 
 
 def _keep_promise(needs: Sequence[tuple[int, int]], pairs: Sequence[Pair]) -> MemoryNeeds:
-    """Bound what tensors take together by what is promised.
+    """Bound the memory of all tensors together by the promise.
 
     Parameters
     ----------

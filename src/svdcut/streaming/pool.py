@@ -52,7 +52,7 @@ class MemoryGate:
 
 
 class Reserve:
-    """Memory for tasks that take more than they were let in with.
+    """Extra memory for tasks that turn out to need more than planned.
 
     Parameters
     ----------
@@ -65,10 +65,10 @@ class Reserve:
 
     @contextmanager
     def lend(self) -> Iterator[Callable[[int], None]]:
-        """Lend what is to be called before more memory is taken, until the block ends.
+        """Yield a callback that reserves extra memory until the block ends.
 
-        It takes the bytes, in place of those that it took before, so that nobody waits for
-        more while holding some.
+        Call it with the number of bytes before allocating. A second call replaces the first
+        reservation: no task waits for more while it holds some.
         """
         held = 0
 

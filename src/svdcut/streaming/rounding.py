@@ -1,6 +1,6 @@
-"""What storage rounds: sums over the stored values that the noise edge is made from.
+"""Measure how storage rounds a matrix, in one pass over blocks of its rows.
 
-One pass over blocks of rows, on their device. It reads no files and knows no edge.
+The noise edge is computed from these sums, in `svdcut.choose.noise`. It reads no files.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from torch import Tensor
 from svdcut.choose.noise import Margins, Storage
 
 _HARMLESS = 2.0**-40
-"""Values up to the inverse of it, and from it on, leave float32 room for squares."""
+"""Values between this and its inverse have squares that float32 holds."""
 
 _EXPONENT_BITS = {
     torch.float16: (torch.int16, 0x7C00),
@@ -19,11 +19,11 @@ _EXPONENT_BITS = {
     torch.float32: (torch.int32, 0x7F80_0000),
     torch.float64: (torch.int64, 0x7FF0_0000_0000_0000),
 }
-"""How to look at the bits of a number, and which of them are its exponent."""
+"""The integer type that shows the bits of each dtype, and the mask of its exponent."""
 
 
 class RoundingMeter:
-    """Sums up what blocks of rows tell of their rounding.
+    """Accumulates the rounding statistics of a matrix, block by block.
 
     Parameters
     ----------
@@ -40,7 +40,7 @@ class RoundingMeter:
         self._within = 0.0
 
     def add(self, rows: slice, stored: Tensor, update: Tensor | None) -> None:
-        """Take a block in.
+        """Add a block of rows.
 
         Parameters
         ----------

@@ -41,7 +41,7 @@ class MatrixEntry:
 
     tensor: TensorEntry
     first: int
-    """Offset of the first element, in elements."""
+    """Index of the first element in the tensor."""
 
     shape: tuple[int, int]
 
@@ -91,16 +91,16 @@ class MatrixSides:
 
     base: MatrixEntry | None
     finetuned: MatrixEntry
-    """Base's own where an adapter gives the update, unless that stores it whole too."""
+    """With an adapter, base's own matrix, unless the adapter stores the tensor whole too."""
 
     update: LowRankEntry | None = None
-    """The adapter's, of all of `finetuned` and the rows of it that base lacks."""
+    """What an adapter adds to `finetuned` and to the rows that base lacks."""
 
     number: int = 0
     """Which matrix of the tensor it is."""
 
     new_rows: int = 0
-    """How many rows base lacks; they follow."""
+    """How many rows, after these, base lacks."""
 
 
 def matrix_sides(pair: Pair) -> Iterator[MatrixSides]:

@@ -1,4 +1,4 @@
-"""The update of one matrix: read both sides, subtract, measure. Or its weights, of one side.
+"""Read both sides of one matrix and subtract; or read the weights of one side.
 
 One matrix at a time, on the device. It decomposes nothing.
 """
@@ -46,7 +46,7 @@ class Update:
     """
 
     zero_fraction: float
-    """Share of entries that are zero; of an adapter, by the rows and columns of its factors."""
+    """Share of entries that are zero; for factors, estimated from their zero rows and columns."""
 
     equal_bytes: bool
     """Whether the two sides are stored alike to the last bit."""
@@ -139,7 +139,7 @@ def _subtract(
 
 
 def _tall_storage(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return a matrix, not filled, whose longer side lies along the rows in memory.
+    """Return an empty matrix whose longer side lies along the rows in memory.
 
     The engine takes it by panels of these (measured, CPU: half as fast across them).
     """
@@ -152,7 +152,7 @@ def _tall_storage(shape: tuple[int, int], dtype: torch.dtype, device: torch.devi
 def _read_low_rank(
     sides: MatrixSides, entry: LowRankEntry, device: torch.device, *, measure_base: bool
 ) -> Update:
-    """Return an adapter's update: as factors, but for one that has no low rank."""
+    """Return an adapter's update: as factors, or dense where it has no low rank."""
     base = sides.base
     assert base is not None
     matrix = read_added(sides, entry, device)

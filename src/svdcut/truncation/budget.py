@@ -1,6 +1,6 @@
-"""The first pass of a budget: all spectra, and the ranks that they buy.
+"""The first pass of a joint rule: measure all spectra, then allocate the ranks.
 
-It writes nothing but records.
+It writes records of the spectra and nothing else.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def allocate_budgets(
     writer: CheckpointWriter | Journal,
     observe: Observer,
 ) -> BudgetRanks:
-    """Take the spectra of all tensors under a budget, and spend the budgets.
+    """Measure the spectra of all tensors under a joint rule, and allocate their ranks.
 
     Parameters
     ----------
@@ -93,7 +93,7 @@ def allocate_budgets(
 
 
 def _spend(rule: Rule, pairs: Sequence[tuple[Pair, Spectra]]) -> dict[tuple[str, int], int]:
-    """Allocate a budget; copies of a tied matrix count once, and get one rank."""
+    """Allocate ranks; copies of a tied matrix count once, and get the same rank."""
     owners, copies = merge_copies(pairs)
     ranks = rule.allocate(
         {(pair.name, i): s for pair, values in owners for i, s in enumerate(values)},

@@ -1,12 +1,13 @@
-"""What a run needs and what there is, before it begins: disk, memory, time.
+"""Compare what a run needs with what the machine has: disk, memory, time.
 
-From headers and a look at the machine; it reads no weights and changes nothing.
+From headers alone; it reads no weights and changes nothing. Memory is estimated in
+`svdcut.streaming.memory`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from svdcut.choose.keep import Keep
@@ -28,7 +29,7 @@ from svdcut.svd.route import Route, choose_route, is_few
 from svdcut.write.destination import partial_path
 
 _PROCESS_BYTES = 400 << 20
-"""Of Python and torch by themselves (measured)."""
+"""What Python and torch take by themselves (measured)."""
 
 _SMALL_FILES_BYTES = 1 << 20
 """Room for the card, the index and the manifest, beside a share for each tensor."""
@@ -36,7 +37,7 @@ _SMALL_FILES_BYTES = 1 << 20
 _BYTES_PER_FACT = 2000
 
 _FILES_BESIDE = 2
-"""Of each output: its journal, and the spool of an adapter."""
+"""Files beside the weights of each output: its journal, and the staged bytes of an adapter."""
 
 _FILES_OF_PROCESS = 16
 """Inputs, libraries, streams."""
@@ -45,17 +46,17 @@ _READ_SECONDS = 2e-9
 _KRYLOV_SECONDS = 6e-10
 _GRAM_SECONDS = 5e-11
 _EIGH_SECONDS = 4.5e-10
-"""Of one core, each with its own product of sides and ranks (measured, CPU)."""
+"""Seconds of one core, each per its own product of sides and ranks (measured, CPU)."""
 
 _MAKE_ROOM = "Make room, or choose a place on another disk."
 
 
 @dataclass(frozen=True, slots=True)
 class DiskNeed:
-    """What the outputs on one file system take."""
+    """Disk space that the outputs on one file system take."""
 
     folder: Path
-    """Of one of them."""
+    """The folder of one of them."""
 
     needed_bytes: int
     free_bytes: int
@@ -99,7 +100,7 @@ class Preflight:
     """Rough; None for CUDA, which was not measured."""
 
     def refuse(self, *, hint: str = _MAKE_ROOM) -> None:
-        """Raise if the run cannot end well.
+        """Raise if a disk has no room.
 
         Parameters
         ----------
@@ -115,7 +116,7 @@ class Preflight:
             disk.refuse(hint=hint)
 
     def warnings(self) -> Iterator[str]:
-        """Yield what may go wrong."""
+        """Yield warnings: too little memory on the host or the GPU."""
         there = self.memory_available
         if there is not None and self.memory_needed > there:
             yield (
@@ -131,7 +132,7 @@ class Preflight:
 
 
 def check_run(plan: Plan, outputs: Sequence[Output], options: Options) -> Preflight:
-    """Find what a run needs and what there is.
+    """Estimate what a run needs, and look up what the machine has.
 
     Parameters
     ----------
@@ -172,7 +173,7 @@ def _refuse_many_files(plan: Plan, outputs: Sequence[Output]) -> None:
 
 
 def check_checkpoint(plan: Plan, folder: Path) -> DiskNeed:
-    """Find the room that one checkpoint takes, in place of what an earlier run left there.
+    """Return the disk space that one checkpoint takes, beyond what an earlier run left there.
 
     Parameters
     ----------
@@ -181,15 +182,13 @@ def check_checkpoint(plan: Plan, folder: Path) -> DiskNeed:
     folder : Path
         Where it is to be written.
     """
-    _, free = free_space(folder)
-    needed = _checkpoint_bytes(plan) - _allocated(folder) - _allocated(partial_path(folder))
-    return DiskNeed(folder, max(needed, 0), free)
+    return _disk_need(folder, _checkpoint_bytes(plan), replaced=folder)
 
 
 def check_factors(
     plan: Plan, cuts: Sequence[tuple[Rule, Keep]], options: Options, folder: Path
 ) -> DiskNeed:
-    """Find the room that the factors of some cuts take.
+    """Return the disk space that the factors of some cuts take.
 
     Parameters
     ----------
@@ -209,13 +208,18 @@ def check_factors(
     """
     pairs = [tensor.pair for tensor in plan.tensors if tensor.pair.action is Action.TRUNCATE]
     size = sum(_factor_bytes(pair, cuts, options) for pair in pairs)
+    return _disk_need(folder, size + _small_bytes(plan), replaced=folder)
+
+
+def _disk_need(folder: Path, size: int, *, replaced: Path | None = None) -> DiskNeed:
+    """Return the space that an output takes beyond its unfinished work and what it replaces."""
     _, free = free_space(folder)
-    needed = size + _small_bytes(plan) - _allocated(folder)
-    return DiskNeed(folder, max(needed, 0), free)
+    there = sum(_allocated(path) for path in (partial_path(folder), replaced) if path)
+    return DiskNeed(folder, max(size - there, 0), free)
 
 
 def _factor_bytes(pair: Pair, cuts: Sequence[tuple[Rule, Keep]], options: Options) -> int:
-    """Return the bytes of the triplets of a tensor that some cuts need at least."""
+    """Return a lower bound on the bytes of the triplets that some cuts keep of a tensor."""
     chosen = [(rule_for(pair.name, rule, options.rank_for), keep) for rule, keep in cuts]
     if options.scale == 1 and pair.update is None:  # then all of it is copied
         chosen = [(rule, keep) for rule, keep in chosen if rule != FULL]
@@ -232,7 +236,7 @@ def _factor_bytes(pair: Pair, cuts: Sequence[tuple[Rule, Keep]], options: Option
 
 
 def _kept_rank(most: int, cuts: Sequence[tuple[Rule, Keep]]) -> int:
-    """Return how many triplets of a matrix serve the cuts whose rank is known beforehand."""
+    """Return how many triplets the cuts of known rank keep of a matrix."""
     ranks = dict.fromkeys(Keep, 0)
     for rule, keep in cuts:
         ranks[keep] = max(ranks[keep], rule.known_rank(most) or 0)
@@ -251,24 +255,21 @@ def _small_bytes(plan: Plan) -> int:
 def _disk_needs(plan: Plan, outputs: Sequence[Output], options: Options) -> Iterator[DiskNeed]:
     needs: dict[int, DiskNeed] = {}
     for output in outputs:
-        system, free = free_space(output.path)
-        size = (
-            _small_bytes(plan) + _adapter_bytes(plan, output.rule, options)
-            if output.form is Form.ADAPTER
-            else _checkpoint_bytes(plan)
+        is_adapter = output.form is Form.ADAPTER
+        need = _disk_need(
+            output.path,
+            _adapter_bytes(plan, output.rule, options) if is_adapter else _checkpoint_bytes(plan),
         )
-        needed = max(size - _allocated(partial_path(output.path)), 0)
-        before = needs.get(system)
-        needs[system] = DiskNeed(
-            before.folder if before else output.path,
-            needed + (before.needed_bytes if before else 0),
-            free,
-        )
+        system, _ = free_space(output.path)
+        if system in needs:
+            needed = needs[system].needed_bytes + need.needed_bytes
+            need = replace(needs[system], needed_bytes=needed)
+        needs[system] = need
     yield from needs.values()
 
 
 def _adapter_bytes(plan: Plan, rule: Rule, options: Options) -> int:
-    """Return the bytes that an adapter takes at least: its factors, put aside and in place.
+    """Return a lower bound on the bytes of an adapter: its factors, staged and in their file.
 
     Ranks that depend on the spectrum count as none.
     """
@@ -278,11 +279,11 @@ def _adapter_bytes(plan: Plan, rule: Rule, options: Options) -> int:
         if tensor.pair.action is Action.TRUNCATE:
             pairs = zip(tensor.pair.matrices, tensor.pair.full_ranks, strict=True)
             total += sum((chosen.known_rank(most) or 0) * (m + n) for (m, n), most in pairs)
-    return 2 * 4 * total
+    return _small_bytes(plan) + 2 * 4 * total
 
 
 def _allocated(folder: Path) -> int:
-    """Return the bytes on disk that unfinished work takes already."""
+    """Return the bytes that a folder takes on disk."""
     return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
 
 
@@ -308,6 +309,6 @@ def _svd_seconds(m: int, n: int, top: int | None, route: Route) -> float:
 
 
 def _is_krylov(short: int, top: int | None, route: Route) -> bool:
-    """Whether a matrix is decomposed by leading triplets alone, at first."""
+    """Whether the first route computes leading triplets alone."""
     chosen = choose_route(short, top) if route is Route.AUTO else route
     return chosen is Route.KRYLOV and top is not None and top < short

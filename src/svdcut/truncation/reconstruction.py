@@ -47,7 +47,7 @@ def compose(
     *,
     is_wide: bool,
 ) -> Iterator[Rows]:
-    """Yield ``base + factor * left @ right`` in blocks of rows, one where the other lay.
+    """Yield ``base + factor * left @ right`` in blocks of rows; blocks reuse one buffer.
 
     Parameters
     ----------
@@ -77,7 +77,7 @@ def compose(
 
 
 def copy_rows(entry: MatrixEntry, stored: torch.dtype) -> Iterator[Rows]:
-    """Yield the rows of a matrix as they are, but for the dtype."""
+    """Yield the rows of a matrix, converted to the stored dtype."""
     for _, values in entry.blocks(torch.device("cpu")):
         yield Rows(values.to(stored), values)
 
@@ -85,7 +85,7 @@ def copy_rows(entry: MatrixEntry, stored: torch.dtype) -> Iterator[Rows]:
 def merged_rows(
     sides: MatrixSides, device: torch.device, stored: torch.dtype, *, new: bool = False
 ) -> Iterator[Rows]:
-    """Yield the fine-tuned rows of a matrix: with what an adapter adds, all or the new ones.
+    """Yield the rows of the fine-tuned matrix, with an adapter merged in.
 
     Parameters
     ----------
@@ -96,7 +96,7 @@ def merged_rows(
     stored : torch.dtype
         Of the stored rows.
     new : bool
-        Whether those alone are wanted that base lacks.
+        Yield only the rows that base lacks.
     """
     shared = sides.finetuned.shape[0] if new else 0
     theirs = sides.finetuned
@@ -161,7 +161,7 @@ def measure_rounding(planned: PlannedTensor, sides: MatrixSides, rows: Rows) -> 
 
 
 def refuse_overflow(planned: PlannedTensor, sides: MatrixSides | None, stored: Tensor) -> None:
-    """Raise if a stored block holds what is no number, and say whose it is."""
+    """Raise if a stored block holds NaN or infinity, and name the side that caused it."""
     if is_finite(stored):
         return
     if sides is not None and sides.base is not None:

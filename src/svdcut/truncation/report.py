@@ -1,6 +1,6 @@
 """Turn the results of a run into the facts of a manifest.
 
-Arithmetic on numbers that others measured; no tensor passes through here.
+Arithmetic on numbers; it touches no tensor.
 """
 
 from __future__ import annotations

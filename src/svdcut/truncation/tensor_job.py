@@ -35,7 +35,7 @@ BudgetRanks = Mapping[tuple[Rule, str, int], int]
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What every tensor of a run has in common."""
+    """The settings that all tensors of a run share."""
 
     rules: tuple[Rule, ...]
     """The rule of each output."""
@@ -44,10 +44,10 @@ class Job:
     device: torch.device
     budgets: BudgetRanks
     reserve: Reserve = field(default_factory=Reserve)
-    """For tensors that take more memory than planned, by a more careful route."""
+    """Extra memory, for tensors that fall back to a more careful route."""
 
     keeps: tuple[Keep, ...] = ()
-    """Which triplets stay in each output; none where it is the same in all, as `options` say."""
+    """Which triplets stay in each output; empty where `options.keep` holds for all."""
 
     cutter: Cutter | None = None
     """Yields the cuts of a tensor that was decomposed before; None to decompose now."""
@@ -68,18 +68,18 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class KeptMatrix:
-    """What stays of the update of one matrix."""
+    """The part of a matrix's update that stays."""
 
     sides: MatrixSides
     indices: Sequence[int]
-    """Of the triplets that stay, ascending."""
+    """Indices of the triplets that stay, ascending."""
 
     full_rank: int
     scale: float
-    """The factor on the product of the factors."""
+    """Scale of the product of the factors."""
 
     factors: Callable[[Sequence[int]], tuple[Tensor, Tensor]]
-    """Makes them of chosen triplets, as `svdcut.svd.decomposition.Decomposition.factors`."""
+    """Returns the factors of chosen triplets: see `Decomposition.factors`."""
 
     is_wide: bool
     """Whether a side is stored in float64."""
@@ -102,7 +102,7 @@ class KeptMatrix:
 
 
 def stays_whole(sides: MatrixSides, rank: int, full_rank: int, scale: float) -> bool:
-    """Whether all triplets make the fine-tuned matrix, as it is stored."""
+    """Whether a cut keeps everything, so that the stored fine-tuned matrix is the result."""
     return rank == full_rank and scale == 1 and sides.update is None
 
 
@@ -131,20 +131,20 @@ class TensorOutput(Protocol):
         """Take the next matrix; return the sum of squares of its rounding error."""
 
     def finish(self, action: Action, truncation: Truncation | None = None) -> TensorFact:
-        """Return what became of it."""
+        """Return the facts of what was stored."""
 
 
 class Destination(Protocol):
-    """Where the tensors of one output go."""
+    """One output of a run."""
 
     def open(self, planned: PlannedTensor, options: Options) -> TensorOutput:
-        """Return what takes a planned tensor."""
+        """Return a writer for a planned tensor."""
 
 
 def process_tensor(
     job: Job, planned: PlannedTensor, outputs: Sequence[Destination]
 ) -> list[TensorFact]:
-    """Write one tensor.
+    """Make one tensor, and write it to every output.
 
     Parameters
     ----------
@@ -207,7 +207,7 @@ def decompose_on_device(
 
 
 def _reject(fact: TensorFact, failed: tuple[str, ...]) -> TensorFact:
-    """Add what the device failed at to what was tried in vain."""
+    """Add the device's failure to the routes that were rejected."""
     if fact.truncation is None or not failed:
         return fact
     svd = replace(fact.truncation.svd, rejected=failed + fact.truncation.svd.rejected)
@@ -233,7 +233,7 @@ def cut_tensor(job: Job, pair: Pair) -> Iterator[list[CutMatrix]]:
 def decompose_matrix(
     job: Job, pair: Pair, sides: MatrixSides, requests: Sequence[CutRequest]
 ) -> list[CutMatrix]:
-    """Decompose one matrix of a tensor, and cut it as often as asked.
+    """Decompose one matrix of a tensor, and cut it once for each request.
 
     Parameters
     ----------

@@ -1,6 +1,6 @@
-"""What one output stores of a tensor: rows of a checkpoint, or factors of an adapter.
+"""Store a tensor in one output: as rows of a checkpoint, or as factors of an adapter.
 
-It writes what others have decomposed and cut.
+It decomposes nothing.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from svdcut.write.tensor_writer import Range, Staging, TensorWriter
 from svdcut.write.writer import CheckpointWriter
 
 _SAME_UPDATE = 1e-6
-"""What rounding to float32 may change of an update, as a share of its norm, by rank: eight
-times the unit of float32. The norms of two factors exceed that of the product by its root."""
+"""Largest relative change of an update by rounding its factors to float32, times the square
+root of the rank: eight units of roundoff."""
 
 
 @dataclass(frozen=True, slots=True)
 class CheckpointOutput:
-    """Where the tensors of a checkpoint go."""
+    """Stores the tensors of a checkpoint."""
 
     writer: CheckpointWriter
 
     def open(self, planned: PlannedTensor, options: Options) -> CheckpointTensor:
-        """Return what takes a planned tensor."""
+        """Return a writer for a planned tensor."""
         return CheckpointTensor(self.writer.open(planned.target), planned, options.scale)
 
     def finished(self, planned: PlannedTensor) -> Mapping[str, Any] | None:
@@ -67,7 +67,7 @@ class CheckpointTensor:
         self._scale = scale
 
     def wants(self, action: Action) -> bool:  # noqa: ARG002
-        """Whether it is to be written: always."""
+        """Whether it is to be written: always true."""
         return True
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
@@ -84,7 +84,7 @@ class CheckpointTensor:
         return total
 
     def finish(self, action: Action, truncation: Truncation | None = None) -> TensorFact:
-        """Return what became of it."""
+        """Return the facts of what was stored."""
         target, sha256 = self._planned.target, self._writer.finish()
         file, dtype = target.path.name, target.dtype.value
         return TensorFact(action.value, target.shape, dtype, file, sha256, truncation)
@@ -92,12 +92,12 @@ class CheckpointTensor:
 
 @dataclass(frozen=True, slots=True)
 class AdapterOutput:
-    """Where the tensors of an adapter wait for their ranks to be known."""
+    """Stages the tensors of an adapter until all ranks are known."""
 
     writer: CheckpointWriter
 
     def open(self, planned: PlannedTensor, options: Options) -> AdapterTensor:
-        """Return what takes a planned tensor."""
+        """Return a writer for a planned tensor."""
         return AdapterTensor(self.writer.staging, planned, options)
 
     def finished(self, planned: PlannedTensor) -> Mapping[str, Any] | None:
@@ -133,7 +133,7 @@ class AdapterTensor:
         self._copied = False
 
     def wants(self, action: Action) -> bool:
-        """Whether base does not have it so already."""
+        """Whether it may differ from base."""
         return action in (Action.TRUNCATE, Action.COPY_FINETUNED)
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
@@ -174,7 +174,7 @@ class AdapterTensor:
         return square
 
     def _refuse_other_update(self, error: float, cut: Cut) -> None:
-        """Raise if the factors are not the update that a checkpoint would get of the same cut."""
+        """Raise if the product of the factors is not the update of the cut."""
         allowed = _SAME_UPDATE * math.sqrt(cut.rank) * abs(self._scale) * cut.kept_norm
         if self._dtype is Dtype.F32 and error > allowed:
             raise SvdcutError(
@@ -184,7 +184,7 @@ class AdapterTensor:
             )
 
     def finish(self, action: Action, truncation: Truncation | None = None) -> TensorFact:
-        """Return what became of it."""
+        """Return the facts of what was stored."""
         own = self._planned.pair.finetuned.dtype if self._copied else self._dtype
         file = sha256 = None
         if self._copied and not self._differs:
@@ -197,7 +197,7 @@ class AdapterTensor:
 
 
 def factor_dtype(wanted: StoredDtype) -> Dtype:
-    """Return how factors are stored: in float32 where nothing else is asked."""
+    """Return the dtype of factors: float32 by default."""
     return STORED_DTYPES.get(wanted, Dtype.F32)
 
 
@@ -206,7 +206,7 @@ def _alike(ours: TensorEntry, theirs: TensorEntry) -> bool:
 
 
 def balance(left: Tensor, right: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Share the size of each term of a product evenly between its factors.
+    """Scale a product by splitting the size of each term evenly between its factors.
 
     Parameters
     ----------

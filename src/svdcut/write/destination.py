@@ -1,4 +1,4 @@
-"""Where a result may go: refuse what must not be written before any work; one rename after it."""
+"""The place of a result: refuse a bad one before any work, and publish by one rename after it."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def check_target(path: Path, inputs: Sequence[Path]) -> None:
 
 
 def _check_length(path: Path, place: Path) -> None:
-    """Refuse a path where the system takes no name as long as that of `place`."""
+    """Refuse a path whose `place` has a name too long for the file system."""
     try:
         place.lstat()
     except OSError as error:
@@ -123,7 +123,7 @@ def _check_existing(out: Path, *, force: bool) -> None:
 
 
 def check_partial(partial: Path) -> None:
-    """Refuse what no run of svdcut has left behind.
+    """Refuse a folder of unfinished work that svdcut did not leave.
 
     Raises
     ------

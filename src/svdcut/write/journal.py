@@ -1,7 +1,7 @@
-"""What a run has finished, so that the next one goes on from there; and its lock.
+"""A journal of finished work, from which the next run resumes; and the lock of a run.
 
-One line of JSON a record, appended after the bytes that it speaks of are on disk. It
-knows nothing of what the records mean.
+Each record is a line of JSON, appended after the bytes that it describes are on disk. The
+journal does not interpret its records.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Journal:
         """What the run was, as the first line says; None for a new journal."""
         self._records: dict[tuple[str, str], object] = {}
         self._pending: list[tuple[str, str]] = []
-        """What was recorded since the last `sync`."""
+        """Records since the last `sync`."""
 
         try:
             self._load()
@@ -109,7 +109,7 @@ class Journal:
             os.ftruncate(self._descriptor, whole)
 
     def begin(self, identity: Mapping[str, str]) -> None:
-        """Forget everything, and say what the run is."""
+        """Start afresh with the identity of a run."""
         os.ftruncate(self._descriptor, 0)
         self._records.clear()
         self._pending.clear()
@@ -162,16 +162,18 @@ class Journal:
         Parameters
         ----------
         first : callable
-            Puts the bytes there that the records speak of. Where it or the writing fails,
-            the records are forgotten.
+            Puts the bytes there that the records speak of. Records that are not written,
+            because it or the writing fails, are forgotten.
         """
         with self._lock:
             pending, self._pending = self._pending, []
         try:
             first()
-            for kind, name in pending:
+            while pending:
+                kind, name = pending[0]
                 data = self._records[kind, name]
                 self._append({"kind": kind, "name": name, "data": data})
+                del pending[0]
             os.fsync(self._descriptor)
         except BaseException:
             with self._lock:

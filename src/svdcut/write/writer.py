@@ -42,7 +42,7 @@ _STAGING_NAME = "staging"
 _NEW_NAME = "new"
 _COPY_BYTES = 1 << 20
 _SYNC_SECONDS = 1.0
-"""Work that a power failure may cost."""
+"""At most this much work is lost by a power failure."""
 
 
 class CheckpointWriter:
@@ -140,7 +140,7 @@ class CheckpointWriter:
         self._journal.begin(self._identity)
 
     def _remove_strays(self) -> None:
-        """Remove what a run left that was stopped while it wrote the small files."""
+        """Remove small files that a stopped run left."""
         names = {file.name for file in self._files}
         for path in self._result.iterdir():
             if path.name not in names:
@@ -201,7 +201,7 @@ class CheckpointWriter:
         return data if pieces is None or digest.hexdigest() == data["sha256"] else None
 
     def add_file(self, file: FileLayout) -> None:
-        """Make a weight file whose layout came out of the work.
+        """Make a weight file whose layout was not known at the start.
 
         Raises
         ------
