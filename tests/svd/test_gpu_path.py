@@ -116,14 +116,15 @@ def test_comparison(pairs, both):
     assert there.overlaps == here.overlaps
 
 
-def test_verify(pairs, both):
+@pytest.mark.parametrize("make", [svdcut.truncate, svdcut.extract])
+def test_verify(pairs, monkeypatch, tmp_path, make):
+    """Either device verifies what the other one made."""
     pair = pairs("single")
-
-    def work(device, out):
-        svdcut.truncate(pair.base, pair.finetuned, out, rank="4", device=device)
-        return svdcut.verify(out, device=device)
-
-    assert all(found.ok for found in both(work))
+    sides = {"base": pair.base, "finetuned": pair.finetuned}
+    with stand_in_gpu.stand_in_gpu(monkeypatch):
+        for made, verified in (("cpu", "cuda"), ("cuda", "cpu")):
+            make(**sides, out=tmp_path / made, rank="4", device=made)
+            assert svdcut.verify(tmp_path / made, **sides, device=verified).failures == ()
 
 
 def test_sweep(pairs, both):

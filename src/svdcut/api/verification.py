@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from svdcut.adapter.reading import open_finetuned
 from svdcut.api.public import public
 from svdcut.choose.options import ignore
 from svdcut.errors import UsageError
-from svdcut.files.checkpoint import open_checkpoint
 from svdcut.verification.findings import Verification
 from svdcut.verification.options import VerifyOptions
 
 if TYPE_CHECKING:
     from svdcut.record.progress import Observer
-    from svdcut.verification.run import Inputs
 
 
 @public(VerifyOptions)
@@ -40,27 +37,11 @@ def carry_out_verification(options: VerifyOptions, *, observe: Observer = ignore
     """Do what `verify` does."""
     from svdcut.verification.run import run_verification
 
-    return run_verification(options.out, _open_inputs(options), observe)
-
-
-def _open_inputs(options: VerifyOptions) -> Inputs | None:
-    from svdcut.verification.run import Inputs
-
-    base, finetuned, quiet = options.base, options.finetuned, options.quiet
-    if (base is None) != (finetuned is None):
+    if (options.base is None) != (options.finetuned is None):
         raise UsageError("one side of two", hint="Name both: --base BASE --ft FT.")
-    if base is None or finetuned is None:
-        if options.sample is not None:
-            raise UsageError(
-                "a sample of nothing: without the inputs no tensor is computed again",
-                hint="Name them: --base BASE --ft FT.",
-            )
-        return None
-    ours = open_checkpoint(base, quiet=quiet)
-    return Inputs(
-        ours,
-        lambda renames: open_finetuned(finetuned, ours, renames=renames, quiet=quiet),
-        options.sample,
-        options.seed,
-        options.device,
-    )
+    if options.base is None and options.sample is not None:
+        raise UsageError(
+            "a sample of nothing: without the inputs no tensor is computed again",
+            hint="Name them: --base BASE --ft FT.",
+        )
+    return run_verification(options, observe)

@@ -1,30 +1,29 @@
-"""Make every tensor of a result again by another route, and compare.
+"""Make the tensors of a result again by another route, and compare.
 
-The truncation does the work: here are the ranks that it must cut at, and what is said of
-the facts that it returns.
+The truncation does the work: here are the ranks that it must cut at.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 
-from svdcut.choose.budget import allocate_budget
-from svdcut.choose.keep import Keep
 from svdcut.choose.options import Options
 from svdcut.choose.ranks import Budget, Energy, Rule, rule_for
+from svdcut.device import num_workers
 from svdcut.errors import CheckpointError, SvdcutError
-from svdcut.pair.pairing import Pair
-from svdcut.pair.plan import PlannedTensor
-from svdcut.record.manifest import MatrixFact, TensorFact, Truncation
-from svdcut.streaming.pool import Reserve
+from svdcut.pair.pairing import Action, Pair
+from svdcut.pair.plan import Plan, PlannedTensor
+from svdcut.record.manifest import Manifest, TensorFact, Truncation
+from svdcut.record.progress import Observer, Progress
+from svdcut.streaming.memory import memory_needs
+from svdcut.streaming.pool import Pool, Reserve
 from svdcut.streaming.stored_matrix import MatrixSides, matrix_sides
 from svdcut.svd.measured import Method
 from svdcut.svd.route import Route
-from svdcut.truncation.budget import Spectra, merge_copies
 from svdcut.truncation.tensor_job import (
     CutMatrix,
     Job,
@@ -32,19 +31,16 @@ from svdcut.truncation.tensor_job import (
     decompose_matrix,
     process_tensor,
 )
-from svdcut.verification.findings import Contradiction, Failure
-from svdcut.verification.stored import Comparison, Distance, Result
-from svdcut.verification.tolerances import (
-    NORM,
-    SHARE,
-    SINGLE,
-    energy_rounding,
-    energy_tolerance,
-    is_close,
-    is_single,
-    norm_tolerance,
-    value_tolerance,
+from svdcut.verification.comparison import (
+    check_budget,
+    compare_facts,
+    compare_stored,
+    differences,
 )
+from svdcut.verification.findings import Contradiction, Failure
+from svdcut.verification.inputs import may_become
+from svdcut.verification.stored import Comparison, Result
+from svdcut.verification.tolerances import is_single
 
 _EXACT_ENTRIES = 1 << 20
 """Up to this size what the Gram route made is made again by the exact one, which takes more
@@ -53,74 +49,104 @@ memory and time."""
 _ANY_SHARE = Energy(0.5)
 """A rule that needs the whole spectrum: the route to a few triplets works in float32."""
 
-_SLACK = 1 + 1e-6
-"""Of sums of squares that were taken over blocks."""
-
 
 @dataclass(frozen=True, slots=True)
-class Recomputed:
-    """What became of one tensor."""
+class Sample:
+    """How many truncated tensors to make again; None for all."""
 
-    failures: tuple[Failure, ...]
-    spectra: tuple[tuple[float, ...], ...] = ()
-    """All singular values of each matrix, where the rule is a budget."""
+    count: int | None
+    seed: int
+
+    def choose(self, numbers: Sequence[int], sizes: Sequence[int]) -> Iterator[int]:
+        """Yield a sample in which large and small tensors have their even share."""
+        if self.count is None or self.count >= len(numbers):
+            yield from numbers
+            return
+        by_size = sorted(numbers, key=lambda number: (sizes[number], number))
+        # A choice that must be repeatable, not one that must be secret.
+        generator = random.Random(self.seed)  # noqa: S311
+        for part in range(self.count):
+            start, stop = (len(by_size) * edge // self.count for edge in (part, part + 1))
+            yield by_size[generator.randrange(start, stop)]
 
 
 @dataclass(frozen=True, slots=True)
 class Recomputation:
-    """What all tensors have in common."""
+    """The second run."""
 
+    plan: Plan
+    manifest: Manifest
     rule: Rule
     options: Options
     """As the manifest has them."""
 
-    device: torch.device
     result: Result
+    device: torch.device
 
-    def run(self, planned: PlannedTensor, fact: TensorFact, reserve: Reserve) -> Recomputed:
-        """Make a tensor again, and compare it with what is claimed and what is stored.
+    def run(self, sample: Sample, observe: Observer) -> tuple[int, list[Failure]]:
+        """Return how many truncated tensors were made again, and every false claim.
 
         Parameters
         ----------
-        planned : PlannedTensor
-            Where it comes from.
-        fact : TensorFact
-            What is claimed of it.
-        reserve : Reserve
-            Memory for a more careful route.
+        sample : Sample
+            Which to make again. What takes no decomposition is checked in any case.
+        observe : callable
+            Told of each tensor that is done.
 
         Raises
         ------
         CheckpointError
             If a side cannot be read.
         """
-        name, cut = planned.pair.name, fact.truncation
-        work = _Tensor(
-            self.result,
-            planned,
-            self.options,
-            cut,
-            rule_for(name, self.rule, self.options.rank_for),
-        )
-        if cut is not None and len(cut.matrices) != len(planned.pair.matrices):
-            found = Failure("matrices", len(planned.pair.matrices), len(cut.matrices), name)
-            return Recomputed((found,))
-        job = Job(
-            (self.rule,),
-            replace(self.options, svd=_route(planned.pair, cut)),
-            self.device,
-            {},
-            reserve,
-            cutter=work.cut,
-        )
-        try:
-            (again,) = process_tensor(job, planned, [work])
-        except CheckpointError:
-            raise
-        except SvdcutError as error:
-            return Recomputed((Failure("result", error.what, fact.sha256, name),))
-        failures = tuple(Failure(*found, name) for found in work.compare(again, fact))
-        return Recomputed(failures, tuple(work.spectra))
+        needs = memory_needs(self.plan, (_ANY_SHARE,), replace(self.options, svd=Route.GRAM))
+        numbers = list(self._choose(sample, needs.sizes))
+        tensors = [self._tensor(self.plan.tensors[number]) for number in numbers]
+        total = sum(tensor.planned.target.size_bytes for tensor in tensors)
+        reserve = Reserve(needs.reserve)
+
+        def task(index: int) -> list[Failure]:
+            tensor = tensors[index]
+            failures = tensor.check(Job((self.rule,), self.options, self.device, {}, reserve))
+            name, size = tensor.planned.pair.name, tensor.planned.target.size_bytes
+            observe(Progress("recompute", name, size, total, (tensor.fact,)))
+            return failures
+
+        with Pool(num_workers(self.device), needs.bound, self.device) as pool:
+            found = pool.map(task, [needs.sizes[number] for number in numbers])
+        failures = [failure for part in found for failure in part]
+        count = sum(tensor.fact.truncation is not None for tensor in tensors)
+        return count, [*failures, *self._check_budgets(tensors)]
+
+    def _choose(self, sample: Sample, sizes: Sequence[int]) -> Iterator[int]:
+        """Yield which tensors of the plan to make again."""
+        facts = self.manifest.tensors
+        costly: list[int] = []
+        cheap: list[int] = []
+        for number, planned in enumerate(self.plan.tensors):
+            fact = facts.get(planned.pair.name)
+            # Where the plan says otherwise, the claims are about another tensor.
+            if fact is not None and may_become(planned.pair.action, fact):
+                (cheap if fact.truncation is None else costly).append(number)
+        yield from sorted([*cheap, *sample.choose(costly, sizes)])
+
+    def _tensor(self, planned: PlannedTensor) -> _Tensor:
+        name = planned.pair.name
+        rule = rule_for(name, self.rule, self.options.rank_for)
+        return _Tensor(self.result, planned, self.manifest.tensors[name], rule)
+
+    def _check_budgets(self, tensors: Sequence[_Tensor]) -> Iterator[Failure]:
+        """Check each budget whose tensors were all made again."""
+        made = {tensor.planned.pair.name: tensor for tensor in tensors if tensor.spectra}
+        spectra = {name: tensor.spectra for name, tensor in made.items()}
+        ranks = {name: tensor.claimed_ranks for name, tensor in made.items()}
+        under: dict[Rule, list[Pair]] = {}
+        for pair in (planned.pair for planned in self.plan.tensors):
+            if pair.action is Action.TRUNCATE:
+                rule = rule_for(pair.name, self.rule, self.options.rank_for)
+                under.setdefault(rule, []).append(pair)
+        for rule, pairs in under.items():
+            if isinstance(rule, Budget) and all(pair.name in made for pair in pairs):
+                yield from check_budget(rule, pairs, spectra, ranks)
 
 
 def _route(pair: Pair, cut: Truncation | None) -> Route:
@@ -133,35 +159,59 @@ def _route(pair: Pair, cut: Truncation | None) -> Route:
 
 @dataclass(frozen=True, slots=True)
 class _Tensor:
-    """A tensor at work: it cuts at the ranks that are claimed, and compares."""
+    """A tensor at work: it is cut at the ranks that are claimed, and compared."""
 
     result: Result
     planned: PlannedTensor
-    options: Options
-    claimed: Truncation | None
+    fact: TensorFact
+    """What is claimed of it."""
+
     rule: Rule
     opened: list[Comparison] = field(default_factory=list)
     """The last one counts: a device that fails is followed by the CPU."""
 
-    ranks: list[tuple[int, int]] = field(default_factory=list)
+    ranges: list[tuple[int, int]] = field(default_factory=list)
     """The least and the largest rank that the rule may mean, of each matrix."""
 
-    spectra: list[tuple[float, ...]] = field(default_factory=list)
+    spectra: list[list[float]] = field(default_factory=list)
+    """All singular values of each matrix."""
+
+    @property
+    def claimed_ranks(self) -> tuple[int, ...]:
+        """The rank of each matrix; 0 where the update is said to be zero."""
+        cut = self.fact.truncation
+        return cut.ranks if cut is not None else (0,) * len(self.planned.pair.matrices)
 
     @property
     def is_single(self) -> bool:
         """Whether the claims may have been computed in float32."""
-        return self.claimed is not None and is_single(self.claimed, self.rule)
+        cut = self.fact.truncation
+        return cut is not None and is_single(cut, self.rule)
+
+    def check(self, job: Job) -> list[Failure]:
+        """Make the tensor again, and return every false claim."""
+        pair, cut = self.planned.pair, self.fact.truncation
+        if cut is not None and len(cut.matrices) != len(pair.matrices):
+            return [Failure("matrices", len(pair.matrices), len(cut.matrices), pair.name)]
+        options = replace(job.options, svd=_route(pair, cut))
+        job = replace(job, options=options, cutter=self.cut)
+        try:
+            (again,) = process_tensor(job, self.planned, [self])
+        except CheckpointError:
+            raise
+        except SvdcutError as error:
+            return [Failure("result", error.what, self.fact.sha256, pair.name)]
+        return [Failure(*found, pair.name) for found in self._compare(again, options.scale)]
 
     def open(self, planned: PlannedTensor, options: Options) -> TensorOutput:
         """Return what takes the tensor."""
-        claimed, single = self.claimed, self.is_single
-        self.opened.append(Comparison(self.result, planned, options, claimed, single=single))
+        cut, single = self.fact.truncation, self.is_single
+        self.opened.append(Comparison(self.result, planned, options, cut, single=single))
         return self.opened[-1]
 
     def cut(self, job: Job, pair: Pair) -> Iterator[list[CutMatrix]]:
         """Yield the cut of each matrix, as a `svdcut.truncation.tensor_job.Cutter`."""
-        self.ranks.clear()
+        self.ranges.clear()
         self.spectra.clear()
         for sides in matrix_sides(pair):
             yield [self._cut(job, pair, sides)]
@@ -169,183 +219,33 @@ class _Tensor:
     def _cut(self, job: Job, pair: Pair, sides: MatrixSides) -> CutMatrix:
         (asked,) = job.requests(pair, sides.number)
         full_rank = pair.full_ranks[sides.number]
-        rank = min(self.claimed.ranks[sides.number], full_rank) if self.claimed else 0
+        rank = min(self.claimed_ranks[sides.number], full_rank)
         whole = self.rule.known_rank(full_rank) is None and not self.rule.is_joint
         free = asked if whole else replace(asked, rule=_ANY_SHARE)
         ours, own = decompose_matrix(job, pair, sides, [replace(asked, rank=rank), free])
-        values = tuple(own.result.measured.singular_values()) or (0.0,) * full_rank
-        self.ranks.append(self.rule.rank_range(values, full_rank, edge=own.result.cut.edge or 0.0))
-        if self.rule.is_joint:
-            self.spectra.append(values)
+        values = own.result.measured.singular_values()
+        values += [0.0] * (full_rank - len(values))  # those that rounding hides
+        self.ranges.append(self.rule.rank_range(values, full_rank, edge=own.result.cut.edge or 0.0))
+        self.spectra.append(values)
         return ours
 
-    def compare(self, again: TensorFact, fact: TensorFact) -> Iterator[Contradiction]:
-        """Yield every claim that does not hold."""
-        wrong = _differences(again, fact, ("action", "shape", "dtype", "file"))
-        cut, ours = fact.truncation, again.truncation
-        if cut is not None and ours is not None and not wrong:
-            ranks = [
-                min(max(k, low), high) for k, (low, high) in zip(cut.ranks, self.ranks, strict=True)
+    def _compare(self, again: TensorFact, scale: float) -> list[Contradiction]:
+        """Return the first claims that do not hold: those that follow are of another tensor."""
+        fact, comparison = self.fact, self.opened[-1]
+        wrong = differences(again, fact, ("action", "shape", "dtype", "file"))
+        if wrong:
+            return wrong
+        cut, ours, single = fact.truncation, again.truncation, self.is_single
+        if cut is not None and ours is not None:
+            nearest = [
+                min(max(rank, low), high)
+                for rank, (low, high) in zip(cut.ranks, self.ranges, strict=True)
             ]
-            wrong += compare_facts(cut, ours, ranks, single=self.is_single)
-            if not wrong:
-                scale, distance = self.options.scale, self.opened[-1].distance
-                wrong += compare_stored(cut, ours, scale, distance, single=self.is_single)
-        elif not wrong and again.sha256 != fact.sha256:
-            wrong.append(("result", again.sha256, fact.sha256))
-        if not wrong and self.opened[-1].differs():
-            wrong.append(("result", "other bytes", "those of the inputs"))
-        yield from wrong
-
-
-def compare_facts(
-    cut: Truncation, again: Truncation, ranks: Sequence[int], *, single: bool
-) -> Iterator[Contradiction]:
-    """Yield the numbers of a tensor that are not those of a second computation.
-
-    Parameters
-    ----------
-    cut : Truncation
-        What is claimed.
-    again : Truncation
-        What was found at the claimed ranks.
-    ranks : sequence of int
-        The ranks next to the claimed ones that the rule may mean.
-    single : bool
-        Whether the claims may have been computed in float32.
-    """
-    wrong = _differences(again, cut, ("rule", "keep", "rows", "full_rank"))
-    for found in (ranks, again.ranks):
-        wrong += [("rank", a, b) for a, b in zip(found, cut.ranks, strict=True) if a != b]
-    if wrong:
-        yield wrong[0]  # the other numbers are those of another cut
-        return
-    for ours, theirs in zip(again.matrices, cut.matrices, strict=True):
-        yield from _compare_values(ours, theirs, again)
-    yield from _compare_norms(cut, again, single=single)
-
-
-def _differences(found: object, said: object, claims: Sequence[str]) -> list[Contradiction]:
-    pairs = [(claim, getattr(found, claim), getattr(said, claim)) for claim in claims]
-    return [pair for pair in pairs if pair[1] != pair[2]]
-
-
-def _compare_values(
-    ours: MatrixFact, theirs: MatrixFact, again: Truncation
-) -> Iterator[Contradiction]:
-    norm, size, keep = again.update_norm, again.full_rank, Keep(again.keep)
-    for item in fields(MatrixFact):
-        found, said = getattr(ours, item.name), getattr(theirs, item.name)
-        if found is None or said is None:
-            agree = found is said
-        else:
-            first = found if item.name == "noise_edge" else ours.sigma_first
-            agree = abs(found - said) <= value_tolerance(found, first, norm, size, keep)
-        if not agree:
-            yield item.name, found, said
-
-
-def _compare_norms(cut: Truncation, again: Truncation, *, single: bool) -> Iterator[Contradiction]:
-    norm, energy = again.update_norm, energy_tolerance(cut, again, single=single)
-    if not is_close(norm, cut.update_norm, norm_tolerance(single=single)):
-        yield "update_norm", norm, cut.update_norm
-        return
-    tail, said = ((side.tail_norm / norm) ** 2 if norm else side.tail_norm for side in (again, cut))
-    if not abs(tail - said) <= energy + 2 * NORM * tail:
-        yield "tail_norm", again.tail_norm, cut.tail_norm
-    if not abs(again.energy_retained - cut.energy_retained) <= energy + 2 * NORM:
-        yield "energy_retained", again.energy_retained, cut.energy_retained
-    if not is_close(again.zero_fraction, cut.zero_fraction, 0, SHARE):
-        yield "zero_fraction", again.zero_fraction, cut.zero_fraction
-
-
-def compare_stored(
-    cut: Truncation, again: Truncation, scale: float, distance: Distance, *, single: bool
-) -> Iterator[Contradiction]:
-    """Yield what the stored numbers of a tensor contradict.
-
-    Parameters
-    ----------
-    cut : Truncation
-        What is claimed.
-    again : Truncation
-        What was found.
-    scale : float
-        Of the kept update.
-    distance : Distance
-        Of what is stored from what was made again.
-    single : bool
-        Whether the claims may have been computed in float32.
-    """
-    allowed = distance.work + distance.triplets
-    if not distance.beyond <= allowed * _SLACK:
-        yield (
-            "result",
-            f"norm {distance.beyond:.3g} away, beyond rounding",
-            f"at most {allowed:.3g}",
-        )
-    most = min(allowed, distance.storage + distance.work)
-    if not abs(again.rounding_error - cut.rounding_error) <= most + NORM * again.rounding_error:
-        yield "rounding_error", again.rounding_error, cut.rounding_error
-    if not scale:
-        return
-    norm, tail = again.update_norm, again.tail_norm
-    slack = energy_tolerance(cut, again, single=single) * norm**2
-    low, high = (math.sqrt(max(tail**2 + sign * slack, 0.0)) for sign in (-1, 1))
-    # The update itself is rounded to float32.
-    off = ((distance.storage + distance.work) / abs(scale) + SINGLE * norm) * _SLACK
-    if not low - off <= distance.error <= high + off:
-        yield "error", distance.error, f"{tail:.6g}, within {off:.2g}"
-
-
-def check_budget(
-    rule: Budget,
-    pairs: Sequence[Pair],
-    spectra: Mapping[str, Spectra],
-    claimed: Mapping[str, Sequence[int]],
-) -> Iterator[Failure]:
-    """Yield the tensors whose ranks show that a budget was not spent best.
-
-    Parameters
-    ----------
-    rule : Budget
-        The rule.
-    pairs : sequence of Pair
-        All tensors under it.
-    spectra : mapping
-        Of as many of them as were computed, by name.
-    claimed : mapping
-        The ranks that are claimed of each tensor.
-
-    Notes
-    -----
-    What counts is the energy that is kept: another computation may order triplets of almost
-    equal energy otherwise.
-    """
-    known = [(pair, spectra[pair.name]) for pair in pairs if pair.name in spectra]
-    owners, copies = merge_copies(known)
-    for copy, owner in copies:
-        if claimed[copy.name] != claimed[owner.name]:
-            yield Failure("rank", claimed[owner.name], claimed[copy.name], copy.name)
-    values = {(pair.name, i): s for pair, matrices in owners for i, s in enumerate(matrices)}
-    shapes = {(pair.name, i): m for pair, _ in owners for i, m in enumerate(pair.matrices)}
-    said = {(name, i): claimed[name][i] for name, i in values}
-    full = sum(sum(shapes[key]) * len(s) for key, s in values.items())
-    spent = sum(sum(shapes[key]) * rank for key, rank in said.items())
-    share = rule.share
-    if len(known) < len(pairs) and full:
-        # Those that are known share what they got among themselves.
-        share = min(share, spent / full * (1 + SHARE))
-    best = allocate_budget(values, shapes, share)
-    off = math.fsum(2 * energy_rounding(len(s)) * _energy(s, len(s)) for s in values.values())
-    kept, most = (
-        math.fsum(_energy(s, ranks[key]) for key, s in values.items()) for ranks in (said, best)
-    )
-    if spent > share * full * (1 + SHARE) or kept < most - off:
-        for key, rank in best.items():
-            if rank != said[key]:
-                yield Failure("rank", rank, said[key], key[0])
-
-
-def _energy(s: Sequence[float], rank: int) -> float:
-    return math.fsum(value * value for value in s[:rank])
+            wrong = [*compare_facts(cut, ours, nearest, single=single)] or [
+                *compare_stored(cut, ours, scale, comparison.distance, single=single)
+            ]
+        elif again.sha256 != fact.sha256:
+            wrong = [("result", again.sha256, fact.sha256)]
+        if not wrong and comparison.differs():
+            wrong = [("result", "other bytes", "those of the inputs")]
+        return wrong

@@ -41,7 +41,7 @@ _FACTOR_ROUNDING = 4
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The tensors of a result as a loader finds them."""
+    """The tensors of a result as a loader finds them; use it as a context."""
 
     tensors: Mapping[str, TensorEntry]
     updates: Mapping[str, LowRankEntry] = field(default_factory=dict)
@@ -69,8 +69,10 @@ class Result:
         shapes = (pair.finetuned.shape, pair.base.shape if pair.base else None)
         return entry if entry.shape in shapes else None
 
-    def close(self) -> None:
-        """Close what was opened to forget bytes."""
+    def __enter__(self) -> Result:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         if self.nowhere is not None:
             os.close(self.nowhere.descriptor)
 
@@ -261,11 +263,12 @@ def measure(
         base.blocks(device),
         strict=True,
     )
-    squares = torch.zeros(5, dtype=torch.float64)
+    squares = [0.0] * 5
     for ours, theirs, finetuned, (_, before) in blocks:
         parts = _compare_rows(ours, theirs, finetuned.intended[: len(before)], before, scale)
-        squares += torch.stack([part.square().sum() for part in parts]).cpu()
-    rounding, beyond, storage, error, whole = squares.sqrt().tolist()
+        for i, part in enumerate(parts):
+            squares[i] += float(part.square().sum())
+    rounding, beyond, storage, error, whole = map(math.sqrt, squares)
     rank, cut = len(kept.indices), matrix.result.cut
     work = triplets = 0.0
     if rank and (low_rank or not stays_whole(kept.sides, rank, kept.full_rank, scale)):

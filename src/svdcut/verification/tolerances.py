@@ -58,11 +58,12 @@ def is_close(found: float, claimed: float, relative: float, absolute: float = 0.
 
 def is_single(cut: Truncation, rule: Rule) -> bool:
     """Whether numbers of a tensor may have been computed in float32: those of a few triplets."""
-    if cut.keep != Keep.TOP.value or (rule.known_rank(cut.full_rank) is None and not rule.is_joint):
+    whole = rule.known_rank(cut.full_rank) is None and not rule.is_joint
+    if cut.keep != Keep.TOP.value or (whole and not cut.svd.rejected):
         return False
     if len(cut.matrices) > 1:
         return True  # one method stands for all experts
-    few = cut.svd.method == Method.GRAM.value and is_few(cut.full_rank, cut.ranks[0])
+    few = cut.svd.method == Method.GRAM.value and is_few(cut.ranks[0], cut.full_rank)
     return few or cut.svd.method == Method.KRYLOV.value
 
 
