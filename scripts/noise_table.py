@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+from generated_page import write_or_check
 
 ROOT = Path(__file__).parent.parent
 PATH = ROOT / "docs" / "noise.md"
@@ -260,21 +261,7 @@ def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def main() -> int:
-    """Write the page, or with --check compare it with the one on disk."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if it differs")
-    check = parser.parse_args().check
+if __name__ == "__main__":
     sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
     import_module("torch").set_num_threads(1)
-    text = render()
-    if check:
-        same = PATH.exists() and PATH.read_text("utf-8") == text
-        print("" if same else f"{PATH} is out of date: python scripts/noise_table.py", end="")
-        return 0 if same else 1
-    PATH.write_text(text, "utf-8")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    write_or_check(PATH, render, __doc__)

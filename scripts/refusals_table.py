@@ -5,11 +5,12 @@ Each case of tests/refusals.py is built and run; nothing is written by hand.
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 import tempfile
 from pathlib import Path
+
+from generated_page import write_or_check
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "docs" / "refusals.md"
@@ -69,16 +70,5 @@ def _message(case: Case) -> str:
     return shown(outcome.message)
 
 
-def main() -> None:
-    """Write the table, or compare it."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="only compare, fail on a difference")
-    text = render()
-    if not parser.parse_args().check:
-        TABLE.write_text(text, encoding="utf-8")
-    elif TABLE.read_text(encoding="utf-8") != text:
-        sys.exit(f"{TABLE} is out of date: run {Path(__file__).name}")
-
-
 if __name__ == "__main__":
-    main()
+    write_or_check(TABLE, render, __doc__)

@@ -59,6 +59,18 @@ def trained(tmp_path_factory):
 
 
 @pytest.fixture
+def adapted(trained, tmp_path):
+    """A base and an adapter of a test's own."""
+    from trained_adapters import Folders
+
+    made = trained("lora")
+    copies = Folders(tmp_path / "base", tmp_path / "adapter", made.merged)
+    shutil.copytree(made.base, copies.base)
+    shutil.copytree(made.adapter, copies.adapter)
+    return copies
+
+
+@pytest.fixture
 def elsewhere(monkeypatch):
     """Round as another processor would, each time another: nothing comes out to the byte."""
     from svdcut.svd.decomposition import Decomposition

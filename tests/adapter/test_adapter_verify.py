@@ -14,20 +14,10 @@ import svdcut
 from checkpoints import rewrite
 from svdcut.cli.app import app
 from svdcut.svd import engine
-from trained_adapters import CONFIG, WEIGHTS, Folders, edit_config, read
+from trained_adapters import CONFIG, WEIGHTS, edit_config, read
 
 KINDS = ["lora", "dora", "gpt2 without prefix", "lora_bias", "new head", "experts", "more tokens"]
 Q = "model.layers.0.self_attn.q_proj"
-
-
-@pytest.fixture
-def folders(trained, tmp_path):
-    """A base and an adapter of this test's own."""
-    made = trained("lora")
-    copies = Folders(tmp_path / "base", tmp_path / "adapter", made.merged)
-    shutil.copytree(made.base, copies.base)
-    shutil.copytree(made.adapter, copies.adapter)
-    return copies
 
 
 def truncate(folders, out, **options):
@@ -103,36 +93,36 @@ def test_names_that_were_mapped(trained, tmp_path):
         assert torch.equal(value, plain[name.removeprefix("old.")])
 
 
-def test_renames_that_base_has_nothing_of_are_no_crash(folders, trained, tmp_path):
+def test_renames_that_base_has_nothing_of_are_no_crash(adapted, trained, tmp_path):
     base = tmp_path / "renamed"
-    shutil.copytree(folders.base, base)
+    shutil.copytree(adapted.base, base)
     rewrite(base / "model.safetensors", lambda tensors: {f"old.{n}": v for n, v in tensors.items()})
     renames = {"old.model.": "model.", "old.lm_head.": "lm_head."}
-    svdcut.truncate(base, folders.adapter, tmp_path / "out", rank=2, map=renames)
-    assert ("svdcut.json", "options") in failed(verify(folders, tmp_path / "out"))
+    svdcut.truncate(base, adapted.adapter, tmp_path / "out", rank=2, map=renames)
+    assert ("svdcut.json", "options") in failed(verify(adapted, tmp_path / "out"))
 
 
-def test_a_changed_factor(folders, tmp_path):
-    truncate(folders, tmp_path / "out")
-    tensors = load_file(folders.adapter / WEIGHTS)
+def test_a_changed_factor(adapted, tmp_path):
+    truncate(adapted, tmp_path / "out")
+    tensors = load_file(adapted.adapter / WEIGHTS)
     tensors[f"base_model.model.{Q}.lora_B.weight"][0, 0] += 0.01
-    save_file(tensors, folders.adapter / WEIGHTS)
-    found = failed(verify(folders, tmp_path / "out"))
+    save_file(tensors, adapted.adapter / WEIGHTS)
+    found = failed(verify(adapted, tmp_path / "out"))
     assert (WEIGHTS, "finetuned.files") in found
     assert {name for name, _ in found} == {WEIGHTS, f"{Q}.weight"}
 
 
-def test_a_changed_scale(folders, tmp_path):
-    truncate(folders, tmp_path / "out")
-    edit_config(folders.adapter, lora_alpha=7)
-    found = failed(verify(folders, tmp_path / "out"))
+def test_a_changed_scale(adapted, tmp_path):
+    truncate(adapted, tmp_path / "out")
+    edit_config(adapted.adapter, lora_alpha=7)
+    found = failed(verify(adapted, tmp_path / "out"))
     assert (CONFIG, "finetuned.files") in found
     assert (f"{Q}.weight", "update_norm") in found
     assert len({name for name, _ in found}) == 7
 
 
-def test_a_changed_result(folders, tmp_path):
-    truncate(folders, tmp_path / "out")
+def test_a_changed_result(adapted, tmp_path):
+    truncate(adapted, tmp_path / "out")
 
     def change(tensors):
         tensors[f"{Q}.weight"][0, 0] += 0.01
@@ -140,28 +130,28 @@ def test_a_changed_result(folders, tmp_path):
 
     rewrite(tmp_path / "out" / "model.safetensors", change)
     assert (f"{Q}.weight", "sha256") in failed(svdcut.verify(tmp_path / "out"))
-    assert {f"{Q}.weight"} == {name for name, _ in failed(verify(folders, tmp_path / "out"))}
+    assert {f"{Q}.weight"} == {name for name, _ in failed(verify(adapted, tmp_path / "out"))}
 
 
-def test_on_the_command_line(folders, tmp_path):
-    truncate(folders, tmp_path / "out")
-    words = [tmp_path / "out", "--base", folders.base, "--ft", folders.adapter, "--json"]
+def test_on_the_command_line(adapted, tmp_path):
+    truncate(adapted, tmp_path / "out")
+    words = [tmp_path / "out", "--base", adapted.base, "--ft", adapted.adapter, "--json"]
     result = CliRunner().invoke(app, ["verify", *map(str, words)])
     assert result.exit_code == 0
     assert json.loads(result.stdout)["ok"]
-    edit_config(folders.adapter, use_rslora=True)
+    edit_config(adapted.adapter, use_rslora=True)
     assert CliRunner().invoke(app, ["verify", *map(str, words)]).exit_code != 0
 
 
-def test_the_exact_route_of_an_adapter_passes(folders, tmp_path, monkeypatch):
+def test_the_exact_route_of_an_adapter_passes(adapted, tmp_path, monkeypatch):
     """Where the factors' own route misses its bound, the product is formed."""
     with monkeypatch.context() as patch:
         patch.setattr(engine, "factored_triplets", fail)
-        manifest = truncate(folders, tmp_path / "out")
+        manifest = truncate(adapted, tmp_path / "out")
     facts = [fact.truncation for fact in manifest.tensors.values() if fact.truncation]
     assert {(fact.svd.method, fact.full_rank) for fact in facts} == {("exact", 4)}
     assert svdcut.verify(tmp_path / "out").failures == ()
-    assert verify(folders, tmp_path / "out").failures == ()
+    assert verify(adapted, tmp_path / "out").failures == ()
 
 
 def fail(product):
