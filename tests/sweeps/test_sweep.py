@@ -392,9 +392,12 @@ def test_an_interrupted_decomposition_goes_on(place, tmp_path, decompositions, m
     with pytest.raises(svdcut.Interrupted):
         sweep(place, tmp_path / "out", observe=Stop(5, "decompose"))
     begun = len(decompositions)
+    killed = tmp_path / "out" / "decomposition" / ".00001-00000.safetensors.1.partial"
+    killed.touch()
     seen = Stop(-1)
     found = sweep(place, tmp_path / "out", observe=seen)
     assert sum(p.resumed for p in seen.seen) == begun == 5
+    assert not killed.exists()
     expected = sweep(place, tmp_path / "whole")
     assert found == expected
 

@@ -113,14 +113,15 @@ def _journal(folder: Path, identity: dict[str, str], *, restart: bool) -> Iterat
     with ExitStack() as stack:
         with explain_writing(folder):
             journal = stack.enter_context(closing(Journal(folder)))
+            _remove(folder, "*.partial")  # of runs that were killed
             if restart or journal.identity != identity:
-                _remove_matrices(folder)
+                _remove(folder, "*.safetensors")
                 journal.begin(identity)
         yield journal
 
 
-def _remove_matrices(folder: Path) -> None:
-    for path in folder.glob("*.safetensors"):
+def _remove(folder: Path, pattern: str) -> None:
+    for path in folder.glob(pattern):
         path.unlink()
 
 
@@ -129,7 +130,7 @@ def _refuse_changed(plan: Plan, folder: Path) -> None:
     try:
         refuse_changed(plan)
     except InputChangedError:
-        _remove_matrices(folder)
+        _remove(folder, "*.safetensors")
         raise
 
 
