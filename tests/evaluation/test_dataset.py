@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from examples import compressed, write_csv, write_everything, write_lines, write_parquet
 from svdcut.errors import DataError, UsageError
-from svdcut.evaluation import dataset, lines, tables
+from svdcut.evaluation import dataset, lines, parquet, tables
 from svdcut.evaluation.dataset import Columns, read_dataset
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12)
@@ -471,8 +471,8 @@ def test_tables_are_bounded_in_lines_and_columns(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("module", "bound", "value", "match"),
     [
-        (tables, "_MAX_ROW_GROUP", 1 << 20, "a row group of 10.0 MB, where at most"),
-        (tables, "MAX_ROW", 5000, "row 1: longer than 0 MB"),
+        (parquet, "_MAX_ROW_GROUP", 1 << 20, "a row group of 10.0 MB, where at most"),
+        (parquet, "MAX_ROW", 5000, "row 1: longer than 0 MB"),
         (lines, "_SMALL_TEXT", 25_000, "a row group of 10.0 MB, where at most 1.4 MB"),
     ],
 )

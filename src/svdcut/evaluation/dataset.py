@@ -16,8 +16,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from svdcut.errors import DataError, UsageError
+from svdcut.evaluation.lines import Row
 from svdcut.evaluation.metrics import Grouping
-from svdcut.evaluation.tables import Row, read_rows
+from svdcut.evaluation.tables import read_rows
 from svdcut.files.jsonfile import quoted
 
 _MAX_ROWS = 10_000_000

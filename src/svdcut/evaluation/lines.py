@@ -1,4 +1,4 @@
-"""The lines of a text file that a stranger wrote, read within bounds.
+"""What the readers of a stranger's table share: lines within bounds, checks of names and texts.
 
 Knows no format; says where in the file a reader is.
 """
@@ -6,16 +6,18 @@ Knows no format; says where in the file a reader is.
 from __future__ import annotations
 
 import bz2
+import difflib
 import gzip
 import io
 import zlib
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
 from svdcut.errors import DataError
-from svdcut.files.jsonfile import check_regular
+from svdcut.files.jsonfile import check_regular, quoted
 from svdcut.shown import byte_size
 
 _DECOMPRESSORS: dict[str, Callable[[io.BufferedReader], gzip.GzipFile | bz2.BZ2File]] = {
@@ -26,7 +28,13 @@ _DECOMPRESSORS: dict[str, Callable[[io.BufferedReader], gzip.GzipFile | bz2.BZ2F
 COMPRESSED = tuple(_DECOMPRESSORS)
 """Suffixes of compressed files that are read."""
 
+Row = Sequence[object]
+"""The cells of the columns that are wanted."""
+
 MAX_ROW = 16 << 20
+_MAX_LISTED = 20
+_MAX_COMPARED = 1000
+_NOT_UTF8 = "Save the file as UTF-8."
 _MAX_TEXT = 8 << 30
 _SMALL_TEXT = 256 << 20
 _MAX_EXPANSION = 200
@@ -165,3 +173,38 @@ def flaw(text: str) -> str | None:
         is_byte = 0xDC80 <= code <= 0xDCFF
         return f"the byte 0x{code - 0xDC00:02x}" if is_byte else f"\\u{code:x}, half a character"
     return None
+
+
+def check_columns(where: str, names: Sequence[str], wanted: Iterable[str]) -> None:
+    """Refuse columns that share a name, and those of which one is lacking."""
+    twice = [name for name, count in Counter(names).items() if count > 1 and name]
+    if twice:
+        raise DataError(
+            f"{where}: {len(twice)} names stand for several columns: {quoted(twice[0])}"
+            if len(twice) > 1
+            else f"{where}: two columns are named {quoted(twice[0])}",
+            hint="Give each column a name of its own.",
+        )
+    for name in wanted:
+        if name not in names:
+            raise DataError(f"{where}: no column {quoted(name)}", hint=_suggestion(name, names))
+
+
+def _suggestion(name: str, names: Sequence[str]) -> str:
+    listed = ", ".join(quoted(there) for there in names[:_MAX_LISTED])
+    more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
+    folded = {there[:100].casefold().strip(): there for there in names[:_MAX_COMPARED]}
+    near = difflib.get_close_matches(name[:100].casefold(), folded, n=1)
+    question = f"; did you mean {quoted(folded[near[0]])}?" if near else "."
+    return f"There are {listed}{more}{question}"
+
+
+def check_texts(where: str, names: Iterable[object], row: Iterable[object]) -> None:
+    """Refuse a row in which a text is none; `names` are those of its columns."""
+    for name, cell in zip(names, row, strict=True):
+        found = flaw(cell) if isinstance(cell, str) else None
+        if found is not None:
+            raise DataError(
+                f"{where}, column {quoted(name)}: {found}, where text is expected",
+                hint=_NOT_UTF8,
+            )

@@ -6,27 +6,25 @@ Knows formats and names of columns; says nothing of what a column means.
 from __future__ import annotations
 
 import csv
-import difflib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from svdcut.errors import DataError
 from svdcut.evaluation.lines import (
     COMPRESSED,
-    MAX_ROW,
     Lines,
-    flaw,
-    max_text,
+    Row,
+    check_columns,
+    check_texts,
     open_lines,
     open_text,
-    readable,
-    too_large,
 )
-from svdcut.files.jsonfile import check_num_values, check_regular, quoted
-from svdcut.shown import byte_size
+from svdcut.evaluation.parquet import read_parquet
+from svdcut.files.jsonfile import check_num_values, quoted
 
 _MAX_DOCUMENT = 512 << 20
 _MAX_VALUES = 20_000_000
@@ -34,22 +32,11 @@ _MAX_VALUES = 20_000_000
 
 _MAX_ROW_VALUES = 1_000_000
 _MAX_DIGITS = 4000
-_MAX_LISTED = 20
-_MAX_COMPARED = 1000
 _MAX_COLUMNS = 10_000
-_PARQUET_ROWS = 8192
-"""In memory at a time."""
-
-_MAX_ROW_GROUP = 1 << 30
-"""Bytes of the columns that are read, as the file says; a few kilobytes can stand for all."""
-
-_NOT_UTF8 = "Save the file as UTF-8."
 _QUOTES = (
     "Quotes open and close a field, and are written twice within one; one that is not closed "
     "takes in what follows it. JSON Lines have no such rules, and no limit on texts."
 )
-
-Row = Sequence[object]
 
 
 def read_rows(path: Path, wanted: Sequence[str]) -> Iterator[Row]:
@@ -87,15 +74,7 @@ def read_rows(path: Path, wanted: Sequence[str]) -> Iterator[Row]:
     return read(path, wanted)
 
 
-def _csv(path: Path, wanted: Sequence[str]) -> Iterator[Row]:
-    return _delimited(path, wanted, "excel")
-
-
-def _tsv(path: Path, wanted: Sequence[str]) -> Iterator[Row]:
-    return _delimited(path, wanted, "excel-tab")
-
-
-def _delimited(path: Path, wanted: Sequence[str], dialect: str) -> Iterator[Row]:
+def _delimited(dialect: str, path: Path, wanted: Sequence[str]) -> Iterator[Row]:
     with open_lines(path, first_row=0) as lines:
         rows = _fields(lines, dialect)
         header = next(rows, None)
@@ -104,8 +83,8 @@ def _delimited(path: Path, wanted: Sequence[str], dialect: str) -> Iterator[Row]
         if len(header) > _MAX_COLUMNS:
             what = f"{len(header)} columns, where at most {_MAX_COLUMNS} are expected"
             raise DataError(f"{path}: {what}", hint="Save the columns that are needed.")
-        _check_texts(lines.where, range(1, len(header) + 1), header)
-        _check_columns(str(path), header, wanted)
+        check_texts(lines.where, range(1, len(header) + 1), header)
+        check_columns(str(path), header, wanted)
         places = [header.index(name) for name in wanted]
         lines.end_row()
         for row in rows:
@@ -114,7 +93,7 @@ def _delimited(path: Path, wanted: Sequence[str], dialect: str) -> Iterator[Row]
                     f"{lines.where}: {len(row)} fields, where the header names {len(header)}",
                     hint="Put quotes around fields that hold the delimiter or line breaks.",
                 )
-            _check_texts(lines.where, header, row)
+            check_texts(lines.where, header, row)
             yield [row[place] for place in places]
             lines.end_row()
 
@@ -201,144 +180,18 @@ def pick_cells(where: str, item: object, wanted: Sequence[str]) -> Row:
             hint='Each example is an object, as {"text": "...", "label": 1}.',
         )
     names: list[str] = list(item)
-    _check_texts(where, range(1, len(names) + 1), names)
+    check_texts(where, range(1, len(names) + 1), names)
     if not all(name in item for name in wanted):
-        _check_columns(where, names, wanted)
+        check_columns(where, names, wanted)
     row = [item[name] for name in wanted]
-    _check_texts(where, wanted, row)
+    check_texts(where, wanted, row)
     return row
 
 
-def _parquet(path: Path, wanted: Sequence[str]) -> Iterator[Row]:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise DataError(
-            f"{path}: Parquet needs pyarrow, which is not installed",
-            hint="pip install pyarrow, or save it as CSV or JSON Lines.",
-        ) from error
-    try:
-        with readable(path):
-            check_regular(path)
-            # As a dictionary, a text that many rows share is in memory once.
-            with pq.ParquetFile(path) as file:
-                names = list(file.schema_arrow.names)
-                _check_columns(str(path), names, wanted)
-                _check_row_groups(path, file.metadata, wanted)
-                kinds = {name: file.schema_arrow.field(name).type for name in wanted}
-                _check_kinds(path, kinds)
-                texts = [name for name, kind in kinds.items() if _is_text(kind)]
-            with pq.ParquetFile(path, read_dictionary=texts) as file:
-                yield from _parquet_rows(path, file, wanted)
-    except (pa.ArrowException, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not readable as Parquet: {error}") from error
-
-
-def _check_row_groups(path: Path, metadata: Any, wanted: Sequence[str]) -> None:  # noqa: ANN401
-    """Refuse a part that would take far more memory than a table's does."""
-    groups = range(metadata.num_row_groups) if metadata.num_columns else ()
-    most = min(_MAX_ROW_GROUP, max_text(path))
-    for group in map(metadata.row_group, groups):
-        columns = map(group.column, range(group.num_columns))
-        size = sum(
-            column.total_uncompressed_size for column in columns if column.path_in_schema in wanted
-        )
-        if size > most:
-            raise DataError(
-                f"{path}: a row group of {byte_size(size)}, where at most "
-                f"{byte_size(most)} are read at a time",
-                hint="Save it with smaller row groups, or as JSON Lines.",
-            )
-
-
-def _check_kinds(path: Path, kinds: Mapping[str, Any]) -> None:
-    """Refuse columns of lists and their like, of which no cell is a text or a number."""
-    import pyarrow as pa
-
-    for name, kind in kinds.items():
-        plain = kind.value_type if pa.types.is_dictionary(kind) else kind
-        if pa.types.is_nested(plain) or pa.types.is_binary(plain):
-            raise DataError(
-                f"{path}: column {quoted(name)} is of {quoted(str(kind))}, where text or numbers "
-                "are expected"
-            )
-
-
-def _is_text(kind: Any) -> bool:  # noqa: ANN401
-    import pyarrow as pa
-
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
-
-
-def _parquet_rows(path: Path, file: Any, wanted: Sequence[str]) -> Iterator[Row]:  # noqa: ANN401
-    number = size = 0
-    most = max_text(path)
-    batches = file.iter_batches(_PARQUET_ROWS, columns=list(wanted), use_threads=False)
-    for batch in batches:
-        columns = [_values(batch.column(batch.schema.get_field_index(name))) for name in wanted]
-        for row in zip(*columns, strict=True):
-            number += 1
-            lengths = [len(cell) for cell in row if isinstance(cell, str)]
-            size += sum(lengths)
-            if max(lengths, default=0) > MAX_ROW:
-                what = f"longer than {MAX_ROW >> 20} MB, which no example is"
-                raise DataError(f"{path}: row {number}: {what}")
-            if size > most:
-                raise too_large(path, most)
-            _check_texts(f"{path}: row {number}", wanted, row)
-            yield row
-
-
-def _values(array: Any) -> list[object]:  # noqa: ANN401
-    import pyarrow as pa
-
-    if not pa.types.is_dictionary(array.type):
-        values: list[object] = array.to_pylist()
-        return values
-    places = array.indices.to_pylist()
-    used = sorted({place for place in places if place is not None})
-    taken = array.dictionary.take(pa.array(used, pa.int64())).to_pylist()
-    known = dict(zip(used, taken, strict=True))
-    return [None if place is None else known[place] for place in places]
-
-
-def _check_columns(where: str, names: Sequence[str], wanted: Iterable[str]) -> None:
-    twice = [name for name, count in Counter(names).items() if count > 1 and name]
-    if twice:
-        raise DataError(
-            f"{where}: {len(twice)} names stand for several columns: {quoted(twice[0])}"
-            if len(twice) > 1
-            else f"{where}: two columns are named {quoted(twice[0])}",
-            hint="Give each column a name of its own.",
-        )
-    for name in wanted:
-        if name not in names:
-            raise DataError(f"{where}: no column {quoted(name)}", hint=_suggestion(name, names))
-
-
-def _suggestion(name: str, names: Sequence[str]) -> str:
-    listed = ", ".join(quoted(there) for there in names[:_MAX_LISTED])
-    more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
-    folded = {there[:100].casefold().strip(): there for there in names[:_MAX_COMPARED]}
-    near = difflib.get_close_matches(name[:100].casefold(), folded, n=1)
-    question = f"; did you mean {quoted(folded[near[0]])}?" if near else "."
-    return f"There are {listed}{more}{question}"
-
-
-def _check_texts(where: str, names: Iterable[object], row: Iterable[object]) -> None:
-    for name, cell in zip(names, row, strict=True):
-        found = flaw(cell) if isinstance(cell, str) else None
-        if found is not None:
-            raise DataError(
-                f"{where}, column {quoted(name)}: {found}, where text is expected", hint=_NOT_UTF8
-            )
-
-
 _READERS: dict[str, Callable[[Path, Sequence[str]], Iterator[Row]]] = {
-    ".csv": _csv,
-    ".tsv": _tsv,
+    ".csv": partial(_delimited, "excel"),
+    ".tsv": partial(_delimited, "excel-tab"),
     ".jsonl": _json_lines,
     ".json": _json,
-    ".parquet": _parquet,
+    ".parquet": read_parquet,
 }

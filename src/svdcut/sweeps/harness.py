@@ -19,8 +19,9 @@ from pydantic import Field
 
 from svdcut.errors import CheckpointError, DataError, EvaluationError
 from svdcut.evaluation.dataset import Columns, Source, group_rows
+from svdcut.evaluation.lines import Row
 from svdcut.evaluation.metrics import Evaluation, GroupResult, evaluate_predictions
-from svdcut.evaluation.tables import Row, pick_cells, read_rows
+from svdcut.evaluation.tables import pick_cells, read_rows
 from svdcut.files.jsonfile import Bounds, parse_dataclass, quoted, read_json
 
 _METRICS = ("acc", "acc_norm", "exact_match", "accuracy")
