@@ -975,7 +975,7 @@ def test_nothing_within():
     ("options", "message"),
     [
         ({"ranks": "1,1"}, "the same rule twice"),
-        ({"controls": "top"}, "controls='top': expected bottom or random"),
+        ({"controls": "top"}, "--controls 'top': expected bottom or random"),
         ({"evaluate": len, "eval_command": "a {model}"}, "one way to evaluate"),
     ],
 )
