@@ -18,7 +18,7 @@ _CUDA_WORKERS = 8
 of their time."""
 
 _STREAMS = 4
-"""Of one GPU. What was freed in one is not given to another, so that each costs memory."""
+"""Streams for one GPU. Memory freed in one stream is not reused in another: each costs some."""
 
 
 def resolve_device(name: str) -> torch.device:

@@ -34,7 +34,7 @@ _TIED = tuple(
 """Parts of a model that are often one matrix: what encoder and decoder share, embeddings, heads."""
 
 HEAD = 2
-"""Of `tied_part`."""
+"""What `tied_part` returns for a head."""
 
 
 def collapse_numbers(name: str) -> str:

@@ -32,7 +32,7 @@ from svdcut.files.filenames import (
     sidecars,
     unreadable,
 )
-from svdcut.files.header import read_header, read_index
+from svdcut.files.header import check_index, read_header, read_index
 from svdcut.files.hub import Location
 from svdcut.files.jsonfile import quoted, read_json
 from svdcut.files.lora_factors import LowRankEntry
@@ -65,7 +65,7 @@ class Checkpoint:
     """Names of the tensors in each file of a checkpoint that is laid out like this one."""
 
     metadata: Mapping[str, str]
-    """Of the first of these files."""
+    """That of the first file's header, which a result keeps."""
 
     index: Mapping[str, Any] | None
     """The index file, where there is one."""
@@ -74,13 +74,13 @@ class Checkpoint:
     """config.json, or empty."""
 
     updates: Mapping[str, LowRankEntry] = field(default_factory=dict)
-    """Of an adapter: what is to be added to tensors, which are base's own mostly."""
+    """Only for an adapter: what it adds to tensors, most of which are base's own."""
 
     under: Path | None = None
-    """Of an adapter: base's directory, for the small files that it does not bring itself."""
+    """Only for an adapter: base's directory, for small files that the adapter lacks."""
 
     model_names: Mapping[str, str] = field(default_factory=dict)
-    """Of an adapter: names with the prefix that its keys have, and base's file may not."""
+    """Only for an adapter: base's names, with the prefix that the adapter's keys have."""
 
     is_adapter: bool = False
     """Whether it is base under an adapter."""
@@ -251,7 +251,7 @@ def _assemble(
     files = tuple(map(read_header, paths))
     tensors = _tensors(files, location.source)
     if index is not None:
-        _check_index(paths[0].parent / INDEX_NAME, index, tensors)
+        check_index(paths[0].parent / INDEX_NAME, index, tensors)
     config: Mapping[str, Any] = {}
     if folder is not None and is_there(folder / CONFIG_NAME):
         check_own(folder / CONFIG_NAME, folder)
@@ -300,17 +300,3 @@ def _tensors(files: Sequence[TensorFile], source: str) -> Mapping[str, TensorEnt
     if not tensors:
         raise CheckpointError(f"{source}: holds no tensors")
     return tensors
-
-
-def _check_index(path: Path, index: Mapping[str, Any], tensors: Mapping[str, TensorEntry]) -> None:
-    """Raise unless each tensor is where the index says."""
-    said: Mapping[str, str] = index["weight_map"]
-    found = {name: entry.path.name for name, entry in tensors.items()}
-    wrong = [name for name in said.keys() | found.keys() if said.get(name) != found.get(name)]
-    if wrong:
-        name = min(wrong)
-        raise CheckpointError(
-            f"{path}: tensors that are not where it says: {len(wrong)}, as {quoted(name)} "
-            f"(index: {said.get(name, 'nowhere')}, found: {found.get(name, 'nowhere')})",
-            hint="Shards of different saves lie in one folder; fetch or save it again.",
-        )

@@ -25,7 +25,7 @@ _MAX_HEADER_BYTES = 100_000_000
 """The limit of the safetensors library."""
 
 _MAX_HEADER_VALUES = 5_000_000
-"""Of JSON; half a million tensors have fewer. Bounds the memory that parsing takes."""
+"""Bounds the memory that parsing takes; half a million tensors have fewer."""
 
 _MAX_NAME = 1000
 """Characters of a tensor's name: real ones have 200. Bounds the work on names."""
@@ -37,7 +37,7 @@ _MAX_REASON = 200
 
 _INDEX_BOUNDS = Bounds(num_bytes=100_000_000, num_values=2 * MAX_TENSORS)
 _FILE_NAME = re.compile(r"(?!.*\.\.)[^/\\*?\[\x00-\x1f]+\.safetensors")
-"""Of weights beside an index; nothing that leads elsewhere, or that a pattern could mean."""
+"""Names a file beside the index: no path, and nothing that a pattern could mean."""
 
 _WRONG_INDEX = "The index is damaged or not of this checkpoint; fetch or save it again."
 _DAMAGED = "The file is damaged or was cut off; fetch or save it again."
@@ -57,7 +57,7 @@ _FOREIGN = {
     b"GGUF": ("it is a GGUF file", "Use the safetensors checkpoint that it was made from."),
     b"\x89HDF": ("it is an HDF5 file", "Save the model as safetensors."),
 }
-"""What is found in place of weights, by its first bytes."""
+"""Other formats by their first bytes: what to say, and what to do."""
 
 
 def read_header(path: Path) -> TensorFile:
@@ -171,3 +171,17 @@ def read_index(path: Path) -> tuple[Mapping[str, Any], list[str]]:
                 hint=_WRONG_INDEX,
             )
     return index, sorted(set(weight_map.values()))
+
+
+def check_index(path: Path, index: Mapping[str, Any], tensors: Mapping[str, TensorEntry]) -> None:
+    """Raise unless each tensor is where the index says."""
+    said: Mapping[str, str] = index["weight_map"]
+    found = {name: entry.path.name for name, entry in tensors.items()}
+    wrong = [name for name in said.keys() | found.keys() if said.get(name) != found.get(name)]
+    if wrong:
+        name = min(wrong)
+        raise CheckpointError(
+            f"{path}: tensors that are not where it says: {len(wrong)}, as {quoted(name)} "
+            f"(index: {said.get(name, 'nowhere')}, found: {found.get(name, 'nowhere')})",
+            hint="Shards of different saves lie in one folder; fetch or save it again.",
+        )

@@ -23,7 +23,7 @@ from svdcut.errors import CheckpointError
 from svdcut.files.jsonfile import quoted
 
 LENGTH_BYTES = 8
-"""Of the number that a file begins with."""
+"""Bytes of the number at the start of a file: the length of the header."""
 
 _COPY_BYTES = 2 << 20
 _HASH_BYTES = 2 << 20
@@ -96,7 +96,7 @@ class TensorEntry:
     shape: tuple[int, ...]
     path: Path
     offset: int
-    """Of the first byte, from the start of the file."""
+    """Where its first byte is, from the start of the file."""
 
     @property
     def size_bytes(self) -> int:
