@@ -262,7 +262,7 @@ def test_a_tensor_that_is_no_parameter_is_refused(place, tmp_path):
         tensors = load_file(path) | {"other.weight": torch.eye(4) * (1 + (name == "ft"))}
         save_file(tensors, path, metadata={"format": "pt"})
     shutil.copy(place / "data.csv", tmp_path)
-    with pytest.raises(svdcut.EvaluationError, match=r"(?s)other\.weight.*eval_command") as error:
+    with pytest.raises(svdcut.EvaluationError, match=r"(?s)other\.weight.*--eval-command") as error:
         sweep(tmp_path, tmp_path / "out")
     assert error.value.exit_code == 3
     assert not (tmp_path / "out" / "decomposition").exists()
