@@ -91,6 +91,7 @@ def test_merging_an_adapter_gives_what_truncate_writes(saved, tmp_path, name, la
     dropped = [name for name, fact in manifest.tensors.items() if fact.action == "drop"]
     assert len(different) == len(dropped)
     assert not different & find_differences(merged, load(architecture, pair.base))
+    assert svdcut.verify(adapter, base=pair.base, finetuned=pair.finetuned).failures == ()
 
 
 MIXTURES = ["mixtral", "qwen3_moe", "deepseek_v3"]

@@ -85,6 +85,16 @@ def test_every_option_passes_elsewhere(llama, extract, tmp_path, elsewhere, opti
     assert verify(llama, extract(tmp_path, **options)).failures == ()
 
 
+@pytest.mark.parametrize("rank", ["4", "budget=0.2"])
+@pytest.mark.parametrize(
+    "kind", ["tied", "untied_by_finetuning", "tied_by_finetuning", "gpt2", "mixtral", "single"]
+)
+def test_every_kind_passes(pairs, tmp_path, kind, rank):
+    pair = pairs(kind)
+    svdcut.extract(pair.base, pair.finetuned, tmp_path / "adapter", rank=rank)
+    assert verify(pair, tmp_path / "adapter").failures == ()
+
+
 @pytest.mark.parametrize("name", [WEIGHTS, CONFIG, "svdcut.json"])
 def test_a_flipped_bit(extract, tmp_path, name):
     out = extract(tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from svdcut.files.checkpoint import Checkpoint, open_checkpoint
 from svdcut.files.filenames import MANIFEST_NAME
 from svdcut.files.tensorfile import TensorEntry
 from svdcut.machine import num_cores
-from svdcut.pair.plan import make_plan
+from svdcut.pair.plan import Plan, make_plan
 from svdcut.record.manifest import Manifest
 from svdcut.record.progress import Observer, Progress
 from svdcut.streaming.memory import SPARE_BYTES
@@ -95,7 +96,7 @@ def run_verification(asked: VerifyOptions, observe: Observer) -> Verification:
         return conclude(checked, failures)
     try:
         plan = make_plan(base, finetuned, options)
-        opened = _open_result(asked.out, manifest, base, entries, options)
+        opened = _open_result(asked.out, manifest, plan, entries, options)
     except SvdcutError as error:
         return conclude(checked, [*failures, _no_plan(error)])
     with opened as result:
@@ -124,14 +125,14 @@ def _teller(stage: str, total: int, observe: Observer) -> Callable[[str, int], N
 def _open_result(
     out: Path,
     manifest: Manifest,
-    base: Checkpoint,
+    plan: Plan,
     entries: Mapping[str, TensorEntry],
     options: Options,
 ) -> Result:
     """Open a result as a loader does."""
     if manifest.adapter is None:
         return Result(entries)
-    loaded = open_finetuned(out, base, renames=options.map)
+    loaded = open_finetuned(out, _untie(plan), renames=options.map)
     hashes = {
         entries[name].offset: fact.sha256
         for name, fact in manifest.adapter.tensors.items()
@@ -139,3 +140,21 @@ def _open_result(
     }
     nowhere = Staging(Path(os.devnull), lambda *_: None, lambda *_: None)
     return Result(loaded.tensors, loaded.updates, hashes, nowhere)
+
+
+def _untie(plan: Plan) -> Checkpoint:
+    """Return base with a head of its own where the fine-tuned side has untied it."""
+    base = plan.base
+    pairs = [planned.pair for planned in plan.tensors]
+    shared = Counter(pair.base for pair in pairs)
+    heads = {
+        pair.name: replace(pair.base, name=pair.name)
+        for pair in pairs
+        if pair.base is not None and shared[pair.base] > 1 and pair.name not in base.tensors
+    }
+    if not heads or not base.ties_embeddings:
+        return base
+    config = {**base.config, "tie_word_embeddings": False}
+    if isinstance(config.get("text_config"), dict):
+        config["text_config"] = {**config["text_config"], "tie_word_embeddings": False}
+    return replace(base, tensors={**base.tensors, **heads}, config=config)

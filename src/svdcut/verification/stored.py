@@ -78,7 +78,9 @@ class Result:
 
     def name_of(self, pair: Pair) -> str:
         """Return the name that a tensor has there."""
-        return pair.base.name if self.is_adapter and pair.base else pair.name
+        if pair.base is None or pair.name in self.tensors or not self.is_adapter:
+            return pair.name
+        return pair.base.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +206,8 @@ class Comparison:
             return copied not in own.values()
         if not self.wants(pair.action):
             copied = _hash(pair.base)
-        stored = _hash(pair.base) if entry == pair.base else own.get(entry.offset)
+        of_base = (entry.path, entry.offset) == (pair.base.path, pair.base.offset)
+        stored = _hash(pair.base) if of_base else own.get(entry.offset)
         return stored != copied or self._adds_something()
 
     def _adds_something(self) -> bool:
