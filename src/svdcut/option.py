@@ -72,6 +72,9 @@ class Option(Generic[In_contra, Out_co]):
     shell_type: ClassVar[type | None] = str
     """What the command line parses a word to; None where only Python has the option."""
 
+    python_type = "str"
+    """What Python passes, as the docstring of the function says it."""
+
     repeats = False
     """Whether the command line takes it several times."""
 

@@ -36,9 +36,13 @@ class Text(Option[T, T]):
 class Side(Option[T, T]):
     """A checkpoint: a path, or an id on the Hub; or None by default."""
 
+    python_type = "str or Path"
+
 
 class Texts(Option[str | Sequence[str], tuple[str, ...]]):
     """Texts; one is a list of one."""
+
+    python_type = "str or sequence of str"
 
     repeats = True
 
@@ -61,6 +65,8 @@ class Words(Texts):
 class Prefixes(Option[Mapping[str, str] | Sequence[str], Mapping[str, str]]):
     """A mapping of prefixes; the command line has ``OLD=NEW`` for each."""
 
+    python_type = "mapping of str to str"
+
     repeats = True
 
     def read(self, value: Mapping[str, str] | Sequence[str]) -> dict[str, str]:
@@ -80,6 +86,8 @@ class Prefixes(Option[Mapping[str, str] | Sequence[str], Mapping[str, str]]):
 
 class Switch(Option[bool, bool]):
     """True or False; the flag of one that is on by default begins with ``--no-``."""
+
+    python_type = "bool"
 
     shell_type = bool
 
@@ -103,6 +111,8 @@ class Switch(Option[bool, bool]):
 class Whole(Option[T, T]):
     """A whole number, or None by default."""
 
+    python_type = "int"
+
     least: int | None = None
 
     shell_type = int
@@ -122,6 +132,8 @@ class Whole(Option[T, T]):
 class Number(Option[float, float]):
     """A finite number."""
 
+    python_type = "float"
+
     accepts: Callable[[float], bool] = math.isfinite
     expected: str = "a finite number"
 
@@ -137,6 +149,8 @@ class Number(Option[float, float]):
 @dataclass(eq=False)
 class Choice(Option[T | str, T]):
     """A member of an enumeration, or its value; or None by default."""
+
+    python_type = "str or enum member"
 
     kind: type[Enum]
 
@@ -155,6 +169,8 @@ class Choice(Option[T | str, T]):
 class File(Option[T | str, T]):
     """A path to write to, or None by default."""
 
+    python_type = "str or Path"
+
     shell_type = Path
 
     def read(self, value: str | Path) -> Path:
@@ -168,6 +184,7 @@ class Parsed(Option[In_contra, Out_co]):
 
     reader: Callable[[Any], Out_co]
     repeats: bool = False
+    python_type: str = "str or sequence of str"
 
     def read(self, value: Any) -> Out_co:
         """Return what the reader makes of it."""
@@ -176,6 +193,8 @@ class Parsed(Option[In_contra, Out_co]):
 
 class PythonOnly(Option[T, T]):
     """An object that no command line can name."""
+
+    python_type = "object"
 
     shell_type = None
 

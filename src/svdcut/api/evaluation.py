@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from svdcut.adapter.reading import OpenedModel, open_model
 from svdcut.api.public import public
 from svdcut.choose.options import Options, StoredDtype, ignore
-from svdcut.evaluation.answers import ScoringOptions
 from svdcut.evaluation.dataset import Dataset, read_dataset
 from svdcut.evaluation.metrics import Evaluation
 from svdcut.evaluation.options import DataOptions, EvaluateOptions
@@ -28,10 +27,7 @@ class EvaluationRequest:
 
     model: OpenedModel
     dataset: Dataset
-    options: ScoringOptions
-    seed: int
-    predictions: Path | None
-    quiet: bool
+    options: EvaluateOptions
 
 
 @public(EvaluateOptions)
@@ -74,9 +70,7 @@ def prepare_evaluation(options: EvaluateOptions) -> EvaluationRequest:
     model = open_model(options.checkpoint, base, quiet=options.quiet)
     if predictions is not None and model.base is not None and model.base.directory is not None:
         check_target(predictions, [model.base.directory])
-    return EvaluationRequest(
-        model, dataset, options.scoring, options.seed, predictions, options.quiet
-    )
+    return EvaluationRequest(model, dataset, options)
 
 
 def read_data(data: str | Path, options: DataOptions) -> Dataset:
@@ -97,13 +91,13 @@ def carry_out_evaluation(
     from svdcut.record.progress import Progress
     from svdcut.truncation.merging import loadable
 
-    model, scoring = request.model, request.options
+    model, options, scoring = request.model, request.options, request.options.scoring
     merge = Options(device=scoring.device, dtype=StoredDtype(dtype_name(scoring)))
     find_kind(model.checkpoint)  # an adapter is not merged in vain
     with loadable(model.base, model.checkpoint, merge, observe=observe) as checkpoint:
         observe(Progress("load", checkpoint.source, 0, 0))
-        predictor = load_predictor(checkpoint, request.dataset, scoring, quiet=request.quiet)
-    evaluation, predictions = predictor.evaluate(seed=request.seed, observe=observe)
-    if request.predictions is not None:
-        save_predictions(predictions, request.dataset, request.predictions)
+        predictor = load_predictor(checkpoint, request.dataset, scoring, quiet=options.quiet)
+    evaluation, predictions = predictor.evaluate(seed=options.seed, observe=observe)
+    if options.predictions is not None:
+        save_predictions(predictions, request.dataset, options.predictions)
     return evaluation, predictions

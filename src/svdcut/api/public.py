@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
@@ -24,21 +23,33 @@ def public(kind: Callable[P, T]) -> Callable[[Callable[[T], R]], Callable[P, R]]
             return function(kind(*args, **kwargs))
 
         assert isinstance(kind, type)
-        returned = inspect.signature(function).return_annotation
-        signature = inspect.signature(kind).replace(return_annotation=returned)
+        signature = _signature(kind, inspect.signature(function).return_annotation)
         call.__signature__ = signature  # type: ignore[attr-defined]
         summary, _, rest = (inspect.getdoc(function) or "").partition("\n\n")
-        call.__doc__ = f"{summary}\n\n{_parameters(kind)}\n\n{rest}"
+        described = _describe(kind, signature)
+        call.__doc__ = f"{summary}\n\n{described}\n\n{rest}"
         return call
 
     return decorate
 
 
-def _parameters(kind: type) -> str:
-    """Return the section of a docstring that describes the options."""
-    annotations = {field.name: field.type for field in dataclasses.fields(kind)}
-    lines = [
-        f"{name} : {annotations[name]}\n    {option.help}"
-        for name, option in declared(kind).items()
+def _signature(kind: type, returned: object) -> inspect.Signature:
+    """Return the signature of an options class, required keywords first."""
+    kinds = declared(kind)
+    found = [
+        parameter.replace(annotation=kinds[name].python_type)
+        for name, parameter in inspect.signature(kind).parameters.items()
     ]
-    return "\n".join(["Parameters", "----------", *lines])
+    found.sort(key=lambda p: (p.kind, p.default is not p.empty))
+    return inspect.Signature(found, return_annotation=returned)
+
+
+def _describe(kind: type, signature: inspect.Signature) -> str:
+    """Return the section of a docstring that describes the options."""
+    lines = ["Parameters", "----------"]
+    options = declared(kind)
+    for name in signature.parameters:
+        option = options[name]
+        optional = ", or None" if option.may_lack else "" if option.is_required else ", optional"
+        lines += [f"{name} : {option.python_type}{optional}", f"    {option.help}"]
+    return "\n".join(lines)

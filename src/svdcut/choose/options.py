@@ -126,13 +126,13 @@ class PairOptions(DeviceOptions):
 
     _: KW_ONLY
     only: Texts = Texts(
-        "Truncate only tensors whose name matches.",
+        "Work only on tensors whose name matches.",
         default=(),
         metavar="GLOB",
         panel=Panel.TENSORS,
     )
     skip: Texts = Texts(
-        "Do not truncate tensors whose name matches, as '*embed*'.",
+        "Leave alone tensors whose name matches, as '*embed*'.",
         default=(),
         metavar="GLOB",
         panel=Panel.TENSORS,

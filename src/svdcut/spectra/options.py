@@ -7,7 +7,7 @@ from pathlib import Path
 
 from svdcut.choose.options import CallOptions, PairOptions
 from svdcut.option import Panel
-from svdcut.option_kinds import Side, Switch, Texts, Whole, options
+from svdcut.option_kinds import Side, Switch, Whole, options
 
 
 @options
@@ -15,18 +15,6 @@ class SpectraOptions(PairOptions):
     """Every option that shapes the spectra."""
 
     _: KW_ONLY
-    only: Texts = Texts(
-        "Look only at tensors whose name matches.",
-        default=(),
-        metavar="GLOB",
-        panel=Panel.TENSORS,
-    )
-    skip: Texts = Texts(
-        "Leave out tensors whose name matches, as '*embed*'.",
-        default=(),
-        metavar="GLOB",
-        panel=Panel.TENSORS,
-    )
     top: Whole[int | None] = Whole(
         "Compute only the N leading values of each matrix, which is faster.",
         default=None,

@@ -59,8 +59,9 @@ class ResultOptions(RunOptions):
     )
     _: KW_ONLY
     rank: Rules = Parsed(
-        "How many triplets to keep, see above. Several rules, separated by commas, give several "
+        "A rule for how many triplets to keep. Several rules, separated by commas, give several "
         "outputs from one decomposition; name them with {k} in --out.",
+        python_type="str or int",
         reader=read_rules,
         metavar="RULE",
         panel=Panel.RANK,
