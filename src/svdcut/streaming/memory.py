@@ -31,9 +31,6 @@ _RESERVED = 3
 """A third of the promise is reserved for tensors that fall back to a more careful route. With
 small matrices that lets about one tensor per core fall back at a time."""
 
-_DENSE_COPIES = 6
-"""float32 copies of a matrix while its whole spectrum is computed; a rule of thumb."""
-
 _EXACT_SQUARES = 7
 _TALL_COPIES = 3
 """float64 copies that the exact route takes: of the short side squared, of a tall matrix."""
@@ -169,13 +166,6 @@ def _merge_bytes(pair: Pair) -> int:
     m += pair.new_rows
     copies = 0 if update.magnitude is None else _DORA_COPIES
     return 8 * (_MERGE_COPIES * update.rank * (update.experts * m + n) + copies * m * n)
-
-
-def dense_bytes(pair: Pair) -> int:
-    """Return the bytes that a tensor takes while its whole spectrum is computed."""
-    if pair.action is not Action.TRUNCATE:
-        return _COPY_BYTES
-    return _DENSE_COPIES * 4 * max(m * n for m, n in pair.matrices)
 
 
 def _route_bytes(

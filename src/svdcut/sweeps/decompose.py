@@ -189,16 +189,16 @@ class _Work:
         asked = [request for request, is_whole in zip(requests, whole, strict=True) if not is_whole]
         cuts = decompose_matrix(job, pair, sides, asked or [CutRequest(NOTHING, Keep.TOP, 0)])
         found = iter(cuts)
-        ranks = [full_rank if is_whole else len(next(found).kept.indices) for is_whole in whole]
+        ranks = [full_rank if is_whole else next(found).result.cut.rank for is_whole in whole]
         names = map(str, self.variants)
         self._write(pair, sides, cuts, dict(zip(names, ranks, strict=True)))
 
     def _write(
         self, pair: Pair, sides: MatrixSides, cuts: Sequence[CutMatrix], ranks: dict[str, int]
     ) -> None:
-        kept, result = cuts[0].kept, cuts[0].result
-        needed = sorted({index for cut in cuts for index in cut.kept.indices})
-        left, right = kept.factors(needed)
+        result = cuts[0].result
+        needed = sorted({index for cut in cuts for index in cut.result.cut.indices})
+        left, right = cuts[0].factors(needed)
         dtype = torch.promote_types(left.dtype, right.dtype)
         matrix = StoredMatrix(
             tensor=pair.name,
@@ -206,7 +206,7 @@ class _Work:
             indices=tuple(needed),
             ranks=ranks,
             edge=next((c.result.cut.edge for c in cuts if c.result.cut.edge is not None), None),
-            is_wide=kept.is_wide,
+            is_wide=cuts[0].is_wide,
             zero_fraction=result.zero_fraction,
             equal_bytes=result.equal_bytes,
             hashes={},

@@ -33,7 +33,7 @@ from svdcut.svd.certificate import Bounds
 from svdcut.svd.measured import MeasuredValues
 from svdcut.sweeps.result import Variant
 from svdcut.truncation.report import MatrixResult
-from svdcut.truncation.tensor_job import CutMatrix, Job, KeptMatrix, stays_whole
+from svdcut.truncation.tensor_job import CutMatrix, Job, stays_whole
 
 _SIDES = ("left", "right")
 _FACTS = "facts"
@@ -263,16 +263,8 @@ class Decomposition:
             )
             return left, right.T
 
-        kept = KeptMatrix(
-            sides=sides,
-            indices=cut.indices,
-            full_rank=matrix.measured.full_rank,
-            scale=matrix.measured.scale,
-            factors=factors,
-            is_wide=matrix.is_wide,
-        )
         facts = (matrix.measured, matrix.zero_fraction, matrix.equal_bytes)
-        return CutMatrix(kept, MatrixResult(cut, *facts))
+        return CutMatrix(sides, MatrixResult(cut, *facts), factors, matrix.is_wide)
 
     def _vectors(self, pair: Pair, number: int, matrix: StoredMatrix) -> Iterator[Tensor]:
         entries = {entry.name: entry for entry in read_header(self.path(pair, number)).entries}

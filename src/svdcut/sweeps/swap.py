@@ -138,9 +138,9 @@ class SwappedModel:
         job = job_for([variant], decomposed.options)
         square = 0.0
         for (matrix,) in decomposed.cut_tensor(job, planned.pair):
-            sides = matrix.kept.sides
+            sides = matrix.sides
             start = sides.finetuned.first
-            for rows in matrix.kept.rows(dtype, job.options.scale):
+            for rows in matrix.rows(dtype, job.options.scale):
                 stop = start + rows.stored.numel()
                 target[start:stop].copy_(rows.stored.reshape(-1))
                 square += measure_rounding(planned, sides, rows)

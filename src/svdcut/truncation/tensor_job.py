@@ -66,41 +66,6 @@ class Job:
         ]
 
 
-@dataclass(frozen=True, slots=True)
-class KeptMatrix:
-    """The part of a matrix's update that stays."""
-
-    sides: MatrixSides
-    indices: Sequence[int]
-    """Indices of the triplets that stay, ascending."""
-
-    full_rank: int
-    scale: float
-    """Scale of the product of the factors."""
-
-    factors: Callable[[Sequence[int]], tuple[Tensor, Tensor]]
-    """Returns the factors of chosen triplets: see `Decomposition.factors`."""
-
-    is_wide: bool
-    """Whether a side is stored in float64."""
-
-    def rows(self, dtype: torch.dtype, scale: float) -> Iterator[Rows]:
-        """Return the rows of the result.
-
-        Parameters
-        ----------
-        dtype : torch.dtype
-            Of the stored rows.
-        scale : float
-            Of the kept update.
-        """
-        if stays_whole(self.sides, len(self.indices), self.full_rank, scale):
-            return copy_rows(self.sides.finetuned, dtype)
-        assert self.sides.base is not None
-        factors = self.factors(self.indices)
-        return compose(self.sides.base, factors, self.scale * scale, dtype, is_wide=self.is_wide)
-
-
 def stays_whole(sides: MatrixSides, rank: int, full_rank: int, scale: float) -> bool:
     """Whether a cut keeps everything, so that the stored fine-tuned matrix is the result."""
     return rank == full_rank and scale == 1 and sides.update is None
@@ -110,8 +75,22 @@ def stays_whole(sides: MatrixSides, rank: int, full_rank: int, scale: float) -> 
 class CutMatrix:
     """One matrix on its way to an output."""
 
-    kept: KeptMatrix
+    sides: MatrixSides
     result: MatrixResult
+    factors: Callable[[Sequence[int]], tuple[Tensor, Tensor]]
+    """Returns the factors of chosen triplets: see `Decomposition.factors`."""
+
+    is_wide: bool
+    """Whether a side is stored in float64."""
+
+    def rows(self, dtype: torch.dtype, scale: float) -> Iterator[Rows]:
+        """Return the rows of the result, stored in `dtype`, with the kept update scaled."""
+        cut, measured = self.result.cut, self.result.measured
+        if stays_whole(self.sides, cut.rank, measured.full_rank, scale):
+            return copy_rows(self.sides.finetuned, dtype)
+        assert self.sides.base is not None
+        factors, scale = self.factors(cut.indices), scale * measured.scale
+        return compose(self.sides.base, factors, scale, dtype, is_wide=self.is_wide)
 
 
 Cutter = Callable[[Job, Pair], Iterator[list[CutMatrix]]]
@@ -264,17 +243,10 @@ def decompose_matrix(
             escalate=escalate,
         )
     measured = decomposition.measured()
+    zeros, equal = update.zero_fraction, update.equal_bytes
     return [
         CutMatrix(
-            kept=KeptMatrix(
-                sides=sides,
-                indices=cut.indices,
-                full_rank=measured.full_rank,
-                scale=measured.scale,
-                factors=decomposition.factors,
-                is_wide=update.is_wide,
-            ),
-            result=MatrixResult(cut, measured, update.zero_fraction, update.equal_bytes),
+            sides, MatrixResult(cut, measured, zeros, equal), decomposition.factors, update.is_wide
         )
         for cut in cuts
     ]

@@ -78,8 +78,8 @@ class CheckpointTensor:
         """Write a matrix."""
         total = 0.0
         dtype = TORCH_DTYPES[self._planned.target.dtype]
-        for block in matrix.kept.rows(dtype, self._scale):
-            total += measure_rounding(self._planned, matrix.kept.sides, block)
+        for block in matrix.rows(dtype, self._scale):
+            total += measure_rounding(self._planned, matrix.sides, block)
             self._writer.write(to_bytes(block.stored))
         return total
 
@@ -156,8 +156,8 @@ class AdapterTensor:
         cut = matrix.result.cut
         if not cut.rank:
             return 0.0
-        left, right = matrix.kept.factors(cut.indices)
-        intended = balance(left, right, matrix.kept.scale * self._scale)
+        left, right = matrix.factors(cut.indices)
+        intended = balance(left, right, matrix.result.measured.scale * self._scale)
         stored = [factor.to(TORCH_DTYPES[self._dtype]) for factor in intended]
         for factor in stored:
             if not is_finite(factor):

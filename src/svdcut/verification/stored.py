@@ -169,11 +169,11 @@ class Comparison:
         """Compare a matrix; return the sum of squares of its rounding error."""
         made = self._factors.add(matrix) if self._factors is not None else 0.0
         if self._claimed is None:
-            for rows in matrix.kept.rows(TORCH_DTYPES[self._planned.target.dtype], 1.0):
+            for rows in matrix.rows(TORCH_DTYPES[self._planned.target.dtype], 1.0):
                 self._copied.update(to_bytes(rows.stored))
         if self._claimed is None or self._entry is None:
             return made
-        sides = matrix.kept.sides
+        sides = matrix.sides
         theirs = replace(sides.finetuned, tensor=self._entry)
         stored = replace(sides, finetuned=theirs, update=self._update, new_rows=0)
         excess = self._claimed.svd.excess_bound
@@ -251,18 +251,18 @@ def measure(
     single : bool
         Whether it may have been made in float32.
     """
-    kept = matrix.kept
-    base, shape = kept.sides.base, stored.finetuned.shape
+    cut, measured = matrix.result.cut, matrix.result.measured
+    base, shape = matrix.sides.base, stored.finetuned.shape
     assert base is not None
     low_rank = stored.update is not None
     dtype = torch.float64 if low_rank else TORCH_DTYPES[stored.finetuned.tensor.dtype]
-    intended = kept.rows(dtype, scale)
+    intended = matrix.rows(dtype, scale)
     first = next(intended)
     device = first.stored.device
     blocks = zip(
         chain((first,), intended),
         merged_rows(stored, device, dtype),
-        merged_rows(kept.sides, device, dtype),
+        merged_rows(matrix.sides, device, dtype),
         base.blocks(device),
         strict=True,
     )
@@ -272,11 +272,11 @@ def measure(
         for i, part in enumerate(parts):
             squares[i] += float(part.square().sum())
     rounding, beyond, storage, error, whole = map(math.sqrt, squares)
-    rank, cut = len(kept.indices), matrix.result.cut
+    rank = cut.rank
     work = triplets = 0.0
-    if rank and (low_rank or not stays_whole(kept.sides, rank, kept.full_rank, scale)):
+    if rank and (low_rank or not stays_whole(matrix.sides, rank, measured.full_rank, scale)):
         excess = max(excess, cut.bounds.excess)
-        triplets = cut_tolerance(matrix.result.measured, kept.indices, excess) * abs(scale)
+        triplets = cut_tolerance(measured, cut.indices, excess) * abs(scale)
         norm, factors = cut.kept_norm * abs(scale), SINGLE if single else DOUBLE
         unit = SINGLE if first.intended.dtype == torch.float32 else DOUBLE
         work = product_tolerance(rank, max(shape) + rank, factors, norm)
