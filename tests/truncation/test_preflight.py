@@ -153,7 +153,7 @@ def test_device_memory_without_a_driver_needs_no_torch(tmp_path):
 def test_time_grows_with_the_work(tmp_path):
     def seconds(layers, rank="4", *, wide=1, **options):
         tensors = {
-            f"layers.{i}.w.weight": toy_tensors()["embed.weight"].repeat(20 * wide, 40)
+            f"layers.{i}.w.weight": toy_tensors()["embed.weight"].repeat(30 * wide, 50)
             for i in range(layers)
         }
         folder = tmp_path / f"{layers}-{wide}"

@@ -601,12 +601,13 @@ def test_solver_that_fails_is_followed_by_the_next(pair, out, monkeypatch, error
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr(engine, "gram_triplets", fail)
+    for route in ("gram_basis", "gram_triplets"):
+        monkeypatch.setattr(engine, route, fail)
     manifest = truncate(pair, out)
     for fact in manifest.tensors.values():
         if fact.truncation:
             assert fact.truncation.svd.method == "exact"
-            assert fact.truncation.svd.rejected == ("gram: solver failed",)
+            assert fact.truncation.svd.rejected[-1] == "gram: solver failed"
             assert fact.truncation.svd.certified
 
 
