@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -109,49 +109,57 @@ def cut_matrix(
     QualityError
         If not even the exact route is certified to `tolerance`.
     """
-    noise = any(request.rule.needs_edge for request in requests)
-
-    def cut(decomposition: Decomposition) -> list[Cut]:
-        edge, measured = None, decomposition.measured()
-        if noise and decomposition.energy:
-            edge = update_edge(storage, matrix.shape, measured.singular_values())
-        return [choose_cut(measured, request, edge) for request in requests]
-
-    cuts: list[Cut] = []
-
-    def accept(decomposition: Decomposition) -> bool:
-        cuts[:] = cut(decomposition)
-        return all(is_certified(found.bounds, tolerance) for found in cuts)
-
-    full = full_rank(matrix)
-
-    def num_needed() -> int | None:
-        if not cuts:  # the solver failed
-            return None
-        chosen = zip(requests, cuts, strict=True)
-        return _num_needed([replace(request, rank=cut.rank) for request, cut in chosen], full)
-
+    cutter = _Cutter(requests, storage, tuple(matrix.shape), full_rank(matrix), tolerance)
     found = decompose(
         matrix,
-        _num_needed(requests, full),
-        accept=accept,
-        num_needed=num_needed,
+        _num_needed(requests, cutter.full_rank),
+        accept=cutter.accept,
+        num_needed=cutter.num_needed,
         route=route,
         tolerance=tolerance,
         seed=seed,
         escalate=escalate,
     )
     if not found.energy:
-        # Of a matrix of zeros there was nothing to accept.
-        cuts[:] = cut(found)
-    worst = max((c.bounds for c in cuts), key=lambda bounds: bounds.excess)
-    if worst.excess > tolerance:
+        # The engine accepts a matrix of zeros by itself.
+        cutter.accept(found)
+    worst = max(cut.bounds.excess for cut in cutter.cuts)
+    if worst > tolerance:
         raise QualityError(
             f"no route reached an excess error of {tolerance:g}; the exact one is certified "
-            f"to {worst.excess:.1e}",
+            f"to {worst:.1e}",
             hint="Ask for a --tolerance that float64 can reach.",
         )
-    return found, cuts
+    return found, cutter.cuts
+
+
+@dataclass(slots=True)
+class _Cutter:
+    """Cuts the matrix anew for each decomposition that the engine tries."""
+
+    requests: Sequence[CutRequest]
+    storage: Storage | None
+    shape: tuple[int, ...]
+    full_rank: int
+    tolerance: float
+    cuts: list[Cut] = field(default_factory=list)
+    """Of the last decomposition."""
+
+    def accept(self, found: Decomposition) -> bool:
+        """Make the cuts, and return whether all are certified."""
+        edge, measured = None, found.measured()
+        if found.energy and any(request.rule.needs_edge for request in self.requests):
+            edge = update_edge(self.storage, self.shape, measured.singular_values())
+        self.cuts = [choose_cut(measured, request, edge) for request in self.requests]
+        return all(is_certified(cut.bounds, self.tolerance) for cut in self.cuts)
+
+    def num_needed(self) -> int | None:
+        """Return how many leading triplets the last cuts need; None for all, or without cuts."""
+        if not self.cuts:
+            return None
+        chosen = zip(self.requests, self.cuts, strict=True)
+        requests = [replace(request, rank=cut.rank) for request, cut in chosen]
+        return _num_needed(requests, self.full_rank)
 
 
 def is_certified(bounds: Bounds, tolerance: float) -> bool:
