@@ -83,6 +83,10 @@ def as_matrices(name: str, value: torch.Tensor, rows: int) -> list[torch.Tensor]
     return [value[:rows].double().reshape(rows, -1)]
 
 
+LEADING = 1e6
+"""How loose the bound on stored values is where leading triplets, in float32, serve the rank."""
+
+
 @dataclass
 class Svd:
     """The full SVD in float64 of one update, which is float32 unless a side is wider."""
@@ -563,7 +567,11 @@ def test_rules(pairs, tmp_path, kind, rule):
         "ratio": lambda: lambda name, number, svd: int((svd.s >= share * svd.s[0]).sum()),
         "budget": lambda: rank_by_budget(all_spectra(pair), share),
     }[name]()
-    manifest = run(Expected(pair, rank, dtype="float32"), tmp_path, rule)
+    manifest = run(
+        Expected(pair, rank, dtype="float32", loose=LEADING if name == "budget" else 1.0),
+        tmp_path,
+        rule,
+    )
     facts = [fact for fact in manifest["tensors"].values() if fact["action"] == "truncate"]
     assert {fact["truncation"]["rule"] for fact in facts} == {rule}
 
@@ -794,7 +802,8 @@ def test_budget_beside_fixed_ranks(pairs, tmp_path):
     def rank(name, number, svd):
         return 2 if "conv" in name else shared(name, number, svd)
 
-    expected = Expected(pair, rank, dtype="float32", options={"rank_for": ["conv*=2"]})
+    options = {"rank_for": ["conv*=2"]}
+    expected = Expected(pair, rank, dtype="float32", options=options, loose=LEADING)
     run(expected, tmp_path, "budget=0.3", rank_for=["conv*=2"])
 
 
@@ -938,7 +947,7 @@ def test_unchanged_tensors(tmp_path, dtype):
         if value.is_floating_point()
     }
     pair = Pair(write_folder(tmp_path / "base", base), write_folder(tmp_path / "ft", tuned))
-    expected = Expected(pair, fixed(4), dtype=dtype, base_only=("position_ids",))
+    expected = Expected(pair, fixed(4), dtype=dtype, base_only=("position_ids",), loose=LEADING)
     manifest = run(expected, tmp_path, "4")
     actions = {name: fact["action"] for name, fact in manifest["tensors"].items()}
     assert actions["embed.weight"] == actions["layers.1.up.weight"] == "unchanged"
