@@ -191,12 +191,16 @@ class Parsed(Option[In_contra, Out_co]):
         return self.reader(value)
 
 
-class PythonOnly(Option[T, T]):
-    """An object that no command line can name."""
+class PythonOnly(Option[In_contra, Out_co]):
+    """An object that no command line can name; None stands for the default."""
 
     python_type = "object"
 
     shell_type = None
+
+    def read(self, value: Any) -> Any:
+        """Return the object."""
+        return self.default if value is None else value
 
 
 def expand_user(out: str | Path) -> Path:

@@ -20,7 +20,7 @@ svdcut.truncate("base", "ft", "out")  # type: ignore[call-arg]
 manifests: list[svdcut.Manifest] = svdcut.truncate_many("base", "ft", {8: "a", 16: "b"})
 svdcut.truncate_many("base", "ft", {8: "a"}, rank=4)  # type: ignore[call-arg]
 
-svdcut.extract("base", "ft", "out", rank=4, drop=["*norm*"], observe=lambda progress: None)
+svdcut.extract("base", "ft", "out", rank=4, drop=["*norm*"], observe=None)
 svdcut.extract("base", "ft", "out", rank=4, max_shard_size="5GB")  # type: ignore[call-arg]
 
 spectra: svdcut.Spectra = svdcut.spectrum("ft", top=4)

@@ -100,7 +100,7 @@ class CallOptions:
     quiet: Switch = Switch(
         "Print nothing but warnings and errors.", default=False, panel=Panel.SCREEN, short="-q"
     )
-    observe: PythonOnly[Observer] = PythonOnly(
+    observe: PythonOnly[Observer | None, Observer] = PythonOnly(
         "Called with a `svdcut.Progress` whenever a tensor, a file or a batch is done.",
         default=ignore,
     )

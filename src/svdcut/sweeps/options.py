@@ -73,7 +73,7 @@ class SweepOptions(CallOptions, ShapeOptions, DataOptions, SidesOptions):
         metavar="F",
         panel=Panel.CHOICE,
     )
-    evaluate: PythonOnly[EvaluateFunction | None] = PythonOnly(
+    evaluate: PythonOnly[EvaluateFunction | None, EvaluateFunction | None] = PythonOnly(
         "Takes the model, whose weights are those of a cut, and returns its accuracy, a mapping "
         "as ``svdcut evaluate --json`` prints, or an `Evaluation`.",
         default=None,

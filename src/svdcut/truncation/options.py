@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import KW_ONLY
 from pathlib import Path
+from typing import TypeAlias
 
 from svdcut.choose.options import (
     AdapterOptions,
@@ -18,6 +19,8 @@ from svdcut.choose.options import (
 from svdcut.choose.ranks import EXAMPLES
 from svdcut.option import Panel
 from svdcut.option_kinds import Choice, File, Parsed, PythonOnly, Side, Switch, options
+
+_Outs: TypeAlias = Mapping[str, str | Path] | Mapping[int, str | Path]
 
 
 @options
@@ -87,9 +90,7 @@ class TruncateOptions(CheckpointOptions, ResultOptions):
 class TruncateManyOptions(CheckpointOptions, RunOptions):
     """Options of `truncate_many`."""
 
-    outs: PythonOnly[Mapping[str, str | Path] | Mapping[int, str | Path]] = PythonOnly(
-        "From rank rule to the folder to write."
-    )
+    outs: PythonOnly[_Outs, _Outs] = PythonOnly("From rank rule to the folder to write.")
 
 
 @options
