@@ -13,7 +13,7 @@ import math
 import sys
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
@@ -84,7 +84,7 @@ def as_matrices(name: str, value: torch.Tensor, rows: int) -> list[torch.Tensor]
 
 
 LEADING = 1e6
-"""How loose the bound on stored values is where leading triplets, in float32, serve the rank."""
+"""How loose the bound on stored values is for leading triplets in float32."""
 
 
 @dataclass
@@ -247,6 +247,9 @@ def check_truncated(
     stack = is_stack(name, ours.value)
     rows = min(len(ours.value), len(theirs.value))
     cut = fact["truncation"]
+    if cut["rule"].isdigit() or cut["rule"].startswith("budget"):
+        # The engine serves a rank that is known beforehand by leading triplets in float32.
+        expected = replace(expected, loose=max(expected.loose, LEADING))
     ranks = [matrix["rank"] for matrix in cut["matrices"]]
     assert len(ranks) == len(found)
     assert ranks == [expected.rank(name, i, svd) for i, svd in enumerate(found)]
@@ -568,7 +571,7 @@ def test_rules(pairs, tmp_path, kind, rule):
         "budget": lambda: rank_by_budget(all_spectra(pair), share),
     }[name]()
     manifest = run(
-        Expected(pair, rank, dtype="float32", loose=LEADING if name == "budget" else 1.0),
+        Expected(pair, rank, dtype="float32"),
         tmp_path,
         rule,
     )
@@ -677,8 +680,8 @@ def test_routes_agree(pairs, tmp_path, route):
 @pytest.mark.parametrize("transpose", [False, True])
 def test_large_matrices_take_the_fast_route(tmp_path, transpose):
     generator = torch.Generator().manual_seed(5)
-    base = 0.02 * torch.randn(480, 400, generator=generator)
-    tuned = base + planted_update(480, 400, generator).float()
+    base = 0.02 * torch.randn(1100, 1030, generator=generator)
+    tuned = base + planted_update(1100, 1030, generator).float()
     sides = [w.T.contiguous() if transpose else w for w in (base, tuned)]
     pair = Pair(
         *(
@@ -803,7 +806,7 @@ def test_budget_beside_fixed_ranks(pairs, tmp_path):
         return 2 if "conv" in name else shared(name, number, svd)
 
     options = {"rank_for": ["conv*=2"]}
-    expected = Expected(pair, rank, dtype="float32", options=options, loose=LEADING)
+    expected = Expected(pair, rank, dtype="float32", options=options)
     run(expected, tmp_path, "budget=0.3", rank_for=["conv*=2"])
 
 
@@ -835,7 +838,7 @@ def test_map_renames_prefixes_of_base(pairs, tmp_path):
 
 @pytest.mark.parametrize("size", ["30KB", "100KB", "1GB"])
 @pytest.mark.parametrize("kind", ["single", "sharded"])
-def test_max_shard_size(pairs, results, tmp_path, kind, size):
+def test_max_shard_size(pairs, tmp_path, kind, size):
     expected = Expected(
         pairs(kind),
         fixed(16),
@@ -843,7 +846,8 @@ def test_max_shard_size(pairs, results, tmp_path, kind, size):
         options={"max_shard_size": size},
     )
     manifest = run(expected, tmp_path, "16", max_shard_size=size)
-    usual = json.loads((results(kind, "auto")["16"] / "svdcut.json").read_text())
+    sides = expected.pair.base, expected.pair.finetuned
+    usual = json.loads(svdcut.truncate(*sides, tmp_path / "usual", rank=16).dumps())
     hashes = [{n: f["sha256"] for n, f in m["tensors"].items()} for m in (manifest, usual)]
     assert hashes[0] == hashes[1]
     limit = {"30KB": 30_000, "100KB": 100_000, "1GB": 10**9}[size]
@@ -947,7 +951,7 @@ def test_unchanged_tensors(tmp_path, dtype):
         if value.is_floating_point()
     }
     pair = Pair(write_folder(tmp_path / "base", base), write_folder(tmp_path / "ft", tuned))
-    expected = Expected(pair, fixed(4), dtype=dtype, base_only=("position_ids",), loose=LEADING)
+    expected = Expected(pair, fixed(4), dtype=dtype, base_only=("position_ids",))
     manifest = run(expected, tmp_path, "4")
     actions = {name: fact["action"] for name, fact in manifest["tensors"].items()}
     assert actions["embed.weight"] == actions["layers.1.up.weight"] == "unchanged"
