@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -109,10 +109,10 @@ def cut_matrix(
     QualityError
         If not even the exact route is certified to `tolerance`.
     """
-    cutter = _Cutter(requests, storage, tuple(matrix.shape), full_rank(matrix), tolerance)
+    cutter = _Cutter(requests, storage, matrix, tolerance)
     found = decompose(
         matrix,
-        _num_needed(requests, cutter.full_rank),
+        cutter.num_needed(),
         accept=cutter.accept,
         num_needed=cutter.num_needed,
         route=route,
@@ -133,33 +133,41 @@ def cut_matrix(
     return found, cutter.cuts
 
 
-@dataclass(slots=True)
 class _Cutter:
-    """Cuts the matrix anew for each decomposition that the engine tries."""
+    """Cuts the matrix anew for each decomposition that the engine tries.
 
-    requests: Sequence[CutRequest]
-    storage: Storage | None
-    shape: tuple[int, ...]
-    full_rank: int
-    tolerance: float
-    cuts: list[Cut] = field(default_factory=list)
-    """Of the last decomposition."""
+    Rules see whole spectra alone: leading triplets are cut at the ranks chosen before.
+    """
+
+    def __init__(
+        self,
+        requests: Sequence[CutRequest],
+        storage: Storage | None,
+        matrix: Tensor | Product,
+        tolerance: float,
+    ) -> None:
+        self.cuts: list[Cut] = []
+        self._requests = self._settled = requests
+        self._edge: float | None = None
+        self._storage, self._tolerance = storage, tolerance
+        self._shape, self._full_rank = matrix.shape, full_rank(matrix)
 
     def accept(self, found: Decomposition) -> bool:
         """Make the cuts, and return whether all are certified."""
-        edge, measured = None, found.measured()
-        if found.energy and any(request.rule.needs_edge for request in self.requests):
-            edge = update_edge(self.storage, self.shape, measured.singular_values())
-        self.cuts = [choose_cut(measured, request, edge) for request in self.requests]
-        return all(is_certified(cut.bounds, self.tolerance) for cut in self.cuts)
+        measured, requests = found.measured(), self._settled
+        if measured.is_complete and found.energy:
+            requests = self._requests
+            if any(request.rule.needs_edge for request in requests):
+                values = measured.singular_values()
+                self._edge = update_edge(self._storage, self._shape, values)
+        self.cuts = [choose_cut(measured, request, self._edge) for request in requests]
+        ranks = (cut.rank for cut in self.cuts)
+        self._settled = [replace(r, rank=rank) for r, rank in zip(requests, ranks, strict=True)]
+        return all(is_certified(cut.bounds, self._tolerance) for cut in self.cuts)
 
     def num_needed(self) -> int | None:
-        """Return how many leading triplets the last cuts need; None for all, or without cuts."""
-        if not self.cuts:
-            return None
-        chosen = zip(self.requests, self.cuts, strict=True)
-        requests = [replace(request, rank=cut.rank) for request, cut in chosen]
-        return _num_needed(requests, self.full_rank)
+        """Return how many leading triplets the cuts need, as far as known; None for all."""
+        return _num_needed(self._settled, self._full_rank)
 
 
 def is_certified(bounds: Bounds, tolerance: float) -> bool:

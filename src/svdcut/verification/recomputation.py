@@ -220,14 +220,23 @@ class _Tensor:
         (asked,) = job.requests(pair, sides.number)
         full_rank = pair.full_ranks[sides.number]
         rank = min(self.claimed_ranks[sides.number], full_rank)
-        whole = self.rule.known_rank(full_rank) is None and not self.rule.is_joint
-        free = asked if whole else replace(asked, rule=_ANY_SHARE)
-        ours, own = decompose_matrix(job, pair, sides, [replace(asked, rank=rank), free])
+        requests = [replace(asked, rank=rank)]
+        if not self._few_suffice(full_rank):
+            whole = self.rule.known_rank(full_rank) is None and not self.rule.is_joint
+            requests.append(asked if whole else replace(asked, rule=_ANY_SHARE))
+        made = decompose_matrix(job, pair, sides, requests)
+        ours, own = made[0], made[-1]
         values = own.result.measured.singular_values()
         values += [0.0] * (full_rank - len(values))  # those that rounding hides
         self.ranges.append(self.rule.rank_range(values, full_rank, edge=own.result.cut.edge or 0.0))
         self.spectra.append(values)
         return ours
+
+    def _few_suffice(self, full_rank: int) -> bool:
+        """Whether the leading triplets alone, by eigenvectors, are another route than was taken."""
+        cut = self.fact.truncation
+        iterated = cut is not None and cut.svd.method == Method.KRYLOV.value
+        return iterated and self.rule.known_rank(full_rank) is not None
 
     def _compare(self, again: TensorFact, scale: float) -> list[Contradiction]:
         """Return the first claims that do not hold: those that follow are of another tensor."""
