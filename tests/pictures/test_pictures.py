@@ -14,8 +14,8 @@ from svdcut.pictures import DARK, LIGHT, panels_as_svg, save_figure
 from svdcut.pictures import kinds as pictured
 from svdcut.pictures.kinds import group_kinds, kept_energy, log_curves, short_labels
 from svdcut.pictures.style import PANEL, decade_ticks, readable
-from svdcut.pictures.tables import measures_of, scale_of, tabulate
-from svdcut.spectra.columns import describe
+from svdcut.pictures.tables import measure_of, scale_of, tabulate
+from svdcut.spectra.columns import RELATIVE_NORM, describe
 from svdcut.spectra.facts import Spectra, Subject, TensorSpectra
 from svdcut.spectra.matrix import Spectrum
 
@@ -65,7 +65,7 @@ def find_kinds(made):
 
 def relative_norms(made):
     """The norms over base's, by kind and layer, and their scale."""
-    (measure,) = [m for m in measures_of(made) if m.title == "Relative norm"]
+    measure = measure_of(RELATIVE_NORM, RELATIVE_NORM.drawing)
     table = tabulate(find_kinds(made), measure)
     return table, scale_of(table, logarithmic=True)
 

@@ -9,7 +9,7 @@ import torch
 import svdcut
 from checkpoints import finetune_tensor, rewrite, write_folder
 from matrices import deficient, flat, noise, orthonormal, power_law, repeated, with_spectrum
-from svdcut.spectra.statistics import energy_distance
+from svdcut.spectra.matrix import energy_distance
 from svdcut.svd.engine import decompose
 from svdcut.svd.measured import Method
 from svdcut.svd.route import Route

@@ -27,8 +27,14 @@ from svdcut.spectra.columns import COLUMNS, JOINED, NORM, describe
 from svdcut.spectra.cuts import cut_points
 from svdcut.spectra.files import HEAD, rows, save_values
 from svdcut.spectra.groups import SORT_KEYS, by_depth, by_module, sort_tensors
-from svdcut.spectra.matrix import Intruders, Spectrum
-from svdcut.spectra.statistics import effective_rank, energy_curve, head_rank, stable_rank
+from svdcut.spectra.matrix import (
+    Intruders,
+    Spectrum,
+    effective_rank,
+    energy_curve,
+    head_rank,
+    stable_rank,
+)
 from svdcut.svd.certificate import RESOLUTION
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "spectrum.json"

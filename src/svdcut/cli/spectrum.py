@@ -108,12 +108,10 @@ svdcut spectrum base/ ft/ --save values.safetensors  # keep every singular value
 def spectrum(options: SpectrumCommand) -> None:
     """Show the singular values of CHECKPOINT's weights, or of the update from it to FT.
 
-    For each matrix: its norm, and that of the update relative to base's matrix;
-    the first and the last singular value; the stable rank (squared norm over the
-    square of the first) and the effective rank (exponential of the entropy of the
-    values' shares); how many values hold 90 % and 99 % of the energy; how many
-    are above the edge that rounding in storage explains; the share of entries
-    that are exactly zero; and the spectrum itself, both axes logarithmic.
+    For each matrix: how large it is; its first and last singular value; how fast
+    the values decay; how many hold most of the energy, and how many are above what
+    rounding in storage explains; how many entries are exactly zero; and the
+    spectrum itself, both axes logarithmic. docs/spectrum.md explains each column.
 
     All values are exact to five digits, or to 1e-7 of the first, and nothing is
     kept of a tensor but its numbers: a checkpoint of any size takes the memory of

@@ -52,14 +52,16 @@ def measures_of(spectra: Spectra) -> list[Measure[Spectrum]]:
     """Return as many columns as a figure has room for: the first that are known."""
     matrices = [matrix for _, matrix in spectra.matrices]
     drawn = [
-        (column.drawing.order, _measure(column, column.drawing))
+        (column.drawing.order, measure_of(column, column.drawing))
         for column in known_columns(JOINED, matrices)
         if column.drawing is not None
     ]
     return [measure for _, measure in sorted(drawn, key=lambda pair: pair[0])[:_MAX_MEASURES]]
 
 
-def _measure(column: Column, drawing: Drawing) -> Measure[Spectrum]:
+def measure_of(column: Column, drawing: Drawing) -> Measure[Spectrum]:
+    """Return a column as it is drawn."""
+
     def share(matrices: Sequence[Spectrum]) -> float | None:
         value = column.joined(matrices)
         full = statistics.median(matrix.full_rank for matrix in matrices)

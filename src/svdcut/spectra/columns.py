@@ -11,8 +11,7 @@ from dataclasses import replace
 
 from svdcut.choose.ranks import Noise, rank_for_energy
 from svdcut.spectra.column import Column, Drawing, Join, Needs, Unit
-from svdcut.spectra.matrix import Spectrum, Value
-from svdcut.spectra.statistics import effective_rank, head_rank, stable_rank
+from svdcut.spectra.matrix import Spectrum, Value, effective_rank, head_rank, stable_rank
 
 
 def _rank_for(share: float) -> Callable[[Spectrum], Value]:

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from svdcut.choose.ranks import Energy, Fixed, Noise, Rule, parse_rules
 from svdcut.spectra.columns import ABOVE_NOISE_EDGE
 from svdcut.spectra.facts import Spectra
-from svdcut.spectra.matrix import Spectrum
-from svdcut.spectra.statistics import head_rank
+from svdcut.spectra.matrix import Spectrum, head_rank
 
 RULES = parse_rules("4,16,64,256,energy=0.9,energy=0.99,noise")
 """What a user is likely to try."""

@@ -21,11 +21,10 @@ from svdcut.spectra.columns import describe
 from svdcut.spectra.comparison import Comparison, Overlap
 from svdcut.spectra.facts import Spectra, TensorSpectra
 from svdcut.spectra.intruders import find_intruders
-from svdcut.spectra.matrix import Spectrum
+from svdcut.spectra.matrix import Spectrum, energy_distance
 from svdcut.spectra.measure import measure_spectrum
 from svdcut.spectra.options import SpectraOptions
 from svdcut.spectra.plan import ComparisonPlan, SpectraPlan
-from svdcut.spectra.statistics import energy_distance
 from svdcut.streaming.memory import spectrum_needs
 from svdcut.streaming.pool import Pool, Reserve, or_on_cpu
 from svdcut.streaming.stored_matrix import MatrixSides, matrix_sides
