@@ -21,6 +21,9 @@ from svdcut.shown import byte_size
 
 if TYPE_CHECKING:
     from svdcut.api.truncation import Request
+    from svdcut.choose.options import Options
+    from svdcut.choose.ranks import Rule
+    from svdcut.files.checkpoint import Checkpoint
     from svdcut.pair.plan import PlannedTensor
     from svdcut.truncation.preflight import Preflight
 
@@ -94,36 +97,11 @@ def _duration(seconds: float) -> str:
 def plan_document(request: Request, number: int) -> dict[str, Any]:
     """Return the plan of one output, in the shape of its manifest."""
     plan, output = request.plan, request.outputs[number]
-    tensors: dict[str, dict[str, Any]] = {}
-    for tensor in plan.tensors:
-        facts: dict[str, Any] = {
-            "action": tensor.pair.action.value,
-            "shape": list(tensor.target.shape),
-            "dtype": tensor.target.dtype.value,
-            "file": tensor.target.path.name,
-            "truncation": None,
-        }
-        if tensor.pair.action is Action.TRUNCATE:
-            rule = rule_for(tensor.pair.name, output.rule, request.options.rank_for)
-            facts["truncation"] = {
-                "rule": str(rule),
-                "keep": request.options.keep.value,
-                "full_rank": tensor.pair.full_ranks[0],
-            }
-        tensors[tensor.pair.name] = facts
     return {
         "schema": "svdcut/plan/2",
         "out": str(output.path),
-        "base": {
-            "source": plan.base.source,
-            "revision": plan.base.revision,
-            "prefix": plan.pairing.base_prefix,
-        },
-        "finetuned": {
-            "source": plan.finetuned.source,
-            "revision": plan.finetuned.revision,
-            "prefix": plan.pairing.finetuned_prefix,
-        },
+        "base": _side(plan.base, plan.pairing.base_prefix),
+        "finetuned": _side(plan.finetuned, plan.pairing.finetuned_prefix),
         "options": request.options.to_json(output.rule),
         "totals": {
             "tensors": len(plan.tensors),
@@ -132,7 +110,10 @@ def plan_document(request: Request, number: int) -> dict[str, Any]:
             "size_bytes": plan.size_bytes,
         },
         "needs": _needs(request.preflight),
-        "tensors": tensors,
+        "tensors": {
+            tensor.pair.name: _tensor_facts(tensor, output.rule, request.options)
+            for tensor in plan.tensors
+        },
         "base_only": list(plan.pairing.base_only),
         "left_behind": list(request.left_behind),
         "matching": {
@@ -141,6 +122,27 @@ def plan_document(request: Request, number: int) -> dict[str, Any]:
             "unmatched": list(plan.pairing.unmatched),
         },
     }
+
+
+def _side(checkpoint: Checkpoint, prefix: str | None) -> dict[str, str | None]:
+    return {"source": checkpoint.source, "revision": checkpoint.revision, "prefix": prefix}
+
+
+def _tensor_facts(tensor: PlannedTensor, rule: Rule, options: Options) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "action": tensor.pair.action.value,
+        "shape": list(tensor.target.shape),
+        "dtype": tensor.target.dtype.value,
+        "file": tensor.target.path.name,
+        "truncation": None,
+    }
+    if tensor.pair.action is Action.TRUNCATE:
+        facts["truncation"] = {
+            "rule": str(rule_for(tensor.pair.name, rule, options.rank_for)),
+            "keep": options.keep.value,
+            "full_rank": tensor.pair.full_ranks[0],
+        }
+    return facts
 
 
 def _needs(preflight: Preflight) -> dict[str, Any]:
