@@ -326,7 +326,7 @@ def test_resume_of_several_outputs_makes_what_any_of_them_lacks(pair, tmp_path, 
     [
         ({"rank": "5"}, "rank was 4, is 5"),
         ({"keep": "bottom"}, "keep was top, is bottom"),
-        ({"rank_for": ["*up*=2"]}, "rank_for was"),
+        ({"rank_for": ["*up*=2"]}, "--rank-for was"),
         ({"scale": 0.5}, "scale was 1.0, is 0.5"),
     ],
 )

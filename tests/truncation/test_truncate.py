@@ -508,7 +508,9 @@ def test_one_pass_equals_separate_runs(pairs, results, tmp_path):
         ours, theirs = (load_file(out / "model.safetensors") for out in (tmp_path / rank, together))
         assert list(ours) == list(theirs)
         for name, tensor in ours.items():
-            torch.testing.assert_close(tensor, theirs[name], rtol=1e-4, atol=1e-6)
+            # Of values near the middle of two stored ones, some are rounded the other way.
+            distance = (tensor.double() - theirs[name].double()).norm()
+            assert distance <= 1e-4 * theirs[name].double().norm()
             found, expected = (m.tensors[name] for m in (alone, joint))
             assert found.action == expected.action
             if found.truncation is not None:
