@@ -9,8 +9,8 @@ demo: .venv/.installed  ## Cut a real fine-tuned model
 	$(PYTHON) scripts/real_pair.py demo
 	.venv/bin/svdcut truncate demo/base demo/finetuned -k $(RANK) -o demo/cut-$(RANK) --force
 
-test: .venv/.installed-dev  ## Run the tests
-	$(PYTHON) -m pytest -n auto
+test: .venv/.installed-dev  ## Run the tests; TESTS='-m "long or not long"' for all of them
+	$(PYTHON) -m pytest -n auto $(TESTS)
 
 check: .venv/.installed-dev  ## Lint, types, layers, generated files
 	.venv/bin/ruff check
