@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from svdcut.svd.decomposition import PRODUCT_BYTES, Basis, Dominant, Triplets, row_blocks
+from svdcut.svd.lapack import leading_eigenpairs
 from svdcut.svd.measured import Proof
 
 _TALL = 2
@@ -161,17 +162,7 @@ def _leading_eigenpairs(product: Tensor, count: int) -> tuple[Tensor, Tensor]:
     if product.device.type != "cpu":
         values, vectors = torch.linalg.eigh(product)
         return values[-count:].flip(0), vectors[:, -count:].flip(1)
-    import numpy as np
-    from scipy.linalg import eigh
-
-    n = len(product)
-    subset = (n - count, n - 1)
-    try:
-        found = eigh(product.numpy(), subset_by_index=subset, driver="evr", check_finite=False)
-    except np.linalg.LinAlgError as error:
-        raise torch.linalg.LinAlgError(str(error)) from error  # type: ignore[attr-defined]
-    values, vectors = map(torch.from_numpy, found)
-    return values.flip(0), vectors.flip(1)
+    return leading_eigenpairs(product, count)
 
 
 def triangle(a: Tensor) -> Tensor:

@@ -1,0 +1,113 @@
+"""Leading eigenpairs by LAPACK's ssyevr, called without Python's global lock.
+
+scipy's own wrapper holds the lock, so that the threads of a pool wait for each other: two took
+as long as one after the other (measured, scipy 1.17). This calls the same function through the
+address that scipy exports for C code.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_SIGNATURE = b"CCCISISSIISISSIISIIII"
+"""Arguments of ssyevr: characters, 32-bit integers and singles, all by reference."""
+
+_KINDS = {b"char": b"C", b"int": b"I", b"s": b"S"}
+
+
+def leading_eigenpairs(product: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the largest eigenvalues of a symmetric matrix, descending, and their vectors.
+
+    Parameters
+    ----------
+    product : Tensor of shape (n, n), float32, on the CPU
+    count : int
+        How many, 1 to n.
+
+    Returns
+    -------
+    tuple of Tensor
+        (j,) and (n, j); `j` may be less than `count` in clusters of values.
+
+    Raises
+    ------
+    torch.linalg.LinAlgError
+        If LAPACK fails.
+
+    Notes
+    -----
+    4/3 n^3 operations and O(n^2 count), on one thread; memory is a copy of the matrix.
+    """
+    function = _ssyevr()
+    if function is None:
+        return _by_scipy(product, count)
+    n = len(product)
+    matrix = product.clone(memory_format=torch.contiguous_format)
+    values, vectors = product.new_empty(n), product.new_empty(count, n)
+    num_found, info, support = (torch.zeros(m, dtype=torch.int32) for m in (1, 1, 2 * count))
+
+    def run(work: Tensor, num_work: int, whole: Tensor, num_whole: int) -> None:
+        wanted = (0.0, 0.0, n - count + 1, n, 0.0)
+        results = (num_found, values, vectors, n, support)
+        room = (work, num_work, whole, num_whole)
+        given = (b"V", b"I", b"U", n, matrix, n, *wanted, *results, *room, info)
+        function(*(_reference(value) for value in given))
+
+    sizes = torch.empty(1), torch.empty(1, dtype=torch.int32)
+    run(sizes[0], -1, sizes[1], -1)
+    work, whole = (size.new_empty(int(size)) for size in sizes)
+    run(work, len(work), whole, len(whole))
+    if int(info):
+        raise torch.linalg.LinAlgError(f"ssyevr: info {int(info)}")  # type: ignore[attr-defined]
+    found = int(num_found)
+    return values[:found].flip(0), vectors[:found].flip(0).T
+
+
+def _reference(value: object) -> Any:  # noqa: ANN401 - of ctypes
+    """Return an argument as Fortran takes it."""
+    if isinstance(value, Tensor):
+        return ctypes.c_void_p(value.data_ptr())
+    if isinstance(value, int):
+        return ctypes.byref(ctypes.c_int(value))
+    return ctypes.byref(ctypes.c_float(value)) if isinstance(value, float) else value
+
+
+@cache
+def _ssyevr() -> Any:  # noqa: ANN401
+    """Return the function, or None if this scipy exports another one by that name."""
+    from scipy.linalg import cython_lapack
+
+    capsule = cython_lapack.__pyx_capi__.get("ssyevr")
+    if capsule is None:
+        return None
+    api = ctypes.pythonapi
+    api.PyCapsule_GetName.restype = ctypes.c_char_p
+    api.PyCapsule_GetName.argtypes = [ctypes.py_object]
+    name = api.PyCapsule_GetName(capsule)
+    kinds = [kind.rpartition(b"_")[2] for kind in re.findall(rb"(\w+) \*", name)]
+    if b"".join(_KINDS.get(kind, b"?") for kind in kinds) != _SIGNATURE:
+        return None
+    api.PyCapsule_GetPointer.restype = ctypes.c_void_p
+    api.PyCapsule_GetPointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
+    address = api.PyCapsule_GetPointer(capsule, name)
+    return ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * len(_SIGNATURE))(address)
+
+
+def _by_scipy(product: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    import numpy as np
+    from scipy.linalg import eigh
+
+    n = len(product)
+    subset = (n - count, n - 1)
+    try:
+        found = eigh(product.numpy(), subset_by_index=subset, driver="evr", check_finite=False)
+    except np.linalg.LinAlgError as error:
+        raise torch.linalg.LinAlgError(str(error)) from error  # type: ignore[attr-defined]
+    values, vectors = map(torch.from_numpy, found)
+    return values.flip(0), vectors.flip(1)
