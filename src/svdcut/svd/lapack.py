@@ -59,7 +59,7 @@ def leading_eigenpairs(product: Tensor, count: int) -> tuple[Tensor, Tensor]:
         given = (b"V", b"I", b"U", n, matrix, n, *wanted, *results, *room, info)
         function(*(_reference(value) for value in given))
 
-    sizes = torch.empty(1), torch.empty(1, dtype=torch.int32)
+    sizes = product.new_empty(1), torch.empty(1, dtype=torch.int32)
     run(sizes[0], -1, sizes[1], -1)
     work, whole = (size.new_empty(int(size)) for size in sizes)
     run(work, len(work), whole, len(whole))
