@@ -58,7 +58,7 @@ def column_table():
 
 
 def test_the_table_of_columns_is_that_of_the_code():
-    """Written anew by ``python tests/docs/test_docs.py``."""
+    """Written anew by ``PYTHONPATH=tests python tests/docs/test_docs.py``."""
     text = (ROOT / "docs" / "spectrum.md").read_text(encoding="utf-8")
     assert COLUMN_TABLE.search(text)[1] == column_table()
 
@@ -92,7 +92,7 @@ def unstable(screen):
 
 @pytest.mark.parametrize(("document", "columns", "words", "shown"), list(screens()))
 def test_screens_in_the_documents_are_the_real_ones(document, columns, words, shown, demo):
-    """Written anew by ``python tests/docs/test_docs.py``; look at what changed."""
+    """Written anew by ``PYTHONPATH=tests python tests/docs/test_docs.py``; look at what changed."""
     done = call(*words, cwd=demo, columns=columns)
     assert done.exit_code == 0, done.stderr
     assert unstable(done.stdout) == unstable(shown)
