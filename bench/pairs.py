@@ -1,11 +1,12 @@
 """Make pairs of checkpoints in the shapes of real models.
 
-The update has a power-law head of rank 128 over the flat tail that rounding to
-bfloat16 puts there, as fine-tuning leaves it; or it is a LoRA update of even strengths,
-merged. Layers repeat the draws of the first
-ones with a shift, so that a 7B pair is made at the speed of the disk.
+The update has a power-law head of rank 128 over the flat tail that rounding to bfloat16 puts
+there. With --noise SHARE it has that share of the weights' norm: 48 triplets over noise of the
+same norm, where a cut at rank 64 falls into noise, as in most real updates stored in bfloat16.
+With --lora RANK it is a LoRA update of even strengths, merged. Layers repeat the draws of the
+first ones with a shift, so that a 7B pair is made at the speed of the disk.
 
-    python bench/pairs.py qwen-0.5b FOLDER [--layers N] [--lora RANK]
+    python bench/pairs.py qwen-0.5b FOLDER [--layers N] [--noise 0.01 | --lora 16] [--float32]
 """
 
 from __future__ import annotations
@@ -21,6 +22,10 @@ import torch
 from safetensors.torch import save_file
 
 HEAD_RANK = 128
+NOISY_RANK = 48
+WEIGHT = 0.02
+"""Standard deviation of weights."""
+
 SHARD_BYTES = 4 << 30
 
 
@@ -42,7 +47,6 @@ class Shape:
         config = {
             "model_type": "qwen3_moe" if self.experts else "llama",
             "architectures": ["Qwen3MoeForCausalLM" if self.experts else "LlamaForCausalLM"],
-            "dtype": "bfloat16",
             "hidden_size": self.hidden,
             "intermediate_size": self.intermediate,
             "num_hidden_layers": self.layers,
@@ -112,11 +116,25 @@ SHAPES = {
 }
 
 
+@dataclass(frozen=True)
+class Update:
+    """The kind of update; a power-law head where neither `noise` nor `lora` is given."""
+
+    noise: float | None = None
+    """Norm of the update as a share of the weights'."""
+
+    lora: int | None = None
+    """Rank of a merged LoRA update."""
+
+    dtype: torch.dtype = torch.bfloat16
+    """Both sides are stored in it."""
+
+
 class Draws:
     """Weights and updates; a shape is drawn once, and rolled for each further tensor."""
 
-    def __init__(self, seed: int, device: torch.device, lora: int | None) -> None:
-        self._lora = lora
+    def __init__(self, seed: int, device: torch.device, update: Update) -> None:
+        self._kind = update
         self._generator = torch.Generator(device).manual_seed(seed)
         self._device = device
         self._drawn: dict[tuple[int, ...], tuple[torch.Tensor, torch.Tensor]] = {}
@@ -127,37 +145,52 @@ class Draws:
     def pair(self, shape: tuple[int, ...], shift: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return a tensor of base and of the fine-tuned side."""
         if shape not in self._drawn:
-            weight = self._normal(*shape) * 0.02 + (len(shape) == 1)
+            weight = self._normal(*shape) * WEIGHT + (len(shape) == 1)
             self._drawn[shape] = weight, self._update(shape)
         weight, update = self._drawn[shape]
         # Rolled by other steps: no two tensors have the same rounding, or the same vectors.
-        base = weight.roll(shift, 0).bfloat16()
-        tuned = (base.float() + update.roll(3 * shift, 0)).bfloat16()
+        base = weight.roll(shift, 0).to(self._kind.dtype)
+        tuned = (base.float() + update.roll(3 * shift, 0)).to(self._kind.dtype)
         return base, tuned
 
     def _update(self, shape: tuple[int, ...]) -> torch.Tensor:
         if len(shape) == 1:
             return self._normal(*shape) * 1e-3
         m, n = shape
-        rank = min(HEAD_RANK, m, n)
-        strength = torch.arange(1, rank + 1, device=self._device) ** -0.7
-        if self._lora:
-            strength = torch.full((self._lora,), 5.0, device=self._device)
-            rank = self._lora
-        left = self._normal(m, rank) * strength
-        update: torch.Tensor = left @ self._normal(rank, n) * 2e-4
-        return update
+        if self._kind.lora is not None:
+            return self._low_rank(shape, torch.full((self._kind.lora,), 1e-3))
+        if self._kind.noise is None:
+            return self._low_rank(shape, 2e-4 * _power_law(min(HEAD_RANK, m, n)))
+        # Two parts of one norm, at right angles but for chance.
+        strength = _power_law(min(NOISY_RANK, m, n))
+        size = self._kind.noise * WEIGHT / 2**0.5
+        low_rank = self._low_rank(shape, size * strength / strength.norm())
+        return low_rank + size * self._normal(m, n)
+
+    def _low_rank(self, shape: tuple[int, int], strength: torch.Tensor) -> torch.Tensor:
+        left = self._normal(shape[0], len(strength)) * strength.to(self._device)
+        return left @ self._normal(len(strength), shape[1])
+
+
+def _power_law(rank: int) -> torch.Tensor:
+    return torch.arange(1, rank + 1) ** -0.7
 
 
 def make_pair(
-    shape: Shape, folder: Path, *, seed: int = 0, device: str = "cpu", lora: int | None = None
+    shape: Shape,
+    folder: Path,
+    *,
+    seed: int = 0,
+    device: str = "cpu",
+    update: Update = Update(),
 ) -> None:
     """Write ``folder/base`` and ``folder/ft``."""
-    draws = Draws(seed, torch.device(device), lora)
+    draws = Draws(seed, torch.device(device), update)
+    config = shape.config() | {"dtype": str(update.dtype).removeprefix("torch.")}
     for side in ("base", "ft"):
         (folder / side).mkdir(parents=True)
-        (folder / side / "config.json").write_text(json.dumps(shape.config(), indent=2) + "\n")
-    shards = split(shape)
+        (folder / side / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    shards = split(shape, update.dtype.itemsize)
     weight_map, shift = {}, 0
     for number, shard in enumerate(shards, 1):
         file = "model.safetensors"
@@ -178,12 +211,12 @@ def make_pair(
             path.write_text(json.dumps(index, indent=2) + "\n")
 
 
-def split(shape: Shape) -> list[dict[str, tuple[int, ...]]]:
+def split(shape: Shape, itemsize: int) -> list[dict[str, tuple[int, ...]]]:
     """Return the tensors of each file."""
     shards: list[dict[str, tuple[int, ...]]] = [{}]
     size = 0
     for name, dimensions in shape.tensors():
-        num_bytes = 2 * int(torch.Size(dimensions).numel())
+        num_bytes = itemsize * int(torch.Size(dimensions).numel())
         if size and size + num_bytes > SHARD_BYTES:
             shards.append({})
             size = 0
@@ -197,13 +230,18 @@ def main() -> None:
     parser.add_argument("shape", choices=SHAPES)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--layers", type=int)
-    parser.add_argument("--lora", type=int, metavar="RANK")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--noise", type=float, metavar="SHARE")
+    kind.add_argument("--lora", type=int, metavar="RANK")
+    parser.add_argument("--float32", action="store_true", help="store both sides in it")
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     shape = SHAPES[options.shape]
     if options.layers:
         shape = replace(shape, layers=options.layers)
-    make_pair(shape, options.folder, device=options.device, lora=options.lora)
+    dtype = torch.float32 if options.float32 else torch.bfloat16
+    update = Update(options.noise, options.lora, dtype)
+    make_pair(shape, options.folder, device=options.device, update=update)
 
 
 if __name__ == "__main__":

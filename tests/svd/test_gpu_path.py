@@ -47,7 +47,7 @@ def leading_of_all(product, count):
 def both(tmp_path, monkeypatch):
     """Do something on each device, and return what it made."""
     # A CPU computes the leading eigenvectors alone: they differ from the others in a last bit.
-    monkeypatch.setattr(dense, "_leading_eigenpairs", leading_of_all)
+    monkeypatch.setattr(dense, "leading_eigenpairs", leading_of_all)
 
     def do(work):
         here = work("cpu", tmp_path / "cpu")

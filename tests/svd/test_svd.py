@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from matrices import Case, flat, hadamard, merged, noise, power_law, with_spectrum
 from svdcut.choose.cut import is_certified
 from svdcut.svd import dense, krylov
-from svdcut.svd.certificate import ERROR_FLOOR, VALUE_FLOOR, VALUE_TOLERANCE
+from svdcut.svd.certificate import ERROR_FLOOR, VALUE_FLOOR, VALUE_TOLERANCE, value_tolerance
 from svdcut.svd.decomposition import UNCOUNTED, Basis, Decomposition
 from svdcut.svd.engine import decompose
 from svdcut.svd.measured import Method, Proof
@@ -274,8 +274,8 @@ def test_eigenvectors_that_are_not_the_leading_ones_are_refused(monkeypatch, spo
     a = noise(200, 120)
     energy = float(a.square().sum())
     assert isinstance(dense.gram_basis(a, 11, energy), Basis)
-    find = dense._leading_eigenpairs
-    monkeypatch.setattr(dense, "_leading_eigenpairs", lambda *given: spoil(*find(*given)))
+    find = dense.leading_eigenpairs
+    monkeypatch.setattr(dense, "leading_eigenpairs", lambda *given: spoil(*find(*given)))
     assert dense.gram_basis(a, 11, energy) is None
     found = run(a, 11, Route.GRAM)
     assert found.rejected == ("gram/leading: not proven to be the leading ones",)
@@ -284,20 +284,20 @@ def test_eigenvectors_that_are_not_the_leading_ones_are_refused(monkeypatch, spo
 
 @pytest.mark.parametrize("index", [0, 5, 18])
 def test_a_leading_eigenvector_that_was_missed_is_noticed(monkeypatch, index):
-    a, find = noise(200, 120), dense._leading_eigenpairs
+    a, find = noise(200, 120), dense.leading_eigenpairs
 
     def miss(product, count):
         kept = [i for i in range(count + 1) if i != index]
         return tuple(x[..., kept] for x in find(product, count + 1))
 
-    monkeypatch.setattr(dense, "_leading_eigenpairs", miss)
+    monkeypatch.setattr(dense, "leading_eigenpairs", miss)
     assert dense.gram_basis(a, 11, float(a.square().sum())) is None
 
 
 def test_eigenvectors_of_any_length_will_do(monkeypatch):
-    truth, find = refer(noise(200, 120)), dense._leading_eigenpairs
+    truth, find = refer(noise(200, 120)), dense.leading_eigenpairs
     monkeypatch.setattr(
-        dense, "_leading_eigenpairs", lambda *given: (find(*given)[0], 3 * find(*given)[1])
+        dense, "leading_eigenpairs", lambda *given: (find(*given)[0], 3 * find(*given)[1])
     )
     found = run(truth.a, 11, Route.GRAM)
     assert not found.rejected
@@ -542,6 +542,23 @@ class TestLadder:
         found = run(truth.a, 40, Route.GRAM)
         assert (found.method, found.rejected) == (Method.EXACT, ("gram: bound missed",))
         check(found, 40, truth)
+
+    @pytest.mark.parametrize("flat", [True, False], ids=["noise", "decaying head"])
+    def test_a_coarse_tolerance_takes_fewer_steps(self, monkeypatch, flat):
+        a = noise(1500, 1200) + (0 if flat else with_spectrum(1500, 1200, 900 * power_law(128)))
+        truth, steps = refer(a), []
+        step = krylov._Lanczos.step
+        monkeypatch.setattr(krylov._Lanczos, "step", lambda it: (steps.append(1), step(it)))
+        taken = {}
+        for tolerance in (1e-6, 1e-3):
+            found = run(a, 24, Route.KRYLOV, tolerance=tolerance)
+            assert found.method is Method.KRYLOV
+            result = measure(found, 24, truth)
+            assert result.excess <= tolerance
+            assert result.values <= value_tolerance(tolerance)
+            taken[tolerance] = len(steps)
+            steps.clear()
+        assert taken[1e-3] < 0.9 * taken[1e-6]
 
     def test_a_tolerance_that_no_route_reaches_ends_exact_and_uncertified(self):
         found = run(noise(40, 30), 3, Route.KRYLOV, tolerance=1e-40)

@@ -142,6 +142,7 @@ OPTIONS = (
     {"max_shard_size": "4KB"},
     {"svd": "krylov"},
     {"svd": "exact", "tolerance": 1e-9},
+    {"svd": "krylov", "tolerance": 0.01},
 )
 
 

@@ -194,7 +194,8 @@ class CutOptions(ShapeOptions):
     )
     tolerance: Number = Number(
         "Certify the error of every cut to be within this share of the best possible error at "
-        "its rank.",
+        "its rank. From 1e-5 on singular values may be off by that share too, and large matrices "
+        "take less time.",
         default=1e-6,
         accepts=lambda share: 0 < share < 1,
         expected="a number between 0 and 1",

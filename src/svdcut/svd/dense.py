@@ -133,7 +133,7 @@ def gram_basis(a: Tensor, k: int, energy: float) -> Basis | Dominant | None:
     """
     product = gram(a, torch.float32)
     count = min(len(product), k + 1 + max(7, k // 8))
-    values, vectors = _leading_eigenpairs(product, count)
+    values, vectors = leading_eigenpairs(product, count)
     if len(values) < count:
         return None
     if energy > _HIDDEN * float(values[k]):
@@ -155,14 +155,6 @@ def _bounds_complement(product: Tensor, right: Tensor, values: Tensor, beyond: f
     difference = torch.addmm(product, right * values, right.T, beta=-1)
     difference.diagonal().add_(beyond)
     return int(torch.linalg.cholesky_ex(difference).info) == 0
-
-
-def _leading_eigenpairs(product: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return the largest eigenvalues, descending, and their vectors, (n, count); or fewer."""
-    if product.device.type != "cpu":
-        values, vectors = torch.linalg.eigh(product)
-        return values[-count:].flip(0), vectors[:, -count:].flip(1)
-    return leading_eigenpairs(product, count)
 
 
 def triangle(a: Tensor) -> Tensor:

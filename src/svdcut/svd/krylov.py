@@ -20,11 +20,11 @@ from itertools import takewhile
 import torch
 from torch import Generator, Tensor
 
-from svdcut.svd.certificate import VALUE_TOLERANCE, bound_cut
+from svdcut.svd.certificate import bound_cut, value_tolerance
 from svdcut.svd.decomposition import Basis, Dominant, row_blocks
 from svdcut.svd.measured import Proof
 
-_WIDTH = 24
+_WIDTH = 16
 """Vectors of the start block. Fewer make products slower, more need more products
 (measured, CPU)."""
 
@@ -99,7 +99,7 @@ def krylov_basis(
         ritz = lanczos.ritz(num_wanted)
         if count := ritz.num_dominant(k):
             return Dominant(lanczos.basis(ritz).right[:, :count])
-        if ritz.converged(k, energy, tolerance * _SAFETY):
+        if ritz.converged(k, energy, tolerance):
             return None if ritz.may_hide_copies(width) else lanczos.basis(ritz)
         if not lanczos.num_pending:
             lanczos.inject(width)
@@ -134,7 +134,8 @@ class _Ritz:
             beyond=min(rest, self.beyond),
             epsilon=0.0,
         )
-        return bounds.excess <= tolerance and bounds.value <= VALUE_TOLERANCE * _SAFETY
+        allowed = value_tolerance(tolerance)
+        return bounds.excess <= _SAFETY * tolerance and bounds.value <= _SAFETY * allowed
 
     def num_dominant(self, k: int) -> int:
         """Return how many values to deflate, at most `k`, so that rounding hides no other."""

@@ -1,4 +1,4 @@
-"""Leading eigenpairs by LAPACK's ssyevr, called without Python's global lock.
+"""Leading eigenpairs by LAPACK's syevr, called without Python's global lock.
 
 scipy's own wrapper holds the lock, so that the threads of a pool wait for each other: two took
 as long as one after the other (measured, scipy 1.17). This calls the same function through the
@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_SIGNATURE = b"CCCISISSIISISSIISIIII"
-"""Arguments of ssyevr: characters, 32-bit integers and singles, all by reference."""
+_SIGNATURE = b"CCCIRIRRIIRIRRIIRIIII"
+"""Arguments of syevr: characters, 32-bit integers and reals, all by reference."""
 
-_KINDS = {b"char": b"C", b"int": b"I", b"s": b"S"}
+_NAMES = {torch.float32: "ssyevr", torch.float64: "dsyevr"}
+_KINDS = {b"char": b"C", b"int": b"I", b"s": b"s", b"d": b"d"}
 
 
 def leading_eigenpairs(product: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -26,7 +27,7 @@ def leading_eigenpairs(product: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
     Parameters
     ----------
-    product : Tensor of shape (n, n), float32, on the CPU
+    product : Tensor of shape (n, n), float32 or float64
     count : int
         How many, 1 to n.
 
@@ -42,18 +43,20 @@ def leading_eigenpairs(product: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
     Notes
     -----
-    4/3 n^3 operations and O(n^2 count), on one thread; memory is a copy of the matrix.
+    On the CPU 4/3 n^3 operations and O(n^2 count), on one thread; memory is a copy of the
+    matrix. On a GPU all eigenvectors are computed, as cuSOLVER has no faster way to a few.
     """
-    function = _ssyevr()
+    function = _syevr(_NAMES[product.dtype]) if product.device.type == "cpu" else None
     if function is None:
-        return _by_scipy(product, count)
+        values, vectors = torch.linalg.eigh(product)
+        return values[-count:].flip(0), vectors[:, -count:].flip(1)
     n = len(product)
     matrix = product.clone(memory_format=torch.contiguous_format)
-    values, vectors = product.new_empty(n), product.new_empty(count, n)
+    values, vectors, none = (product.new_zeros(size) for size in (n, count * n, 1))
     num_found, info, support = (torch.zeros(m, dtype=torch.int32) for m in (1, 1, 2 * count))
 
     def run(work: Tensor, num_work: int, whole: Tensor, num_whole: int) -> None:
-        wanted = (0.0, 0.0, n - count + 1, n, 0.0)
+        wanted = (none, none, n - count + 1, n, none)
         results = (num_found, values, vectors, n, support)
         room = (work, num_work, whole, num_whole)
         given = (b"V", b"I", b"U", n, matrix, n, *wanted, *results, *room, info)
@@ -64,50 +67,35 @@ def leading_eigenpairs(product: Tensor, count: int) -> tuple[Tensor, Tensor]:
     work, whole = (size.new_empty(int(size)) for size in sizes)
     run(work, len(work), whole, len(whole))
     if int(info):
-        raise torch.linalg.LinAlgError(f"ssyevr: info {int(info)}")  # type: ignore[attr-defined]
+        raise torch.linalg.LinAlgError(f"syevr: info {int(info)}")  # type: ignore[attr-defined]
     found = int(num_found)
-    return values[:found].flip(0), vectors[:found].flip(0).T
+    return values[:found].flip(0), vectors.reshape(count, n)[:found].flip(0).T
 
 
-def _reference(value: object) -> Any:  # noqa: ANN401 - of ctypes
+def _reference(value: Tensor | int | bytes) -> Any:  # noqa: ANN401 - of ctypes
     """Return an argument as Fortran takes it."""
     if isinstance(value, Tensor):
         return ctypes.c_void_p(value.data_ptr())
-    if isinstance(value, int):
-        return ctypes.byref(ctypes.c_int(value))
-    return ctypes.byref(ctypes.c_float(value)) if isinstance(value, float) else value
+    return ctypes.byref(ctypes.c_int(value)) if isinstance(value, int) else value
 
 
 @cache
-def _ssyevr() -> Any:  # noqa: ANN401
+def _syevr(name: str) -> Any:  # noqa: ANN401
     """Return the function, or None if this scipy exports another one by that name."""
     from scipy.linalg import cython_lapack
 
-    capsule = cython_lapack.__pyx_capi__.get("ssyevr")
+    capsule = cython_lapack.__pyx_capi__.get(name)
     if capsule is None:
         return None
     api = ctypes.pythonapi
     api.PyCapsule_GetName.restype = ctypes.c_char_p
     api.PyCapsule_GetName.argtypes = [ctypes.py_object]
-    name = api.PyCapsule_GetName(capsule)
-    kinds = [kind.rpartition(b"_")[2] for kind in re.findall(rb"(\w+) \*", name)]
-    if b"".join(_KINDS.get(kind, b"?") for kind in kinds) != _SIGNATURE:
+    declared = api.PyCapsule_GetName(capsule)
+    kinds = [kind.rpartition(b"_")[2] for kind in re.findall(rb"(\w+) \*", declared)]
+    expected = _SIGNATURE.replace(b"R", name[:1].encode())
+    if b"".join(_KINDS.get(kind, b"?") for kind in kinds) != expected:
         return None
     api.PyCapsule_GetPointer.restype = ctypes.c_void_p
     api.PyCapsule_GetPointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
-    address = api.PyCapsule_GetPointer(capsule, name)
+    address = api.PyCapsule_GetPointer(capsule, declared)
     return ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * len(_SIGNATURE))(address)
-
-
-def _by_scipy(product: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    import numpy as np
-    from scipy.linalg import eigh
-
-    n = len(product)
-    subset = (n - count, n - 1)
-    try:
-        found = eigh(product.numpy(), subset_by_index=subset, driver="evr", check_finite=False)
-    except np.linalg.LinAlgError as error:
-        raise torch.linalg.LinAlgError(str(error)) from error  # type: ignore[attr-defined]
-    values, vectors = map(torch.from_numpy, found)
-    return values.flip(0), vectors.flip(1)

@@ -18,7 +18,7 @@ from svdcut.choose.ranks import Rule, rule_for
 from svdcut.errors import CheckpointError
 from svdcut.files.filenames import MANIFEST_NAME, check_own
 from svdcut.record.manifest import SCHEMA, SCHEMA_PATH, Manifest, MatrixFact, Totals, Truncation
-from svdcut.svd.certificate import VALUE_TOLERANCE
+from svdcut.svd.certificate import value_tolerance
 from svdcut.svd.measured import Method, Proof
 from svdcut.truncation.report import sum_totals
 from svdcut.verification.findings import Contradiction, Failure
@@ -166,7 +166,8 @@ def _follow(cut: Truncation, options: Options, rule: Rule) -> Iterator[Contradic
     yield "energy_retained", 1 - lost * lost, cut.energy_retained
     svd = cut.svd
     yield "svd.excess_bound", min(svd.excess_bound, options.tolerance), svd.excess_bound
-    certified = svd.excess_bound <= options.tolerance and svd.value_bound <= VALUE_TOLERANCE
+    values = svd.value_bound <= value_tolerance(options.tolerance)
+    certified = svd.excess_bound <= options.tolerance and values
     yield "svd.certified", certified, svd.certified
     iterates = svd.method == Method.KRYLOV.value
     yield "svd.proof", (Proof.RANDOM_START if iterates else Proof.SPECTRUM).value, svd.proof

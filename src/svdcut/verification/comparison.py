@@ -54,7 +54,7 @@ def compare_facts(
         yield wrong[0]  # the other numbers are those of another cut
         return
     for ours, theirs in zip(again.matrices, cut.matrices, strict=True):
-        yield from _compare_values(ours, theirs, again)
+        yield from _compare_values(ours, theirs, again, cut.svd.value_bound)
     yield from _compare_norms(cut, again, single=single)
 
 
@@ -65,8 +65,9 @@ def differences(found: object, said: object, claims: Sequence[str]) -> list[Cont
 
 
 def _compare_values(
-    ours: MatrixFact, theirs: MatrixFact, again: Truncation
+    ours: MatrixFact, theirs: MatrixFact, again: Truncation, bound: float
 ) -> Iterator[Contradiction]:
+    """Compare singular values, of which theirs claim to be within `bound`."""
     norm, size, keep = again.update_norm, again.full_rank, Keep(again.keep)
     for item in fields(MatrixFact):
         found, said = getattr(ours, item.name), getattr(theirs, item.name)
@@ -74,7 +75,8 @@ def _compare_values(
             agree = found is said
         else:
             first = found if item.name == "noise_edge" else ours.sigma_first
-            agree = abs(found - said) <= value_tolerance(found, first, norm, size, keep)
+            allowed = value_tolerance(found, first, norm, size, keep, bound)
+            agree = abs(found - said) <= allowed
         if not agree:
             yield item.name, found, said
 

@@ -3,10 +3,10 @@ r"""The table of tolerances: how far two honest computations of one number can b
 Pure arithmetic. Each tolerance is the sum of what either computation may be off by, so that
 no true claim is ever called false.
 
-- **Singular values.** Each side certifies its own to `VALUE_TOLERANCE` of itself, or of
-  `VALUE_FLOOR` of the first value where that is more. Those of ``--keep bottom`` and
-  ``random`` are not certified one by one: a Gram matrix, with its backward error of
-  ``n eps |A|^2``, gives each of them within ``sqrt(n eps) |A|``.
+- **Singular values.** Each side is within its `value_bound`, `VALUE_TOLERANCE` at most unless
+  the claim says more, of itself or of `VALUE_FLOOR` of the first value, whichever is larger.
+  Those of ``--keep bottom`` and ``random`` are not certified one by one: a Gram matrix, with
+  its backward error of ``n eps |A|^2``, gives each of them within ``sqrt(n eps) |A|``.
 - **Energies** are off by the backward error of a Gram matrix; those of a few leading
   triplets by the rounding of float32. The energy that is cut exceeds the least possible by what
   the certificate allows: ``(1 + excess)^2 - 1`` of it.
@@ -67,7 +67,9 @@ def is_single(cut: Truncation, rule: Rule) -> bool:
     return few or cut.svd.method == Method.KRYLOV.value
 
 
-def value_tolerance(value: float, first: float, norm: float, size: int, keep: Keep) -> float:
+def value_tolerance(
+    value: float, first: float, norm: float, size: int, keep: Keep, bound: float
+) -> float:
     """Return how far two computations of a singular value may be apart.
 
     Parameters
@@ -80,8 +82,11 @@ def value_tolerance(value: float, first: float, norm: float, size: int, keep: Ke
         Its full rank.
     keep : Keep
         Which triplets stay.
+    bound : float
+        What the claim says that it may be off by, relatively.
     """
-    tolerance = 2 * VALUE_TOLERANCE * max(value, VALUE_FLOOR * first) + size * BACKWARD * first
+    relative = VALUE_TOLERANCE + max(VALUE_TOLERANCE, bound)
+    tolerance = relative * max(value, VALUE_FLOOR * first) + size * BACKWARD * first
     if keep is not Keep.TOP:
         tolerance += math.sqrt(size * BACKWARD) * norm
     return tolerance
