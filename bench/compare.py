@@ -1,12 +1,13 @@
-"""Time svdcut beside its alternatives on one pair, in turns.
+"""Time svdcut beside its alternatives on pairs of checkpoints, in turns.
 
     python bench/pairs.py 7b-slice PAIR
-    python bench/compare.py PAIR [--rounds 5] [--mergekit VENV/bin] [--only svdcut cp]
+    python bench/compare.py PAIR ... [--rounds 5] [--mergekit VENV/bin] [--only svdcut cp]
 
-Prints the median of each tool's seconds, the ratio to svdcut's, its peak memory, and by
-how much the error of one stored matrix is above that of the best one of its rank; then
-the floors of this machine. Embeddings and heads are left alone by all of them. Tools
-that take minutes can have fewer rounds: --slow-rounds.
+Prints, for each pair, the median of each tool's seconds, the ratio to svdcut's, its peak
+memory, and by how much the error of one stored matrix is above that of the best one of its
+rank; then the floors of this machine. At the end each alternative has its best and its worst
+pair for svdcut. Embeddings and heads are left alone by all of them. Tools that take minutes
+can have fewer rounds: --slow-rounds.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from argparse import Namespace
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,6 +40,14 @@ class Timing:
     seconds: list[float] = field(default_factory=list)
     peak_bytes: int = 0
     excess: float = float("nan")
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+
+Tool = Callable[[Path, Path, Path, Timing], float]
+"""Given base, fine-tuned, a folder and where to note its memory, returns seconds."""
 
 
 def run(command: list[str], timing: Timing) -> float:
@@ -78,7 +88,7 @@ def copy(_base: Path, finetuned: Path, out: Path, timing: Timing) -> float:
     return run(["cp", "-r", str(finetuned), str(out / "out")], timing)
 
 
-def mergekit(scripts: Path) -> Callable[[Path, Path, Path, Timing], float]:
+def mergekit(scripts: Path) -> Tool:
     def extract(base: Path, finetuned: Path, out: Path, timing: Timing) -> float:
         command = [str(scripts / "mergekit-extract-lora"), "--model", str(finetuned)]
         command += ["--base-model", str(base), "--out-path", str(out / "lora")]
@@ -94,39 +104,54 @@ def mergekit(scripts: Path) -> Callable[[Path, Path, Path, Timing], float]:
     return extract
 
 
+def time_pair(pair: Path, tools: Mapping[str, Tool], options: Namespace) -> dict[str, Timing]:
+    """Run all tools on a pair, in turns."""
+    timings = {name: Timing() for name in tools}
+    base, finetuned = (pair.resolve() / side for side in ("base", "ft"))
+    for number in range(options.rounds):
+        for name, timing in timings.items():
+            if name in SLOW and number >= options.slow_rounds:
+                continue
+            folder = Path(tempfile.mkdtemp(dir=pair)).resolve()
+            timing.seconds.append(tools[name](base, finetuned, folder, timing))
+            if number == 0 and name != "cp":
+                timing.excess = excess_error(base, finetuned, folder / "out")
+            shutil.rmtree(folder)
+    return timings
+
+
+def print_pair(pair: Path, timings: Mapping[str, Timing]) -> dict[str, float]:
+    """Print the timings of a pair; return the ratio of each tool to svdcut."""
+    ours = timings["svdcut"].median
+    print(pair)
+    for name, timing in timings.items():
+        print(
+            f"{name:10} {timing.median:8.1f} s  {timing.median / ours:6.2f} x svdcut  "
+            f"{timing.peak_bytes / 1e6:7.0f} MB  excess {timing.excess:8.1e}  "
+            f"{[round(s, 1) for s in timing.seconds]}"
+        )
+    floor = floors.measure(pair, str(RANK))
+    print(f"{floor}; svdcut takes {ours / floor.total:.2f} times that\n", flush=True)
+    return {name: timing.median / ours for name, timing in timings.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("pair", type=Path)
+    parser.add_argument("pairs", type=Path, nargs="+")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--slow-rounds", type=int, default=5, help="of those that take minutes")
     parser.add_argument("--mergekit", type=Path, help="the bin of its virtual environment")
     parser.add_argument("--only", nargs="*")
     options = parser.parse_args()
-    tools = {"svdcut": svdcut, "straight": straight, "cp": copy}
+    tools: dict[str, Tool] = {"svdcut": svdcut, "straight": straight, "cp": copy}
     if options.mergekit:
         tools["mergekit"] = mergekit(options.mergekit)
-    timings = {name: Timing() for name in options.only or tools}
-    base, finetuned = (options.pair.resolve() / side for side in ("base", "ft"))
-    for number in range(options.rounds):
-        for name, timing in timings.items():
-            if name in SLOW and number >= options.slow_rounds:
-                continue
-            folder = Path(tempfile.mkdtemp(dir=options.pair)).resolve()
-            timing.seconds.append(tools[name](base, finetuned, folder, timing))
-            if number == 0 and name != "cp":
-                timing.excess = excess_error(base, finetuned, folder / "out")
-            shutil.rmtree(folder)
-    ours = statistics.median(timings["svdcut"].seconds)
-    for name, timing in timings.items():
-        median = statistics.median(timing.seconds)
-        print(
-            f"{name:10} {median:8.1f} s  {median / ours:6.2f} x svdcut  "
-            f"{timing.peak_bytes / 1e6:7.0f} MB  excess {timing.excess:8.1e}  "
-            f"{[round(s, 1) for s in timing.seconds]}",
-            flush=True,
-        )
-    floor = floors.measure(options.pair, str(RANK))
-    print(f"{floor}; svdcut takes {ours / floor.total:.2f} times that")
+    tools = {name: tools[name] for name in options.only or tools}
+    ratios = {pair: print_pair(pair, time_pair(pair, tools, options)) for pair in options.pairs}
+    for name in tools.keys() - {"svdcut", "cp"}:
+        found = [(ratios[pair][name], pair) for pair in ratios]
+        for word, (ratio, pair) in (("best", max(found)), ("worst", min(found))):
+            print(f"{name}: {word} {ratio:.2f} x svdcut, {pair}")
 
 
 if __name__ == "__main__":
