@@ -7,7 +7,7 @@ the certificate. A product of thin factors has a route of its own before the exa
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -16,7 +16,9 @@ from torch import Generator, Tensor
 
 from svdcut.svd.decomposition import (
     UNCOUNTED,
+    Basis,
     Decomposition,
+    Dominant,
     SolverError,
     Triplets,
     is_solver_failure,
@@ -204,9 +206,11 @@ class _Routes:
         return self._found(top, find, Method.KRYLOV) or "no convergence"
 
     def _leading(self, top: int) -> Decomposition | str:
-        return (
-            self._found(max(top, 1), gram_basis, Method.GRAM) or "not proven to be the leading ones"
-        )
+        def find(a: Tensor, k: int, energy: float, _: Sequence[float]) -> Basis | Dominant | None:
+            return gram_basis(a, k, energy)
+
+        found = self._found(max(top, 1), find, Method.GRAM)
+        return found or "not proven to be the leading ones"
 
     def _found(self, top: int, find: FindBasis, method: Method) -> Decomposition | None:
         energy, escalate = self.start.energy, self.escalate

@@ -14,13 +14,14 @@ References
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
 import torch
 from torch import Generator, Tensor
 
-from svdcut.svd.certificate import bound_cut, value_tolerance
+from svdcut.svd.certificate import RESOLUTION, bound_cut, value_tolerance
 from svdcut.svd.decomposition import Basis, Dominant, row_blocks
 from svdcut.svd.measured import Proof
 
@@ -37,6 +38,9 @@ with panels of 4 MB (measured, CPU with AVX-512)."""
 
 _SAFETY = 0.7
 """The iteration stops when its estimate is below this share of the tolerance."""
+
+_AHEAD = 0.75
+"""Share of the columns expected until it has converged after which to look again."""
 
 _DROWNED = 5e-5
 """If rounding of the first value is a larger share of a value, the iteration does not find
@@ -56,7 +60,13 @@ Values of noise lie further apart."""
 
 
 def krylov_basis(
-    a: Tensor, k: int, energy: float, *, tolerance: float, generator: Generator
+    a: Tensor,
+    k: int,
+    energy: float,
+    known: Sequence[float] = (),
+    *,
+    tolerance: float,
+    generator: Generator,
 ) -> Basis | Dominant | None:
     """Return a basis of the `k` + 1 leading right vectors of `a`.
 
@@ -66,6 +76,9 @@ def krylov_basis(
     k : int, 0 <= k < n
     energy : float
         Sum of squares of `a`, above 0.
+    known : sequence of float
+        Squares of larger triplets that were taken out of `a`, descending. Errors count as those
+        of `a` with them: what is below the resolution of the first value is not looked for.
     tolerance : float
         Relative excess error at rank `k` to aim for.
     generator : Generator
@@ -90,23 +103,43 @@ def krylov_basis(
     lanczos = _Lanczos(a, energy=energy, generator=generator)
     lanczos.inject(width)
     next_check = num_wanted + 3 * width
+    checks = _Checks(n, width)
     while lanczos.num_pending and lanczos.size <= limit:
         lanczos.step()
         if lanczos.num_pending and lanczos.size < next_check:
             continue
-        # A check costs O(p^3), a needless step O(n^2).
-        next_check = lanczos.size + max(width, lanczos.size // 8, lanczos.size**2 // (2 * n))
         if lanczos.size < num_wanted:
             lanczos.inject(num_wanted - lanczos.size)
             continue
         ritz = lanczos.ritz(num_wanted)
-        if count := ritz.num_dominant(k):
+        if count := ritz.num_dominant(k, known):
             return Dominant(lanczos.basis(ritz).right[:, :count])
-        if ritz.converged(k, energy, tolerance):
+        shortfall = ritz.shortfall(k, energy, known, tolerance)
+        if shortfall <= _SAFETY:
             return None if ritz.may_hide_copies(width) else lanczos.basis(ritz)
+        next_check = lanczos.size + checks.distance(lanczos.size, shortfall)
         if not lanczos.num_pending:
             lanczos.inject(width)
     return None
+
+
+class _Checks:
+    """When to look whether the iteration has converged."""
+
+    def __init__(self, n: int, width: int) -> None:
+        self._n, self._width = n, width
+        self._last: tuple[int, float] | None = None
+
+    def distance(self, size: int, shortfall: float) -> int:
+        """Return how many columns to add to `size` before the next check."""
+        # A check costs O(p^3), a needless step O(n^2).
+        most = max(self._width, size // 8, size**2 // (2 * self._n))
+        last, self._last = self._last, (size, shortfall)
+        if last is None or not 0 < shortfall < last[1] < math.inf:
+            return most
+        # The logarithm falls ever faster: as fast as before, it takes at most so many columns.
+        columns = math.log(shortfall / _SAFETY) / math.log(last[1] / shortfall) * (size - last[0])
+        return max(self._width, min(most, int(_AHEAD * columns)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,26 +157,27 @@ class _Ritz:
 
     num_wanted: int
 
-    def converged(self, k: int, energy: float, tolerance: float) -> bool:
-        """Whether the estimated bounds at rank `k` are met."""
+    def shortfall(self, k: int, energy: float, known: Sequence[float], tolerance: float) -> float:
+        """Return by what factor the estimated bounds at rank `k` miss what is allowed."""
         squares = self.squares[: self.num_wanted].tolist()
         rest = max(energy - math.fsum(squares), 0.0)
+        exact = [0.0] * len(known)
         bounds = bound_cut(
-            squares,
-            self.residuals[: self.num_wanted],
-            [0.0] * self.num_wanted,
-            k,
+            [*known, *squares],
+            [*exact, *self.residuals[: self.num_wanted]],
+            [*exact, *[0.0] * self.num_wanted],
+            k + len(known),
             rest=rest,
             beyond=min(rest, self.beyond),
             epsilon=0.0,
         )
-        allowed = value_tolerance(tolerance)
-        return bounds.excess <= _SAFETY * tolerance and bounds.value <= _SAFETY * allowed
+        return max(bounds.excess / tolerance, bounds.value / value_tolerance(tolerance))
 
-    def num_dominant(self, k: int) -> int:
+    def num_dominant(self, k: int, known: Sequence[float]) -> int:
         """Return how many values to deflate, at most `k`, so that rounding hides no other."""
         s: list[float] = self.squares[: self.num_wanted].sqrt().tolist()
-        following = s[min(k, len(s) - 1)]
+        first = math.sqrt(known[0]) if known else s[0]
+        following = max(s[min(k, len(s) - 1)], RESOLUTION * first)
 
         def drowns(first: float) -> bool:
             return _EPSILON * first > _DROWNED * following
@@ -153,8 +187,8 @@ class _Ritz:
         # Values within rounding of the first are too inaccurate to deflate.
         floor = max(following, _EPSILON * s[0])
         steep = zip(s, self.residuals, strict=False)
-        known = (x > _STEEP * floor and e <= _KNOWN * x * x for x, e in steep)
-        count = sum(1 for _ in takewhile(bool, known))
+        accurate = (x > _STEEP * floor and e <= _KNOWN * x * x for x, e in steep)
+        count = sum(1 for _ in takewhile(bool, accurate))
         return 0 if drowns(s[count]) else count
 
     @property

@@ -8,7 +8,7 @@ update merged into the weights. So these are projected out, and the search goes 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -30,8 +30,9 @@ _CANCELLATION = {torch.float32: 1e-2, torch.float64: 1e-10}
 
 _SINGLE = torch.finfo(torch.float32).eps
 
-FindBasis = Callable[[Tensor, int, float], "Basis | Dominant | None"]
-"""Finds a basis of the `k` + 1 leading right vectors, given a float32 matrix, `k`, its energy."""
+FindBasis = Callable[[Tensor, int, float, Sequence[float]], "Basis | Dominant | None"]
+"""Finds a basis of the `k` + 1 leading right vectors, given a float32 matrix, `k`, its energy, and
+the squares of the triplets that were taken out of it."""
 
 
 def leading_triplets(
@@ -69,20 +70,21 @@ def leading_triplets(
     the rounding of the rest to float32, which is added.
     """
     rest, exponent, rounded = a, 0, 0.0
+    squares: list[float] = []
     dominant = a.new_zeros(a.shape[1], 0, dtype=torch.float64)
     if a.dtype != torch.float32:
         escalate(a.nbytes // 2)
         rest, rounded = a.float(), _SINGLE * math.sqrt(energy)
-    found = find(rest, k, energy)
+    found = find(rest, k, energy, squares)
     while isinstance(found, Dominant):
         dominant = _sharpened(a, torch.cat((dominant, found.right.double()), dim=1))
         if rest is a:
             escalate(a.nbytes)
             rest = torch.empty_like(a)
-        exponent = _deflate(a, dominant, rest)
+        squares, exponent = _deflate(a, dominant, rest)
         left = sum_of_squares(rest)
         rounded = _SINGLE * math.sqrt(left)
-        found = find(rest, k - dominant.shape[1], left)
+        found = find(rest, k - dominant.shape[1], left, squares)
     if found is None:
         return None
     if rest is a:
@@ -94,19 +96,26 @@ def leading_triplets(
 
 
 def _sharpened(a: Tensor, right: Tensor) -> Tensor:
-    """Return vectors, (n, h), after two more steps of the power method in float64."""
-    for _ in range(2):
-        right = torch.linalg.qr(multiply_rows(multiply(a, right).T, a).T).Q
-    return right
+    """Return vectors, (n, h), after one more step of the power method, in float64."""
+    sharper: Tensor = torch.linalg.qr(multiply_rows(multiply(a, right).T, a).T).Q
+    return sharper
 
 
-def _deflate(a: Tensor, right: Tensor, rest: Tensor) -> int:
-    """Write ``a - a V V.T``, scaled by a power of two, to `rest`; return the power."""
+def _deflate(a: Tensor, right: Tensor, rest: Tensor) -> tuple[list[float], int]:
+    """Write ``a - a V V.T``, scaled by a power of two, to `rest`.
+
+    Returns
+    -------
+    tuple of list of float and int
+        Squared singular values of ``a V``, descending, as `rest` is scaled; and the power.
+    """
     left = multiply(a, right)
     for start, stop in row_blocks(a.shape, a.device):
         block = a[start:stop].to(torch.float64, copy=True)
         rest[start:stop] = block.addmm_(left[start:stop], right.T, alpha=-1)
-    return normalise(rest)[1]
+    exponent = normalise(rest)[1]
+    squares = torch.linalg.svdvals(torch.linalg.qr(left).R * 2.0**-exponent).square()
+    return squares.tolist(), exponent
 
 
 def measure(a: Tensor, basis: Basis, *, dtype: torch.dtype, energy: float) -> Leading:
