@@ -693,7 +693,7 @@ def test_large_matrices_take_the_fast_route(tmp_path, transpose):
     )
     # Between two values of the planted head: at a tie no vector is determined. The error is
     # promised to 1e-6; what the vectors are off by enters it squared.
-    manifest = run(Expected(pair, fixed(6), dtype="float32", loose=1e7), tmp_path, "6")
+    manifest = run(Expected(pair, fixed(6), dtype="float32", loose=1e8), tmp_path, "6")
     assert manifest["tensors"]["w"]["truncation"]["svd"]["method"] == "krylov"
 
 

@@ -120,8 +120,9 @@ def compare_stored(
             f"norm {distance.beyond:.3g} away, beyond rounding",
             f"at most {allowed:.3g}",
         )
-    most = min(allowed, distance.storage + distance.work)
-    if not abs(again.rounding_error - cut.rounding_error) <= most + NORM * again.rounding_error:
+    said, found = cut.rounding_error, again.rounding_error
+    most = distance.storage + distance.work + NORM * found
+    if not (said <= most and abs(found - said) <= allowed + NORM * found):
         yield "rounding_error", again.rounding_error, cut.rounding_error
     if not scale:
         return
