@@ -603,29 +603,29 @@ def test_without_groups(place, tmp_path, drawn):
         ("1", "top", {"rank_for": ["*query*=5"], "skip": ["*embed*"]}),
     ],
 )
-def test_room_that_factors_are_said_to_need(pair, tmp_path, monkeypatch, rules, keeps, more):
-    """But for what is known of each matrix, three numbers a triplet."""
+def test_factors_take_no_less_than_they_are_said_to(
+    pair, tmp_path, monkeypatch, rules, keeps, more
+):
     monkeypatch.setattr(preflight, "_small_bytes", lambda plan: 0)
     options = Options(device="cpu", **more)
     plan = plan_of(pair, options)
     cuts = [
         (parse_rule(rule), Keep(keep)) for keep in keeps.split(",") for rule in rules.split(",")
     ]
-    needed = preflight.check_factors(plan, cuts, options, tmp_path / "kept").needed_bytes
+    needed = preflight.check_factors(
+        plan, [rule for rule, _ in cuts], options, tmp_path / "kept"
+    ).needed_bytes
     made = decompose_update(plan, [Variant(*cut) for cut in cuts], options, tmp_path / "kept")
     files = [made.path(pair, n) for pair in made.pairs for n in range(len(pair.matrices))]
     written = sum(entry.size_bytes for path in files for entry in read_header(path).entries)
-    if "random" in keeps:  # which is a set of its own, as far as is known
-        assert written / 2 <= needed <= written
-    else:
-        assert needed == written
+    assert 0 < needed <= written
 
 
 def test_no_room_for_factors_is_refused_before_any_work(place, pair, tmp_path, monkeypatch):
     options, out = Options(), tmp_path / "out"
-    cuts = [(parse_rule(rule), Keep.TOP) for rule in ("0", "2")]
+    rules = [parse_rule(rule) for rule in ("0", "2")]
     plan = plan_of(pair, options)
-    needed = preflight.check_factors(plan, cuts, options, out / "decomposition").needed_bytes
+    needed = preflight.check_factors(plan, rules, options, out / "decomposition").needed_bytes
     monkeypatch.setattr(preflight, "free_space", lambda path: (1, needed - 1))
     counted = Counted()
     message = r"out/decomposition: [\d.]+ MB to write, but only [\d.]+ MB free there"
@@ -634,7 +634,7 @@ def test_no_room_for_factors_is_refused_before_any_work(place, pair, tmp_path, m
     assert (caught.value.exit_code, counted.calls) == (1, [])
     assert [path.name for path in out.iterdir()] == ["rows.jsonl"]
     # What a rule of the spectrum will take is not known.
-    small = preflight.check_factors(plan, cuts[:1], options, out / "decomposition").needed_bytes
+    small = preflight.check_factors(plan, rules[:1], options, out / "decomposition").needed_bytes
     monkeypatch.setattr(preflight, "free_space", lambda path: (1, small))
     assert sweep(place, tmp_path / "energy", evaluate=counted, ranks="energy=0.9").rows
     monkeypatch.setattr(preflight, "free_space", lambda path: (1, needed))

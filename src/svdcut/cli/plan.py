@@ -84,14 +84,7 @@ def _needs_text(preflight: Preflight) -> str:
     memory += "" if there is None else f" of {byte_size(there)} available"
     device = preflight.device_memory_available
     gpu = "" if device is None else f"; on the GPU likewise, of {byte_size(device)} free"
-    time = "" if preflight.seconds is None else f" Time: roughly {_duration(preflight.seconds)}."
-    return f"Disk: {disks}. Memory: {memory}{gpu}.{time}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{max(seconds, 1):.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    return f"Disk: {disks}. Memory: {memory}{gpu}."
 
 
 def plan_document(request: Request, number: int) -> dict[str, Any]:
@@ -158,5 +151,4 @@ def _needs(preflight: Preflight) -> dict[str, Any]:
         "memory_bytes": preflight.memory_needed,
         "memory_available_bytes": preflight.memory_available,
         "device_memory_available_bytes": preflight.device_memory_available,
-        "seconds": preflight.seconds,
     }

@@ -115,9 +115,9 @@ class _Run:
     def _check_room(self) -> None:
         """Refuse a disk that has no room for what is to be written, before any work."""
         request = self._request
-        cuts = [(variant.rule, variant.keep) for variant in self._wanted]
+        rules = [variant.rule for variant in self._wanted]
         factors = request.options.out / DECOMPOSITION_NAME
-        check_factors(request.plan, cuts, request.shape, factors).refuse()
+        check_factors(request.plan, rules, request.shape, factors).refuse()
         if request.evaluator.writes_checkpoints:
             check_checkpoint(request.plan, request.options.out / CHECKPOINT_NAME).refuse()
 

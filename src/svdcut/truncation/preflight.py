@@ -1,4 +1,4 @@
-"""Compare what a run needs with what the machine has: disk, memory, time.
+"""Compare what a run needs with what the machine has: disk and memory.
 
 From headers alone; it reads no weights and changes nothing. Memory is estimated in
 `svdcut.streaming.memory`.
@@ -10,22 +10,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from svdcut.choose.keep import Keep
 from svdcut.choose.options import Options
 from svdcut.choose.ranks import FULL, Rule, rule_for
 from svdcut.errors import OutputError
-from svdcut.machine import (
-    available_memory,
-    free_device_memory,
-    free_space,
-    max_open_files,
-    num_cores,
-)
-from svdcut.pair.pairing import Action, Pair
+from svdcut.machine import available_memory, free_device_memory, free_space
+from svdcut.pair.pairing import Action
 from svdcut.pair.plan import Form, Output, Plan
 from svdcut.shown import byte_size
-from svdcut.streaming.memory import expected_top, memory_needs
-from svdcut.svd.route import Route, choose_route, is_few
+from svdcut.streaming.memory import memory_needs
 from svdcut.write.destination import partial_path
 
 _PROCESS_BYTES = 400 << 20
@@ -36,17 +28,7 @@ _SMALL_FILES_BYTES = 1 << 20
 
 _BYTES_PER_FACT = 2000
 
-_FILES_BESIDE = 2
-"""Files beside the weights of each output: its journal, and the staged bytes of an adapter."""
-
-_FILES_OF_PROCESS = 16
-"""Inputs, libraries, streams."""
-
-_READ_SECONDS = 2e-9
-_KRYLOV_SECONDS = 6e-10
-_GRAM_SECONDS = 5e-11
-_EIGH_SECONDS = 4.5e-10
-"""Seconds of one core, each per its own product of sides and ranks (measured, CPU)."""
+_FACTOR_ITEMSIZE = 4
 
 _MAKE_ROOM = "Make room, or choose a place on another disk."
 
@@ -62,7 +44,7 @@ class DiskNeed:
     free_bytes: int
 
     def refuse(self, *, hint: str = _MAKE_ROOM) -> None:
-        """Raise if there is no room.
+        """Refuse a disk without room.
 
         Parameters
         ----------
@@ -96,11 +78,8 @@ class Preflight:
     device_memory_available: int | None
     """Bytes free on the CUDA device; None where there is none."""
 
-    seconds: float | None
-    """Rough; None for CUDA, which was not measured."""
-
     def refuse(self, *, hint: str = _MAKE_ROOM) -> None:
-        """Raise if a disk has no room.
+        """Refuse disks without room.
 
         Parameters
         ----------
@@ -143,33 +122,14 @@ def check_run(plan: Plan, outputs: Sequence[Output], options: Options) -> Prefli
     options : Options
         As the plan was made with.
 
-    Raises
-    ------
-    OutputError
-        If the outputs have more files than the system lets this process open.
     """
-    _refuse_many_files(plan, outputs)
     rules = [output.rule for output in outputs]
-    on_device = free_device_memory(options.device)
     return Preflight(
         disks=tuple(_disk_needs(plan, outputs, options)),
         memory_needed=_PROCESS_BYTES + memory_needs(plan, rules, options).total,
         memory_available=available_memory(),
-        device_memory_available=on_device,
-        seconds=_seconds(plan, rules, options) if on_device is None else None,
+        device_memory_available=free_device_memory(options.device),
     )
-
-
-def _refuse_many_files(plan: Plan, outputs: Sequence[Output]) -> None:
-    """Raise where the system opens fewer files than all outputs together have."""
-    shards = {Form.CHECKPOINT: len(plan.files), Form.ADAPTER: 1}
-    needed = sum(shards[output.form] + _FILES_BESIDE for output in outputs) + _FILES_OF_PROCESS
-    limit = max_open_files()
-    if needed > limit:
-        raise OutputError(
-            f"{len(outputs)} outputs take {needed} open files, and the system allows {limit}",
-            hint="Raise the limit (ulimit -n), or write fewer ranks at a time.",
-        )
 
 
 def check_checkpoint(plan: Plan, folder: Path) -> DiskNeed:
@@ -185,30 +145,33 @@ def check_checkpoint(plan: Plan, folder: Path) -> DiskNeed:
     return _disk_need(folder, _checkpoint_bytes(plan), replaced=folder)
 
 
-def check_factors(
-    plan: Plan, cuts: Sequence[tuple[Rule, Keep]], options: Options, folder: Path
-) -> DiskNeed:
-    """Return the disk space that the factors of some cuts take.
+def check_factors(plan: Plan, rules: Sequence[Rule], options: Options, folder: Path) -> DiskNeed:
+    """Return a lower bound on the disk space that the triplets of some rules take.
 
     Parameters
     ----------
     plan : Plan
         Of the tensors.
-    cuts : sequence of tuple
-        Which triplets each keeps.
+    rules : sequence of Rule
+        Their largest counts; those that keep everything copy the fine-tuned side.
     options : Options
         As the plan was made with.
     folder : Path
-        Where they are to be kept.
-
-    Notes
-    -----
-    Ranks that depend on the spectrum count as none. A matrix that is the same on both sides
-    takes nothing in the end, but is counted: no weights are read.
+        Where the triplets are to be kept.
     """
-    pairs = [tensor.pair for tensor in plan.tensors if tensor.pair.action is Action.TRUNCATE]
-    size = sum(_factor_bytes(pair, cuts, options) for pair in pairs)
+    partial = [rule for rule in rules if rule != FULL]
+    size = max((_factor_bytes(plan, rule, options) for rule in partial), default=0)
     return _disk_need(folder, size + _small_bytes(plan), replaced=folder)
+
+
+def _factor_bytes(plan: Plan, rule: Rule, options: Options) -> int:
+    """Return the bytes of the factors of a rule; ranks that a spectrum decides count as none."""
+    total = 0
+    for pair in (t.pair for t in plan.tensors if t.pair.action is Action.TRUNCATE):
+        chosen = rule_for(pair.name, rule, options.rank_for)
+        sides = zip(pair.matrices, pair.full_ranks, strict=True)
+        total += sum((chosen.known_rank(most) or 0) * (m + n) for (m, n), most in sides)
+    return _FACTOR_ITEMSIZE * total
 
 
 def _disk_need(folder: Path, size: int, *, replaced: Path | None = None) -> DiskNeed:
@@ -216,31 +179,6 @@ def _disk_need(folder: Path, size: int, *, replaced: Path | None = None) -> Disk
     _, free = free_space(folder)
     there = sum(_allocated(path) for path in (partial_path(folder), replaced) if path)
     return DiskNeed(folder, max(size - there, 0), free)
-
-
-def _factor_bytes(pair: Pair, cuts: Sequence[tuple[Rule, Keep]], options: Options) -> int:
-    """Return a lower bound on the bytes of the triplets that some cuts keep of a tensor."""
-    chosen = [(rule_for(pair.name, rule, options.rank_for), keep) for rule, keep in cuts]
-    if options.scale == 1 and pair.update is None:  # then all of it is copied
-        chosen = [(rule, keep) for rule, keep in chosen if rule != FULL]
-    is_top = all(keep is Keep.TOP for _, keep in chosen)
-    top = expected_top(pair, [rule for rule, _ in chosen], options) if is_top and chosen else None
-    total = 0
-    for (m, n), most in zip(pair.matrices, pair.full_ranks, strict=True):
-        short = min(m, n)
-        # The leading ones alone are kept in float32, where that is as exact as asked.
-        is_leading = is_few(top, short) or _is_krylov(short, top, options.svd)
-        itemsize = 4 if is_leading and options.svd is not Route.EXACT else 8
-        total += itemsize * _kept_rank(most, chosen) * (m + n)
-    return total
-
-
-def _kept_rank(most: int, cuts: Sequence[tuple[Rule, Keep]]) -> int:
-    """Return how many triplets the cuts of known rank keep of a matrix."""
-    ranks = dict.fromkeys(Keep, 0)
-    for rule, keep in cuts:
-        ranks[keep] = max(ranks[keep], rule.known_rank(most) or 0)
-    return min(max(ranks[Keep.TOP] + ranks[Keep.BOTTOM], ranks[Keep.RANDOM]), most)
 
 
 def _checkpoint_bytes(plan: Plan) -> int:
@@ -253,62 +191,19 @@ def _small_bytes(plan: Plan) -> int:
 
 
 def _disk_needs(plan: Plan, outputs: Sequence[Output], options: Options) -> Iterator[DiskNeed]:
+    """Yield the space that all outputs on one file system take together."""
     needs: dict[int, DiskNeed] = {}
     for output in outputs:
-        is_adapter = output.form is Form.ADAPTER
-        need = _disk_need(
-            output.path,
-            _adapter_bytes(plan, output.rule, options) if is_adapter else _checkpoint_bytes(plan),
-        )
+        size = _checkpoint_bytes(plan)
+        if output.form is Form.ADAPTER:  # the factors are staged, then laid out in their file
+            size = _small_bytes(plan) + 2 * _factor_bytes(plan, output.rule, options)
+        need = _disk_need(output.path, size)
         system, _ = free_space(output.path)
-        if system in needs:
-            needed = needs[system].needed_bytes + need.needed_bytes
-            need = replace(needs[system], needed_bytes=needed)
-        needs[system] = need
+        before = needs[system].needed_bytes if system in needs else 0
+        needs[system] = replace(need, needed_bytes=before + need.needed_bytes)
     yield from needs.values()
-
-
-def _adapter_bytes(plan: Plan, rule: Rule, options: Options) -> int:
-    """Return a lower bound on the bytes of an adapter: its factors, staged and in their file.
-
-    Ranks that depend on the spectrum count as none.
-    """
-    total = 0
-    for tensor in plan.tensors:
-        chosen = rule_for(tensor.pair.name, rule, options.rank_for)
-        if tensor.pair.action is Action.TRUNCATE:
-            pairs = zip(tensor.pair.matrices, tensor.pair.full_ranks, strict=True)
-            total += sum((chosen.known_rank(most) or 0) * (m + n) for (m, n), most in pairs)
-    return _small_bytes(plan) + 2 * 4 * total
 
 
 def _allocated(folder: Path) -> int:
     """Return the bytes that a folder takes on disk."""
     return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
-
-
-def _seconds(plan: Plan, rules: Sequence[Rule], options: Options) -> float:
-    total = 0.0
-    for tensor in plan.tensors:
-        pair = tensor.pair
-        size = pair.finetuned.size_bytes + (pair.base.size_bytes if pair.base else 0)
-        total += size * _READ_SECONDS
-        if pair.action is Action.TRUNCATE:
-            top = expected_top(pair, rules, options)
-            chosen = [rule_for(pair.name, rule, options.rank_for) for rule in rules]
-            passes = 1 + any(rule.is_joint for rule in chosen)
-            total += passes * sum(_svd_seconds(*shape, top, options.svd) for shape in pair.matrices)
-    return total / num_cores()
-
-
-def _svd_seconds(m: int, n: int, top: int | None, route: Route) -> float:
-    n, m = sorted((m, n))
-    if top is not None and _is_krylov(n, top, route):
-        return _KRYLOV_SECONDS * m * n * max(top, 16)
-    return _GRAM_SECONDS * m * n**2 + _EIGH_SECONDS * n**3
-
-
-def _is_krylov(short: int, top: int | None, route: Route) -> bool:
-    """Whether the first route computes leading triplets alone."""
-    chosen = choose_route(short, top) if route is Route.AUTO else route
-    return chosen is Route.KRYLOV and top is not None and top < short
