@@ -74,10 +74,10 @@ def adapted(trained, tmp_path):
 def elsewhere(monkeypatch):
     """Round as another processor would, each time another: nothing comes out to the byte."""
     from svdcut.svd.decomposition import Decomposition
-    from svdcut.truncation import tensor_job
+    from svdcut.truncation import reconstruction
 
     generator = torch.Generator().manual_seed(0)
-    factors, compose = Decomposition.factors, tensor_job.compose
+    factors, compose = Decomposition.factors, reconstruction.compose
 
     def flip(found, indices):
         left, right = factors(found, indices)
@@ -93,10 +93,10 @@ def elsewhere(monkeypatch):
             unit = torch.finfo(rows.intended.dtype).eps / 2
             noise = torch.rand(rows.intended.shape, generator=generator, dtype=torch.float64)
             intended = rows.intended * (1 + unit * (2 * noise - 1)).to(rows.intended.dtype)
-            yield tensor_job.Rows(intended.to(rows.stored.dtype), intended)
+            yield reconstruction.Rows(intended.to(rows.stored.dtype), intended)
 
     monkeypatch.setattr(Decomposition, "factors", flip)
-    monkeypatch.setattr(tensor_job, "compose", shake)
+    monkeypatch.setattr(reconstruction, "compose", shake)
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,6 @@ import hashlib
 import itertools
 import os
 import shutil
-import stat
 from pathlib import Path
 
 import pytest
@@ -103,18 +102,6 @@ def test_permissions_are_those_of_any_new_file(out, tmp_path):
     (tmp_path / "plain").write_text("")
     plain = (tmp_path / "plain").stat().st_mode
     assert {path.stat().st_mode for path in out.iterdir()} == {plain}
-
-
-def test_permissions_after_a_resumed_run_are_those_of_any_new_file(out):
-    before = os.umask(0o077)
-    try:
-        with make_writer(out) as writer:
-            fill(writer, "a", record=True)
-        os.umask(0o022)
-        write_all(out)
-    finally:
-        os.umask(before)
-    assert {stat.S_IMODE(path.stat().st_mode) for path in out.iterdir()} == {0o644}
 
 
 @pytest.mark.parametrize("error", [None, RuntimeError("no"), KeyboardInterrupt(), Interrupted(2)])

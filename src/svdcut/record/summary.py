@@ -1,4 +1,4 @@
-"""Summarize a manifest: tensors in groups that fit on a screen, and a warning about rounding.
+"""Make a manifest of the facts of its tensors; sum it up, by groups that fit on a screen.
 
 Tensors whose names differ in numbers alone are one group. It formats no table.
 """
@@ -6,17 +6,77 @@ Tensors whose names differ in numbers alone are one group. It formats no table.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime, timezone
 
+from svdcut import __version__
+from svdcut.choose.options import Options
+from svdcut.choose.ranks import Rule
 from svdcut.names import collapse_numbers
-from svdcut.record.manifest import Manifest, Truncation
+from svdcut.pair.plan import Plan
+from svdcut.record.manifest import (
+    Manifest,
+    MatchingFact,
+    Source,
+    TensorFact,
+    Totals,
+    Truncation,
+)
 
 _ROUNDING_SHARE = 0.1
 """Rounding above this share of what was cut deserves a warning."""
 
 _HARMLESS_ROUNDING = 1e-6
 """Rounding below this share of the update's norm is float32's own, and cannot be avoided."""
+
+
+def describe_run(
+    plan: Plan,
+    options: Options,
+    rule: Rule,
+    facts: Mapping[str, TensorFact],
+    sources: tuple[Source, Source],
+    machinery: Mapping[str, str],
+    seconds: float,
+) -> Manifest:
+    """Return the manifest of one output, without its command and its files."""
+    pairing = plan.pairing
+    return Manifest(
+        svdcut_version=__version__,
+        torch_version=machinery["torch"],
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        device=machinery["device"],
+        command=(),
+        base=sources[0],
+        finetuned=sources[1],
+        options=options.to_json(rule),
+        totals=sum_totals(facts, seconds),
+        tensors=facts,
+        base_only=pairing.base_only,
+        matching=MatchingFact(
+            pairing.matching.renames, pairing.matching.wrappers, pairing.unmatched
+        ),
+    )
+
+
+def sum_totals(facts: Mapping[str, TensorFact], seconds: float) -> Totals:
+    """Return the sums over all tensors."""
+    cuts = [fact.truncation for fact in facts.values() if fact.truncation]
+    norm = math.hypot(*(cut.update_norm for cut in cuts))
+    tail = math.hypot(*(cut.tail_norm for cut in cuts))
+    return Totals(
+        tensors=len(facts),
+        truncated=len(cuts),
+        copied=len(facts) - len(cuts),
+        rank=sum(sum(cut.ranks) for cut in cuts),
+        full_rank=sum(cut.full_rank * len(cut.matrices) for cut in cuts),
+        energy_retained=1 - (tail / norm) ** 2 if norm else None,
+        tail_norm=tail,
+        rounding_error=math.hypot(*(cut.rounding_error for cut in cuts)),
+        parameters_kept=sum(fact.parameters_kept for fact in facts.values()),
+        seconds=round(seconds, 3),
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,12 +30,11 @@ from svdcut.sweeps.decomposition import Decomposition, StoredMatrix, job_for
 from svdcut.sweeps.result import BASE, Variant
 from svdcut.sweeps.rows import explain_writing
 from svdcut.truncation.budget import allocate_budgets
+from svdcut.truncation.reconstruction import CutMatrix, stays_whole
 from svdcut.truncation.tensor_job import (
-    CutMatrix,
     Job,
     decompose_matrix,
     decompose_on_device,
-    stays_whole,
 )
 from svdcut.write.journal import JOURNAL_NAME, Journal
 

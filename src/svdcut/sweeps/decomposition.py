@@ -32,8 +32,8 @@ from svdcut.streaming.stored_matrix import TORCH_DTYPES, MatrixSides, matrix_sid
 from svdcut.svd.certificate import Bounds
 from svdcut.svd.measured import MeasuredValues
 from svdcut.sweeps.result import Variant
-from svdcut.truncation.report import MatrixResult
-from svdcut.truncation.tensor_job import CutMatrix, Job, stays_whole
+from svdcut.truncation.reconstruction import CutMatrix, MatrixResult, stays_whole
+from svdcut.truncation.tensor_job import Job
 
 _SIDES = ("left", "right")
 _FACTS = "facts"

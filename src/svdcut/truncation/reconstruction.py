@@ -1,21 +1,25 @@
-"""Bytes of a result: base plus a cut update, or a tensor as one side has it.
+"""Matrices after their cut: their facts, and base plus the cut update; tensors that are copied.
 
-It computes them block by block, and writes nothing.
+It computes rows block by block, and writes nothing.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from svdcut.choose.cut import Cut, is_certified
+from svdcut.choose.options import Options
+from svdcut.choose.ranks import Rule
 from svdcut.errors import NonFiniteError
 from svdcut.files.tensorfile import Dtype, TensorEntry, iterate_bytes
-from svdcut.pair.pairing import Action
+from svdcut.pair.pairing import Action, Pair
 from svdcut.pair.plan import PlannedTensor
+from svdcut.record.manifest import MatrixFact, SvdFact, Truncation
 from svdcut.streaming.stored_matrix import (
     TORCH_DTYPES,
     MatrixEntry,
@@ -27,6 +31,7 @@ from svdcut.streaming.stored_matrix import (
     to_bytes,
 )
 from svdcut.streaming.update import read_added
+from svdcut.svd.measured import MeasuredValues
 from svdcut.svd.product import rows_of
 
 
@@ -37,6 +42,20 @@ class Rows:
     stored: Tensor
     intended: Tensor
     """In float64 where storage or a side is wider than 16 bits, else in float32."""
+
+
+@dataclass(frozen=True, slots=True)
+class MatrixResult:
+    """What was done to one matrix for one output."""
+
+    cut: Cut
+    measured: MeasuredValues
+    zero_fraction: float
+    equal_bytes: bool
+    """Whether the two sides are stored alike to the last bit."""
+
+    rounding_square: float = 0.0
+    """Sum of squares of ``stored - intended``."""
 
 
 def compose(
@@ -80,6 +99,73 @@ def copy_rows(entry: MatrixEntry, stored: torch.dtype) -> Iterator[Rows]:
     """Yield the rows of a matrix, converted to the stored dtype."""
     for _, values in entry.blocks(torch.device("cpu")):
         yield Rows(values.to(stored), values)
+
+
+def stays_whole(sides: MatrixSides, rank: int, full_rank: int, scale: float) -> bool:
+    """Whether a cut keeps everything, so that the stored fine-tuned matrix is the result."""
+    return rank == full_rank and scale == 1 and sides.update is None
+
+
+@dataclass(frozen=True, slots=True)
+class CutMatrix:
+    """One matrix on its way to an output."""
+
+    sides: MatrixSides
+    result: MatrixResult
+    factors: Callable[[Sequence[int]], tuple[Tensor, Tensor]]
+    """Returns the factors of chosen triplets: see `Decomposition.factors`."""
+
+    is_wide: bool
+    """Whether a side is stored in float64."""
+
+    def rows(self, dtype: torch.dtype, scale: float) -> Iterator[Rows]:
+        """Return the rows of the result, stored in `dtype`, with the kept update scaled."""
+        cut, measured = self.result.cut, self.result.measured
+        if stays_whole(self.sides, cut.rank, measured.full_rank, scale):
+            return copy_rows(self.sides.finetuned, dtype)
+        assert self.sides.base is not None
+        factors, scale = self.factors(cut.indices), scale * measured.scale
+        return compose(self.sides.base, factors, scale, dtype, is_wide=self.is_wide)
+
+
+def describe_truncation(
+    pair: Pair,
+    rule: Rule,
+    options: Options,
+    results: Sequence[MatrixResult],
+) -> Truncation:
+    """Return the facts of one tensor from those of its matrices."""
+    cuts = [result.cut for result in results]
+    kept = math.hypot(*(cut.kept_norm for cut in cuts))
+    tail = math.hypot(*(cut.tail_norm for cut in cuts))
+    norm = math.hypot(kept, tail)
+    # The expert that needed the most care stands for the stack.
+    hardest = max(results, key=lambda result: result.cut.bounds.excess)
+    rejected = {route for result in results for route in result.measured.rejected}
+    return Truncation(
+        rule=str(rule),
+        keep=options.keep.value,
+        rows=pair.matrices[0][0],
+        full_rank=pair.full_ranks[0],
+        energy_retained=(kept / norm) ** 2 if norm else 1.0,
+        update_norm=norm,
+        tail_norm=tail,
+        rounding_error=math.sqrt(math.fsum(result.rounding_square for result in results)),
+        zero_fraction=math.fsum(r.zero_fraction for r in results) / len(results),
+        svd=SvdFact(
+            method=hardest.measured.method.value,
+            proof=hardest.measured.proof.value,
+            residual=max(cut.residual for cut in cuts),
+            excess_bound=max(cut.bounds.excess for cut in cuts),
+            value_bound=max(cut.bounds.value for cut in cuts),
+            certified=all(is_certified(cut.bounds, options.tolerance) for cut in cuts),
+            rejected=tuple(sorted(rejected)),
+        ),
+        matrices=tuple(
+            MatrixFact(cut.rank, cut.sigma_first, cut.sigma_last_kept, cut.sigma_next, cut.edge)
+            for cut in cuts
+        ),
+    )
 
 
 def merged_rows(

@@ -22,12 +22,12 @@ from svdcut.record.manifest import Manifest, TensorFact
 from svdcut.record.progress import Observer, Progress
 from svdcut.record.provenance import InputHashes, identify_run, refuse_changed
 from svdcut.record.publication import publish
+from svdcut.record.summary import describe_run
 from svdcut.streaming.memory import memory_needs
 from svdcut.streaming.pool import Pool, Reserve
 from svdcut.truncation.adapter_plan import refuse_unholdable
 from svdcut.truncation.adapter_publication import publish_adapter
 from svdcut.truncation.budget import allocate_budgets
-from svdcut.truncation.report import describe_run
 from svdcut.truncation.tensor_job import Cutter, Job, process_tensor
 from svdcut.truncation.tensor_output import AdapterOutput, CheckpointOutput
 from svdcut.write.writer import TENSOR, CheckpointWriter
@@ -99,10 +99,10 @@ def run_truncation(
         pool = stack.enter_context(Pool(num_workers(device), needs.bound, device))
         job = Job(rules, options, device, {}, Reserve(needs.reserve), cutter=cutter)
         total = sum(tensor.target.size_bytes for tensor in plan.tensors)
-        run = _Run(plan, outputs, writers, hashes, pool, needs.sizes, total, observe)
+        run = _Run(plan, outputs, writers, pool, needs.sizes, total, observe)
         try:
             records = run.carry_out(job)
-            sources = hashes.sources(writers[0])
+            sources = hashes.sources()
         except CheckpointError:
             # A file that changed is the cause of what was found wrong in it.
             refuse_changed(plan)
@@ -138,7 +138,6 @@ class _Run:
     plan: Plan
     outputs: Sequence[Output]
     writers: Sequence[CheckpointWriter]
-    hashes: InputHashes
     pool: Pool
     sizes: Sequence[int]
     """Memory that each tensor takes at work, in bytes."""
@@ -185,7 +184,6 @@ class _Run:
             facts = process_tensor(job, planned, places)
             for writer, fact in zip(self.writers, facts, strict=True):
                 writer.record(TENSOR, name, asdict(fact))
-        self.hashes.record_known(self.writers[0])
         size, found = planned.target.size_bytes, tuple(facts)
         self.observe(Progress("truncate", name, size, self.total, found, resumed=resumed))
         return facts

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
 
 import torch
-from torch import Tensor
 
 from svdcut.choose.cut import CutRequest, cut_matrix, stable_seed
 from svdcut.choose.keep import Keep
@@ -24,8 +23,13 @@ from svdcut.streaming.pool import Reserve, or_on_cpu
 from svdcut.streaming.stored_matrix import MatrixSides, matrix_sides
 from svdcut.streaming.update import read_update
 from svdcut.svd.decomposition import SolverError
-from svdcut.truncation.reconstruction import Rows, compose, copied_bytes, copy_rows, new_row_bytes
-from svdcut.truncation.report import MatrixResult, describe_truncation
+from svdcut.truncation.reconstruction import (
+    CutMatrix,
+    MatrixResult,
+    copied_bytes,
+    describe_truncation,
+    new_row_bytes,
+)
 
 T = TypeVar("T")
 
@@ -64,33 +68,6 @@ class Job:
             CutRequest(rule, keep, seed, self.budgets.get((rule, pair.name, number)))
             for rule, keep in zip(self.rules_for(pair), keeps, strict=True)
         ]
-
-
-def stays_whole(sides: MatrixSides, rank: int, full_rank: int, scale: float) -> bool:
-    """Whether a cut keeps everything, so that the stored fine-tuned matrix is the result."""
-    return rank == full_rank and scale == 1 and sides.update is None
-
-
-@dataclass(frozen=True, slots=True)
-class CutMatrix:
-    """One matrix on its way to an output."""
-
-    sides: MatrixSides
-    result: MatrixResult
-    factors: Callable[[Sequence[int]], tuple[Tensor, Tensor]]
-    """Returns the factors of chosen triplets: see `Decomposition.factors`."""
-
-    is_wide: bool
-    """Whether a side is stored in float64."""
-
-    def rows(self, dtype: torch.dtype, scale: float) -> Iterator[Rows]:
-        """Return the rows of the result, stored in `dtype`, with the kept update scaled."""
-        cut, measured = self.result.cut, self.result.measured
-        if stays_whole(self.sides, cut.rank, measured.full_rank, scale):
-            return copy_rows(self.sides.finetuned, dtype)
-        assert self.sides.base is not None
-        factors, scale = self.factors(cut.indices), scale * measured.scale
-        return compose(self.sides.base, factors, scale, dtype, is_wide=self.is_wide)
 
 
 Cutter = Callable[[Job, Pair], Iterator[list[CutMatrix]]]

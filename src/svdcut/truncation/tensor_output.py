@@ -23,8 +23,7 @@ from svdcut.pair.pairing import Action
 from svdcut.pair.plan import PlannedTensor
 from svdcut.record.manifest import TensorFact, Truncation
 from svdcut.streaming.stored_matrix import TORCH_DTYPES, is_finite, to_bytes
-from svdcut.truncation.reconstruction import measure_rounding
-from svdcut.truncation.tensor_job import CutMatrix
+from svdcut.truncation.reconstruction import CutMatrix, measure_rounding
 from svdcut.write.tensor_writer import Range, Staging, TensorWriter
 from svdcut.write.writer import CheckpointWriter
 

@@ -18,9 +18,9 @@ from svdcut.choose.ranks import Rule, rule_for
 from svdcut.errors import CheckpointError
 from svdcut.files.filenames import MANIFEST_NAME, check_own
 from svdcut.record.manifest import SCHEMA, SCHEMA_PATH, Manifest, MatrixFact, Totals, Truncation
+from svdcut.record.summary import sum_totals
 from svdcut.svd.certificate import value_tolerance
 from svdcut.svd.measured import Method, Proof
-from svdcut.truncation.report import sum_totals
 from svdcut.verification.findings import Contradiction, Failure
 from svdcut.verification.tolerances import SUM, is_close
 

@@ -24,8 +24,8 @@ from svdcut.streaming.pool import Pool, Reserve
 from svdcut.streaming.stored_matrix import MatrixSides, matrix_sides
 from svdcut.svd.measured import Method
 from svdcut.svd.route import Route
+from svdcut.truncation.reconstruction import CutMatrix
 from svdcut.truncation.tensor_job import (
-    CutMatrix,
     Job,
     TensorOutput,
     decompose_matrix,

@@ -24,8 +24,7 @@ from svdcut.pair.pairing import Action, Pair
 from svdcut.pair.plan import PlannedTensor
 from svdcut.record.manifest import TensorFact, Truncation
 from svdcut.streaming.stored_matrix import TORCH_DTYPES, MatrixSides, to_bytes
-from svdcut.truncation.reconstruction import Rows, merged_rows
-from svdcut.truncation.tensor_job import CutMatrix, stays_whole
+from svdcut.truncation.reconstruction import CutMatrix, Rows, merged_rows, stays_whole
 from svdcut.truncation.tensor_output import AdapterTensor
 from svdcut.verification.tolerances import (
     DOUBLE,

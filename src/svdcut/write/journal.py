@@ -60,38 +60,21 @@ class Journal:
             raise
 
     def _open(self) -> int:
+        """Open and lock the file; one that another run has just removed was in use, too."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
-        while True:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                descriptor = os.open(self._path, flags, 0o666)
-            except FileNotFoundError:
-                continue  # the run that held it has just taken the folder away
-            try:
-                self._take_lock(descriptor)
-                ours = os.fstat(descriptor)
-                try:
-                    current = os.path.samestat(ours, self._path.stat())
-                except FileNotFoundError:
-                    current = False
-                if current:
-                    return descriptor
-            except BaseException:
-                os.close(descriptor)
-                raise
-            # The run that held it has just finished and taken the file away.
-            os.close(descriptor)
-
-    def _take_lock(self, descriptor: int) -> None:
+        descriptor = os.open(self._path, flags, 0o666)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OutputExistsError(
-                f"{self._path.parent} is in use: another run writes there",
-                hint="Wait for it, or choose another output.",
-            ) from None
-        except OSError:
-            return  # no such thing as a lock here, as on some network file systems
+            _lock(descriptor)
+            if os.path.samestat(os.fstat(descriptor), self._path.stat()):
+                return descriptor
+        except (BlockingIOError, FileNotFoundError):
+            pass
+        os.close(descriptor)
+        raise OutputExistsError(
+            f"{self._path.parent} is in use: another run writes there",
+            hint="Wait for it, or choose another output.",
+        )
 
     def _load(self) -> None:
         whole = 0
@@ -189,6 +172,16 @@ class Journal:
     def close(self) -> None:
         """Release the lock."""
         os.close(self._descriptor)
+
+
+def _lock(descriptor: int) -> None:
+    """Lock a file, where the file system has locks."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:
+        return
 
 
 def _parse(line: bytes, *, first: bool) -> dict[str, Any] | None:

@@ -12,7 +12,6 @@ import errno
 import hashlib
 import os
 import shutil
-import stat
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -39,7 +38,6 @@ TENSOR = "tensor"
 
 _RESULT_NAME = "checkpoint"
 _STAGING_NAME = "staging"
-_NEW_NAME = "new"
 _COPY_BYTES = 1 << 20
 _SYNC_SECONDS = 1.0
 """At most this much work is lost by a power failure."""
@@ -294,7 +292,6 @@ class CheckpointWriter:
         with self._sync_lock:
             self._sync()
         try:
-            self._give_usual_modes()
             for path in self._result.rglob("*"):
                 if path.name not in self._descriptors:
                     sync_path(path)
@@ -302,13 +299,6 @@ class CheckpointWriter:
             publish_folder(self._result, self._out, force=self._force)
         except OSError as error:
             raise output_error(self._out, error) from error
-
-    def _give_usual_modes(self) -> None:
-        """Give files of an earlier run the permissions that new ones have now."""
-        new = self._partial / _NEW_NAME
-        new.touch()
-        for descriptor in self._descriptors.values():
-            os.fchmod(descriptor, stat.S_IMODE(new.stat().st_mode))
 
     def _leave(self, error: BaseException | None) -> None:
         """Close everything; keep what is finished, if it can be of use."""
