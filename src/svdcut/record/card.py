@@ -17,31 +17,17 @@ from svdcut.record.manifest import Manifest, Source
 from svdcut.record.summary import summarize
 from svdcut.shown import printable
 
-
-@dataclass(frozen=True, slots=True)
-class _Words:
-    """The texts that differ between a checkpoint's card and an adapter's."""
-
-    title: str
-    formula: str
-    loading: str
-    relation: str | None = None
-    """`base_model_relation`; None where it follows from the number of parents."""
-
-    library: str | None = None
-
-
-_CHECKPOINT = _Words(
-    title="A fine-tuned model with the tail of its update cut",
-    formula="These weights are `base + truncated(finetuned - base)`",
-    loading="Like the fine-tuned model, with the same class and tokenizer",
+_CHECKPOINT = (
+    "A fine-tuned model with the tail of its update cut",
+    "These weights are `base + truncated(finetuned - base)`",
+    "Like the fine-tuned model, with the same class and tokenizer",
 )
-_ADAPTER = _Words(
-    title="The update of a fine-tuned model, cut, as a LoRA adapter",
-    formula="These factors are those of `truncated(finetuned - base)`",
-    loading="Onto base, loaded with the class of the fine-tuned model",
-    relation="adapter",
-    library="peft",
+"""Title, formula and how to load it."""
+
+_ADAPTER = (
+    "The update of a fine-tuned model, cut, as a LoRA adapter",
+    "These factors are those of `truncated(finetuned - base)`",
+    "Onto base, loaded with the class of the fine-tuned model",
 )
 
 _INHERITED = (
@@ -101,7 +87,7 @@ def render_card(
 from transformers import {_model_class(config)}
 
 model = {_model_class(config)}.from_pretrained("PATH_OR_ID")"""
-    card = _card(manifest, finetuned_card, base_card, _CHECKPOINT)
+    card = _card(manifest, finetuned_card, base_card)
     return card + (_block(code) if config else ".\n")  # a file alone loads nowhere
 
 
@@ -122,7 +108,7 @@ def render_adapter_card(
     """
     limits = "".join(f"- {limit}\n" for limit in loading.limits)
     said = f"\nPEFT reads all of it. Other readers do not:\n\n{limits}"
-    card = _card(manifest, finetuned_card, base_card, _ADAPTER)
+    card = _card(manifest, finetuned_card, base_card)
     return card + _block(_adapter_code(loading)) + said
 
 
@@ -161,31 +147,21 @@ def _labels(task: Mapping[str, Any]) -> list[str]:
     return [str(named.get(str(number), f"LABEL_{number}")) for number in range(len(named))]
 
 
-def _card(
-    manifest: Manifest,
-    finetuned_card: str | None,
-    base_card: str | None,
-    words: _Words,
-) -> str:
+def _card(manifest: Manifest, finetuned_card: str | None, base_card: str | None) -> str:
     from huggingface_hub import ModelCardData
 
-    ours, theirs = card_metadata(finetuned_card), card_metadata(base_card)
-    data: dict[str, Any] = {}
-    for key in _INHERITED:
-        value = ours.get(key, theirs.get(key))
-        if value is not None:
-            data[key] = value
-    parents = _parents(manifest, ours)
-    if parents:
+    ours = card_metadata(finetuned_card)
+    merged = card_metadata(base_card) | ours
+    data = {key: merged[key] for key in _INHERITED if key in merged}
+    if parents := _parents(manifest, ours):
+        relation = "merge" if len(parents) > 1 else "finetune"
         data["base_model"] = parents
-        data["base_model_relation"] = words.relation or (
-            "merge" if len(parents) > 1 else "finetune"
-        )
-    if words.library:
-        data["library_name"] = words.library
+        data["base_model_relation"] = "adapter" if manifest.adapter else relation
+    if manifest.adapter:
+        data["library_name"] = "peft"
     data["tags"] = list(dict.fromkeys([*_texts(ours.get("tags")), "svdcut"]))
     header = ModelCardData(**data, ignore_metadata_errors=True).to_yaml()
-    return f"---\n{header}\n---\n\n{_body(manifest, words)}"
+    return f"---\n{header}\n---\n\n{_body(manifest)}"
 
 
 def card_metadata(card: str | None) -> dict[str, Any]:
@@ -248,7 +224,8 @@ def _parents(manifest: Manifest, finetuned: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(name for name in parents if _HUB_ID.fullmatch(str(name))))
 
 
-def _body(manifest: Manifest, words: _Words) -> str:
+def _body(manifest: Manifest) -> str:
+    title, formula, loading = _ADAPTER if manifest.adapter else _CHECKPOINT
     totals = manifest.totals
     energy = totals.energy_retained
     facts = [
@@ -261,9 +238,9 @@ def _body(manifest: Manifest, words: _Words) -> str:
         ("norm of what was cut", f"{totals.tail_norm:.4g}"),
         ("norm of the rounding of storage", f"{totals.rounding_error:.4g}"),
     ]
-    return f"""# {words.title}
+    return f"""# {title}
 
-{words.formula}: of the singular value
+{formula}: of the singular value
 decomposition of each weight's update, only a part of the triplets was kept. They
 were made by svdcut {manifest.svdcut_version};
 no training took place. `svdcut.json` holds the ranks, errors and hashes of every
@@ -275,7 +252,7 @@ tensor. The effect on any task was not measured by this tool.
 {_table(("tensors", "count", "shape", "rank", "full rank", "energy kept"), _rank_rows(manifest))}
 ## How to load it
 
-{words.loading}"""
+{loading}"""
 
 
 def _name(source: Source) -> str:

@@ -29,14 +29,8 @@ from svdcut.truncation.adapter_plan import refuse_unholdable
 from svdcut.truncation.adapter_publication import publish_adapter
 from svdcut.truncation.budget import allocate_budgets
 from svdcut.truncation.tensor_job import Cutter, Job, process_tensor
-from svdcut.truncation.tensor_output import AdapterOutput, CheckpointOutput
+from svdcut.truncation.tensor_output import WrittenOutput
 from svdcut.write.writer import TENSOR, CheckpointWriter
-
-_OUTPUTS: Mapping[Form, type[CheckpointOutput | AdapterOutput]] = {
-    Form.CHECKPOINT: CheckpointOutput,
-    Form.ADAPTER: AdapterOutput,
-}
-_PUBLISH = {Form.CHECKPOINT: publish, Form.ADAPTER: publish_adapter}
 
 
 def run_truncation(
@@ -96,10 +90,11 @@ def run_truncation(
     needs = memory_needs(plan, rules, options)
     with ExitStack() as stack:
         writers = [stack.enter_context(_writer(plan, output, identity)) for output in outputs]
+        places = [WrittenOutput(w, o.form) for w, o in zip(writers, outputs, strict=True)]
         pool = stack.enter_context(Pool(num_workers(device), needs.bound, device))
         job = Job(rules, options, device, {}, Reserve(needs.reserve), cutter=cutter)
         total = sum(tensor.target.size_bytes for tensor in plan.tensors)
-        run = _Run(plan, outputs, writers, pool, needs.sizes, total, observe)
+        run = _Run(plan, places, pool, needs.sizes, total, observe)
         try:
             records = run.carry_out(job)
             sources = hashes.sources()
@@ -113,7 +108,8 @@ def run_truncation(
             seconds = time.monotonic() - began
             manifest = describe_run(plan, options, output.rule, facts, sources, machinery, seconds)
             manifest = replace(manifest, command=tuple(command))
-            manifests.append(_PUBLISH[output.form](writer, plan, manifest, options))
+            complete = publish if output.form is Form.CHECKPOINT else publish_adapter
+            manifests.append(complete(writer, plan, manifest, options))
         for writer in writers:
             writer.commit()
     return manifests
@@ -136,8 +132,7 @@ class _Run:
     """The tensors of a plan at work."""
 
     plan: Plan
-    outputs: Sequence[Output]
-    writers: Sequence[CheckpointWriter]
+    outputs: Sequence[WrittenOutput]
     pool: Pool
     sizes: Sequence[int]
     """Memory that each tensor takes at work, in bytes."""
@@ -152,7 +147,7 @@ class _Run:
         plan = self.plan
         if job.cutter is None:
             budgets = allocate_budgets(
-                job, plan, self.pool, self.sizes, self.writers[0], self.observe
+                job, plan, self.pool, self.sizes, self.outputs[0].writer, self.observe
             )
             job = replace(job, budgets=budgets)
         done: dict[str, list[TensorFact]] = {}
@@ -175,15 +170,15 @@ class _Run:
         return {t.pair.name: found for t, found in zip(tensors, facts, strict=True)}
 
     def _tensor(self, job: Job, planned: PlannedTensor) -> list[TensorFact]:
-        places = [_OUTPUTS[o.form](w) for o, w in zip(self.outputs, self.writers, strict=True)]
-        name, documents = planned.pair.name, [place.finished(planned) for place in places]
+        name = planned.pair.name
+        documents = [output.finished(planned) for output in self.outputs]
         resumed = None not in documents
         if resumed:
             facts = [parse_dataclass(TensorFact, document) for document in documents]
         else:
-            facts = process_tensor(job, planned, places)
-            for writer, fact in zip(self.writers, facts, strict=True):
-                writer.record(TENSOR, name, asdict(fact))
+            facts = process_tensor(job, planned, self.outputs)
+            for output, fact in zip(self.outputs, facts, strict=True):
+                output.writer.record(TENSOR, name, asdict(fact))
         size, found = planned.target.size_bytes, tuple(facts)
         self.observe(Progress("truncate", name, size, self.total, found, resumed=resumed))
         return facts

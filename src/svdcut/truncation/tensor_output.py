@@ -20,7 +20,7 @@ from svdcut.errors import NonFiniteError, SvdcutError
 from svdcut.files.filenames import ADAPTER_NAME
 from svdcut.files.tensorfile import Dtype, TensorEntry, read_bytes
 from svdcut.pair.pairing import Action
-from svdcut.pair.plan import PlannedTensor
+from svdcut.pair.plan import Form, PlannedTensor
 from svdcut.record.manifest import TensorFact, Truncation
 from svdcut.streaming.stored_matrix import TORCH_DTYPES, is_finite, to_bytes
 from svdcut.truncation.reconstruction import CutMatrix, measure_rounding
@@ -33,17 +33,22 @@ root of the rank: eight units of roundoff."""
 
 
 @dataclass(frozen=True, slots=True)
-class CheckpointOutput:
-    """Stores the tensors of a checkpoint."""
+class WrittenOutput:
+    """One output of a run: a checkpoint, or an adapter that is staged until all ranks are known."""
 
     writer: CheckpointWriter
+    form: Form
 
-    def open(self, planned: PlannedTensor, options: Options) -> CheckpointTensor:
+    def open(self, planned: PlannedTensor, options: Options) -> CheckpointTensor | AdapterTensor:
         """Return a writer for a planned tensor."""
+        if self.form is Form.ADAPTER:
+            return AdapterTensor(self.writer.staging, planned, options)
         return CheckpointTensor(self.writer.open(planned.target), planned, options.scale)
 
     def finished(self, planned: PlannedTensor) -> Mapping[str, Any] | None:
         """Return what an earlier run recorded of a tensor, if its bytes are there."""
+        if self.form is Form.ADAPTER:
+            return self.writer.finished_parts(planned.pair.name)
         return self.writer.finished(planned.target)
 
 
@@ -87,21 +92,6 @@ class CheckpointTensor:
         target, sha256 = self._planned.target, self._writer.finish()
         file, dtype = target.path.name, target.dtype.value
         return TensorFact(action.value, target.shape, dtype, file, sha256, truncation)
-
-
-@dataclass(frozen=True, slots=True)
-class AdapterOutput:
-    """Stages the tensors of an adapter until all ranks are known."""
-
-    writer: CheckpointWriter
-
-    def open(self, planned: PlannedTensor, options: Options) -> AdapterTensor:
-        """Return a writer for a planned tensor."""
-        return AdapterTensor(self.writer.staging, planned, options)
-
-    def finished(self, planned: PlannedTensor) -> Mapping[str, Any] | None:
-        """Return what an earlier run recorded of a tensor, if its parts are there."""
-        return self.writer.finished_parts(planned.pair.name)
 
 
 class AdapterTensor:
