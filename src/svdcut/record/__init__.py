@@ -1,1 +1,1 @@
-"""What a run says of itself: progress, manifest, card, provenance."""
+"""A run's account of itself: progress, manifest, card, provenance."""

@@ -52,7 +52,7 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@.*)?")
 
 @dataclass(frozen=True, slots=True)
 class AdapterLoading:
-    """What the card of an adapter needs to describe how to load it."""
+    """Facts from which an adapter's card describes how to load it."""
 
     config: Mapping[str, Any]
     """The fine-tuned side's config, which names the class."""

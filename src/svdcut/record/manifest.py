@@ -80,7 +80,7 @@ class SvdFact:
 
 @dataclass(frozen=True, slots=True)
 class MatrixFact:
-    """What was kept of one matrix."""
+    """Rank and singular values at the cut of one matrix."""
 
     rank: int
     sigma_first: float
@@ -91,12 +91,12 @@ class MatrixFact:
     """The largest singular value that was cut; None at full rank."""
 
     noise_edge: float | None
-    """What the noise rule compared with; None under other rules."""
+    """The value that the noise rule compared with; None under other rules."""
 
 
 @dataclass(frozen=True, slots=True)
 class Truncation:
-    """What was done to one tensor."""
+    """The truncation of one tensor."""
 
     __repr__ = brief
 

@@ -1,4 +1,4 @@
-"""What an observer of a run is told."""
+"""The progress that an observer of a run is told."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Progress:
     """Of the whole stage; 0 where nothing is counted."""
 
     facts: tuple[TensorFact, ...] = ()
-    """What was written, for each output."""
+    """Facts of the written tensor, for each output."""
 
     resumed: bool = False
     """Whether an earlier run had done it."""

@@ -21,7 +21,7 @@ from svdcut.streaming.memory import memory_needs
 from svdcut.write.destination import partial_path
 
 _PROCESS_BYTES = 400 << 20
-"""What Python and torch take by themselves (measured)."""
+"""Memory of Python and torch by themselves (measured)."""
 
 _SMALL_FILES_BYTES = 1 << 20
 """Room for the card, the index and the manifest, beside a share for each tensor."""
@@ -66,7 +66,7 @@ class DiskNeed:
 
 @dataclass(frozen=True, slots=True)
 class Preflight:
-    """What a run needs, and what there is."""
+    """The disk space and memory that a run needs, and those that there are."""
 
     disks: tuple[DiskNeed, ...]
     memory_needed: int

@@ -46,7 +46,7 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class MatrixResult:
-    """What was done to one matrix for one output."""
+    """The cut of one matrix for one output, and the rounding of its storage."""
 
     cut: Cut
     measured: MeasuredValues

@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,10 +43,8 @@ class TensorWriter:
         if self._done + len(view) > self._entry.size_bytes:
             raise ValueError(f"too many bytes for tensor {self._entry.name!r}")
         self._digest.update(view)
-        try:
+        with writing(self._entry.path):
             write_at(self._descriptor, view, self._entry.offset + self._done)
-        except OSError as error:
-            raise output_error(self._entry.path, error) from error
         self._done += len(view)
 
     def finish(self) -> str:
@@ -98,10 +97,8 @@ class Staging:
         with self._lock:
             place = Range(self._end, len(view))
             self._end += len(view)
-        try:
+        with writing(self._path):
             write_at(self.descriptor, view, place.offset)
-        except OSError as error:
-            raise output_error(self._path, error) from error
         return place
 
     def read(self, place: Range) -> bytearray:
@@ -124,6 +121,15 @@ def write_at(descriptor: int, view: memoryview, offset: int) -> None:
         count = os.pwrite(descriptor, view, offset)
         offset += count
         view = view[count:]
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raise `OutputError` where the system refuses to write to a path."""
+    try:
+        yield
+    except OSError as error:
+        raise output_error(path, error) from error
 
 
 def output_error(path: Path, error: OSError) -> OutputError:

@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Any
 
 from svdcut.errors import OutputError, OutputExistsError, SvdcutError
-from svdcut.files.tensorfile import FileLayout, TensorEntry, iterate_bytes
+from svdcut.files.tensorfile import FileLayout, TensorEntry, hash_file, iterate_bytes
 from svdcut.write.destination import (
     check_partial,
     partial_path,
@@ -31,14 +31,13 @@ from svdcut.write.destination import (
     sync_path,
 )
 from svdcut.write.journal import Journal
-from svdcut.write.tensor_writer import Staging, TensorWriter, output_error, write_at
+from svdcut.write.tensor_writer import Staging, TensorWriter, write_at, writing
 
 TENSOR = "tensor"
 """Kind of a record of a finished tensor."""
 
 _RESULT_NAME = "checkpoint"
 _STAGING_NAME = "staging"
-_COPY_BYTES = 1 << 20
 _SYNC_SECONDS = 1.0
 """At most this much work is lost by a power failure."""
 
@@ -95,33 +94,37 @@ class CheckpointWriter:
         self._synced_at = time.monotonic()
         self._stages = stages
         self._staging: Staging | None = None
-        self._whole: set[str] = set()
-        """Files that were there already, with the right header and length."""
+        self._whole: set[str] = set()  # there already, with the right header and length
 
     def __enter__(self) -> CheckpointWriter:
         check_partial(self._partial)
-        try:
+        with writing(self._partial):
             self._journal = Journal(self._partial)
-        except OSError as error:
-            raise output_error(self._partial, error) from error
         try:
-            if self._restart or self._journal.identity is None:
-                self._begin()
-            else:
-                what = f"{self._partial} is the unfinished work"
-                self._journal.refuse_other(self._identity, what)
-            self._result.mkdir(exist_ok=True)
-            self._remove_strays()
-            for file in self._files:
-                self._create(file)
-            if self._stages:
-                self._staging = Staging(self._partial / _STAGING_NAME, self.find, self.record)
+            with writing(self._partial):
+                self._prepare()
         except BaseException as error:
             self._leave(error)
-            if isinstance(error, OSError):
-                raise output_error(self._partial, error) from error
             raise
         return self
+
+    def _prepare(self) -> None:
+        """Drop or take over unfinished work, and make the files that are known."""
+        if self._restart or self._journal.identity is None:
+            if self._result.is_dir():
+                shutil.rmtree(self._result)
+            (self._partial / _STAGING_NAME).unlink(missing_ok=True)
+            self._journal.begin(self._identity)
+        self._journal.refuse_other(self._identity, f"{self._partial} is the unfinished work")
+        self._result.mkdir(exist_ok=True)
+        names = {file.name for file in self._files}
+        for path in self._result.iterdir():
+            if path.name not in names:  # small files that a stopped run left
+                remove(path)
+        for file in self._files:
+            self._create(file)
+        if self._stages:
+            self._staging = Staging(self._partial / _STAGING_NAME, self.find, self.record)
 
     def __exit__(
         self,
@@ -130,19 +133,6 @@ class CheckpointWriter:
         trace: TracebackType | None,
     ) -> None:
         self._leave(error)
-
-    def _begin(self) -> None:
-        if self._result.is_dir():
-            shutil.rmtree(self._result)
-        (self._partial / _STAGING_NAME).unlink(missing_ok=True)
-        self._journal.begin(self._identity)
-
-    def _remove_strays(self) -> None:
-        """Remove small files that a stopped run left."""
-        names = {file.name for file in self._files}
-        for path in self._result.iterdir():
-            if path.name not in names:
-                remove(path)
 
     def _create(self, file: FileLayout) -> None:
         path = self._result / file.name
@@ -206,10 +196,8 @@ class CheckpointWriter:
         OutputError
             If the disk is full.
         """
-        try:
+        with writing(self._result / file.name):
             self._create(file)
-        except OSError as error:
-            raise output_error(self._result / file.name, error) from error
 
     @property
     def staging(self) -> Staging:
@@ -245,10 +233,8 @@ class CheckpointWriter:
 
     def _sync(self) -> None:
         """Put the bytes on disk, then the records that speak of them, in this order."""
-        try:
+        with writing(self._partial):
             self._journal.sync(self._sync_bytes)
-        except OSError as error:
-            raise output_error(self._partial, error) from error
         self._synced_at = time.monotonic()
 
     def _sync_bytes(self) -> None:
@@ -260,26 +246,17 @@ class CheckpointWriter:
     def write_file(self, name: Path, data: bytes) -> None:
         """Write a small file."""
         target = self._result / name
-        try:
+        with writing(target):
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(data)
-        except OSError as error:
-            raise output_error(target, error) from error
 
     def copy_file(self, source: Path, name: Path) -> tuple[int, str]:
         """Copy a small file; return its size in bytes and its sha256."""
         target = self._result / name
-        size, digest = 0, hashlib.sha256()
-        try:
+        with writing(target):
             target.parent.mkdir(parents=True, exist_ok=True)
-            with source.open("rb") as ours, target.open("wb") as theirs:
-                while data := ours.read(_COPY_BYTES):
-                    theirs.write(data)
-                    digest.update(data)
-                    size += len(data)
-        except OSError as error:
-            raise output_error(target, error) from error
-        return size, digest.hexdigest()
+            shutil.copyfile(source, target)
+            return target.stat().st_size, hash_file(target, threading.Event())
 
     def commit(self) -> None:
         """Sync everything and give the folder its name.
@@ -291,14 +268,12 @@ class CheckpointWriter:
         """
         with self._sync_lock:
             self._sync()
-        try:
+        with writing(self._out):
             for path in self._result.rglob("*"):
                 if path.name not in self._descriptors:
                     sync_path(path)
             sync_path(self._result)
             publish_folder(self._result, self._out, force=self._force)
-        except OSError as error:
-            raise output_error(self._out, error) from error
 
     def _leave(self, error: BaseException | None) -> None:
         """Close everything; keep what is finished, if it can be of use."""
