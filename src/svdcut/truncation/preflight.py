@@ -96,17 +96,19 @@ class Preflight:
 
     def warnings(self) -> Iterator[str]:
         """Yield warnings: too little memory on the host or the GPU."""
-        there = self.memory_available
-        if there is not None and self.memory_needed > there:
+        needed, host, device = (
+            self.memory_needed,
+            self.memory_available,
+            self.device_memory_available,
+        )
+        if host is not None and needed > host:
             yield (
-                f"the run may take {byte_size(self.memory_needed)} of memory, and "
-                f"{byte_size(there)} can be had"
+                f"the run may take {byte_size(needed)} of memory, and {byte_size(host)} can be had"
             )
-        there = self.device_memory_available
-        if there is not None and self.memory_needed > there:
+        if device is not None and needed > device:
             yield (
-                f"the largest tensors may take {byte_size(self.memory_needed)} on the GPU, "
-                f"which has {byte_size(there)} free: those that find no room are done on the CPU"
+                f"the largest tensors may take {byte_size(needed)} on the GPU, which has "
+                f"{byte_size(device)} free: those that find no room are done on the CPU"
             )
 
 

@@ -18,7 +18,7 @@ from svdcut.choose.cut import Cut
 from svdcut.choose.options import STORED_DTYPES, Options, StoredDtype
 from svdcut.errors import NonFiniteError, SvdcutError
 from svdcut.files.filenames import ADAPTER_NAME
-from svdcut.files.tensorfile import Dtype, TensorEntry, read_bytes
+from svdcut.files.tensorfile import Dtype, read_bytes
 from svdcut.pair.pairing import Action
 from svdcut.pair.plan import Form, PlannedTensor
 from svdcut.record.manifest import TensorFact, Truncation
@@ -131,10 +131,9 @@ class AdapterTensor:
         base = self._planned.pair.base
         view = memoryview(data).cast("B")
         if not self._differs and base is not None:
-            same = _alike(self._planned.target, base) and view == read_bytes(
-                base, self._read, self._read + len(view)
-            )
-            self._differs = not same
+            target, end = self._planned.target, self._read + len(view)
+            alike = (target.dtype, target.shape) == (base.dtype, base.shape)
+            self._differs = not alike or view != read_bytes(base, self._read, end)
         self._read += len(view)
         self._digest.update(view)
         if self._planned.pair.update is not None:  # else it can be read again
@@ -188,10 +187,6 @@ class AdapterTensor:
 def factor_dtype(wanted: StoredDtype) -> Dtype:
     """Return the dtype of factors: float32 by default."""
     return STORED_DTYPES.get(wanted, Dtype.F32)
-
-
-def _alike(ours: TensorEntry, theirs: TensorEntry) -> bool:
-    return (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)
 
 
 def balance(left: Tensor, right: Tensor, scale: float) -> tuple[Tensor, Tensor]:

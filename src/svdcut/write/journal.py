@@ -128,10 +128,10 @@ class Journal:
         """Return what was recorded, or None."""
         return self._records.get((kind, name))
 
-    def count(self, kind: str) -> int:
-        """Return how many records of a kind there are."""
+    def has(self, kind: str) -> bool:
+        """Whether there is a record of a kind."""
         with self._lock:
-            return sum(found == kind for found, _ in self._records)
+            return any(found == kind for found, _ in self._records)
 
     def record(self, kind: str, name: str, data: object) -> None:
         """Remember a record; `sync` makes it last."""

@@ -297,4 +297,4 @@ class CheckpointWriter:
             return True  # it is another run's
         if isinstance(error, SvdcutError) and not error.keeps_work:
             return False
-        return self._result.is_dir() and self._journal.count(TENSOR) > 0
+        return self._result.is_dir() and self._journal.has(TENSOR)
