@@ -2,7 +2,7 @@
 
 ``python tests/harness_files.py`` writes golden/harness_files anew; it needs
 ``pip install lm_eval==0.4.13``. Look at what changed. What depends on the machine or on the
-day is left out of the results; samples are kept whole.
+day is left out.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ GOLDEN = Path(__file__).parent / "golden" / "harness_files"
 DATE = "2026-01-01T00-00-00.000000"
 KEPT = ("results", "groups", "group_subtasks", "higher_is_better", "n-samples", "lm_eval_version")
 RUNS = {"task": "words", "group": "pair", "tasks": "words,more", "filters": "answer"}
-"""What ``--tasks`` is given. Of two tasks, no samples are kept."""
+"""What ``--tasks`` is given."""
 
 CHOICE = """
 dataset_path: json
@@ -91,8 +91,7 @@ def command(tasks: Path, names: str) -> list[str]:
     """Return the words of the command, as a user of ``svdcut sweep`` writes them."""
     words = [sys.executable, "-m", "lm_eval", "run", "--model", "hf", "--device", "cpu"]
     words += ["--model_args", "pretrained={model},dtype=float32", "--tasks", names]
-    words += ["--include_path", str(tasks), "--output_path", "{out}"]
-    return words if "," in names else [*words, "--log_samples"]
+    return [*words, "--include_path", str(tasks), "--output_path", "{out}"]
 
 
 STAND_IN = """#!{python}
@@ -100,13 +99,11 @@ import argparse, pathlib, shutil
 parser = argparse.ArgumentParser()
 for name in ("--model", "--model_args", "--tasks", "--output_path"):
     parser.add_argument(name, required=True)
-parser.add_argument("--log_samples", action="store_true")
 asked = parser.parse_args()
 folder = pathlib.Path(asked.output_path) / asked.model_args.replace("/", "__")
 folder.mkdir(parents=True)
 for path in pathlib.Path({golden!r}).iterdir():
-    if asked.log_samples or path.suffix == ".json":
-        shutil.copy(path, folder)
+    shutil.copy(path, folder)
 """
 
 
@@ -132,14 +129,10 @@ def record(target: Path) -> None:
 
 def _keep(out: Path, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
-    for path in out.rglob("*.json*"):
-        kind = path.name.rpartition("_")[0]
-        text = path.read_text(encoding="utf-8")
-        if path.suffix == ".json":
-            document = json.loads(text)
-            text = json.dumps({key: document[key] for key in KEPT if key in document}, indent=1)
-            text += "\n"
-        (target / f"{kind}_{DATE}{path.suffix}").write_text(text, encoding="utf-8")
+    for path in out.rglob("results_*.json"):
+        document = json.loads(path.read_text(encoding="utf-8"))
+        kept = {key: document[key] for key in KEPT if key in document}
+        (target / f"results_{DATE}.json").write_text(json.dumps(kept, indent=1) + "\n")
 
 
 if __name__ == "__main__":

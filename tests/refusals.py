@@ -780,7 +780,6 @@ CASES = (
         3,
         with_data("text,label\ncafé,1\n".encode("latin-1")),
     ),
-    Case("data of 20,000 columns", 3, with_data("text,label" + ",x" * 20_000 + "\n")),
     Case("a Parquet column of lists", 3, parquet({"text": [["a"], ["b"]], "label": [0, 1]})),
     Case("a row without a label", 3, with_data("text,label\ngreat,1\nbad,\n")),
     Case(

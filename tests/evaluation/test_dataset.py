@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import json
 import os
 import subprocess
 import sys
@@ -15,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from examples import compressed, write_csv, write_everything, write_lines, write_parquet
+from examples import write_csv, write_everything, write_lines, write_parquet
 from svdcut.errors import DataError, UsageError
-from svdcut.evaluation import dataset, lines, parquet, tables
+from svdcut.evaluation import dataset
 from svdcut.evaluation.dataset import Columns, read_dataset
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12)
@@ -252,96 +251,83 @@ def test_samples_are_the_same_in_every_version(tmp_path):
 HEAD = "text,label\n"
 LINE = '{"text": "a", "label": 0}\n'
 REFUSALS = [
-    # file, content, columns, what is said of it, what to do
-    ("a.csv", "", {}, "a.csv: empty", "first line must name"),
-    ("a.csv", "\n\n", {}, "a.csv: empty", "first line must name"),
-    ("a.csv", HEAD, {}, "a.csv: no rows", ""),
-    ("a.jsonl", "", {}, "a.jsonl: no rows", ""),
-    ("a.json", "[]", {}, "a.json: no rows", ""),
-    ("a.csv", "text,labels\na,1\n", {}, ": no column 'label'", "did you mean 'labels'?"),
-    ("a.csv", "text, Label\na,1\n", {}, "no column 'label'", "did you mean ' Label'?"),
-    ("a.csv", "a,b\na,1\n", {"text": "xyz"}, "no column 'xyz'", "There are 'a', 'b'."),
-    ("a.csv", "text,label,text\n", {}, ": two columns are named 'text'", "of its own"),
-    ("a.csv", "a,a,b,b,c\n", {}, "2 names stand for several columns: 'a'", "of its own"),
-    ("a.csv", f"{HEAD}a,1\nb\n", {}, "row 2 (line 3): 1 fields, where", "quotes"),
-    ("a.csv", f"{HEAD}a,1\n\nb,1,2\n", {}, "row 2 (line 4): 3 fields, where", "quotes"),
-    ("a.csv", f'{HEAD}"a,1\n', {}, "row 1 (line 2): unexpected end of data", "not closed"),
-    ("a.csv", f'{HEAD}"a"b,1\n', {}, "row 1 (line 2): ',' expected after", "written twice"),
-    ("a.csv", f"{HEAD}a,1\n{'b' * 140_000},0\n", {}, "row 2 (line 3): field larger", "JSON Lines"),
-    ("a.csv", HEAD.encode() + b"a,1\nb,\xe9\n", {}, "column 'label': the byte 0xe9", "UTF-8"),
-    ("a.csv", b"\xff\xfet\0e\0", {}, "line 1, column 1: ", "UTF-8"),
-    ("a.csv", "text,label,x\0y\n", {}, "line 1", ""),
-    ("a.csv", f"{HEAD}a,0\nb\0,1\n", {}, "row 2 (line 3)", ""),
-    ("a.csv", f"{HEAD}a,0\nb,\n", {}, "row 2, column 'label': nothing, where a label", ""),
-    ("a.csv", f"{HEAD}a,0\nb, \n", {}, "row 2, column 'label': nothing, where a label", ""),
-    ("a.csv", f"{HEAD}a,1\nb,1.0\n", {}, "'label': every row has the label '1'", "accuracy"),
+    # file, content, columns, what is said of it
+    ("a.csv", "", {}, "a.csv: row 1: no names of columns"),
+    ("a.csv", "\n\n", {}, "a.csv: row 1: no names of columns"),
+    ("a.csv", HEAD, {}, "a.csv: no rows"),
+    ("a.jsonl", "", {}, "a.jsonl: no rows"),
+    ("a.json", "[]", {}, "a.json: no rows"),
+    ("a.csv", "text,labels\na,1\n", {}, ": no column 'label' among 'text', 'labels'; did you mean"),
+    ("a.csv", "text, Label\na,1\n", {}, "no column 'label'"),
+    ("a.csv", "text,label,text\n", {}, ": 2 columns are named 'text'"),
+    ("a.csv", f"{HEAD}a,1\nb\n", {}, "row 2: 1 fields, where"),
+    ("a.csv", f"{HEAD}a,1\n\nb,1,2\n", {}, "row 2: 3 fields, where"),
+    ("a.csv", f'{HEAD}"a,1\n', {}, "row 1: unexpected end of data"),
+    ("a.csv", f'{HEAD}"a"b,1\n', {}, "row 1: ',' expected after"),
+    ("a.csv", f"{HEAD}a,1\n{'b' * 140_000},0\n", {}, "row 2: field larger"),
+    ("a.csv", HEAD.encode() + b"a,1\nb,\xe9\n", {}, "can't decode byte 0xe9"),
+    ("a.csv", b"\xff\xfet\0e\0", {}, "can't decode byte 0xff"),
+    ("a.csv", f"{HEAD}a,0\nb,\n", {}, "row 2, column 'label': nothing, where a label"),
+    ("a.csv", f"{HEAD}a,0\nb, \n", {}, "row 2, column 'label': nothing, where a label"),
+    ("a.csv", f"{HEAD}a,1\nb,1.0\n", {}, "'label': every row has the label '1'"),
     (
         *("a.csv", f"{HEAD}a,1\nb,2\n", {"group": ("text", "label")}),
-        *("the column 'text' is named for two things", "columns of their own"),
+        "the column 'text' is named for two things",
     ),
     (
         *("a.csv", "text,label,g\na,1,x\nb,2,x\n", {"group": ("g",)}),
-        *("column 'g': every row has the value 'x'", "leave it out"),
+        "column 'g': every row has the value 'x'",
     ),
     (
         *("a.csv", "text,label,g\na,1,x\nb,2,\n", {"group": ("g",)}),
-        *("row 2, column 'g': nothing, where a value", ""),
+        "row 2, column 'g': nothing, where a value",
     ),
     (
         *("a.csv", "text,label,g\na,1,0\nb,2,2\n", {"group_columns": ("g",)}),
-        *("row 2, column 'g': '2', where a number from 0 to 1", ""),
+        "row 2, column 'g': '2', where a number from 0 to 1",
     ),
     (
         *("a.csv", "text,label,g\na,1,0\nb,2,nan\n", {"group_columns": ("g",)}),
-        *("row 2, column 'g': 'nan', where a number from 0 to 1", ""),
+        "row 2, column 'g': 'nan', where a number from 0 to 1",
     ),
     (
         *("a.csv", "text,label,g\na,1,0.5\nb,2,1\n", {"aligned": "g"}),
-        *("row 1, column 'g': '0.5', where 0 or 1", ""),
+        "row 1, column 'g': '0.5', where 0 or 1",
     ),
-    ("a.tsv", "text\tlabel\na\t1\nb\n", {}, "a.tsv: row 2 (line 3): 1 fields", ""),
-    ("a.jsonl", f"{LINE}[1]\n", {}, "row 2: [1], where a JSON object", '{"text": "...'),
-    ("a.jsonl", f"{LINE}\n{{\n", {}, "row 2 (line 3): not valid JSON (Expecting", "Each line"),
-    ("a.jsonl", f'{LINE}{{"text": "b"}}\n', {}, "row 2: no column 'label'", "There are 'text'."),
-    (
-        *("a.jsonl", '{"text": "a", "text": "b", "label": 1}', {}),
-        *("row 1: not valid JSON ('text' is named twice)", ""),
-    ),
-    ("a.jsonl", '{"text": null, "label": 1}', {}, "'text': null, where text is", ""),
-    ("a.jsonl", '{"text": 5, "label": 1}', {}, "'text': 5, where text is", ""),
-    ("a.jsonl", '{"text": "a", "label": null}', {}, "'label': null, where text or a num", ""),
-    ("a.jsonl", '{"text": "a", "label": NaN}', {}, "'label': nan, where text or a num", ""),
-    ("a.jsonl", '{"text": "a", "label": [1]}', {}, "'label': [1], where text or a num", ""),
-    ("a.jsonl", '{"text": "a\\u0000", "label": 1}', {}, "'text': a NUL, where text is", ""),
-    ("a.jsonl", '{"text": "\\ud83d", "label": 1}', {}, "'text': \\ud83d, half a char", ""),
-    ("a.jsonl", b'{"text": "\xe9", "label": 1}', {}, "'text': the byte 0xe9", "UTF-8"),
-    ("a.jsonl", b'{"\xe9": "", "label": 1}', {}, "row 1, column 1: the byte 0xe9", "UTF-8"),
-    ("a.jsonl", '{"text": ' + "[" * 99_999, {}, "row 1: nested too deep", ""),
-    ("a.jsonl", "[{" * 999_999, {}, "not valid JSON (more than 1000000 values)", ""),
-    ("a.jsonl", f'{{"label": {"1" * 5000}}}', {}, "an integer of 5000 digits", ""),
-    ("a.json", f"[{LINE}, 7]", {}, "a.json: row 2: 7, where a JSON object", ""),
-    ("a.json", '{"data": []}', {}, "a.json: row 1: no column 'text'", "There are 'data'."),
-    ("a.json", "[1", {}, "a.json: not valid JSON", "may be a list"),
-    ("a.json", "", {}, "a.json: no rows", ""),
-    ("a.csv.gz", "text,label\n", {}, "a.csv.gz: cannot be read: Not a gzipped file", ""),
-    ("a.csv.gz", gzip.compress(HEAD.encode() * 99, mtime=0)[:-9], {}, "cannot be read: ", ""),
-    ("a.csv.gz", gzip.compress(b"text", mtime=0)[:-10] + b"\xff" * 10, {}, "cannot be read: ", ""),
-    ("a.jsonl.bz2", b"BZh9what", {}, "cannot be read: Invalid data stream", ""),
-    ("a.txt", HEAD, {}, "a.txt: its name does not end as that of a table", ".parquet"),
-    ("a.gz", HEAD, {}, "a.gz: its name does not end as that of a table", ".csv"),
-    ("a", HEAD, {}, "a: its name does not end as that of a table", ".csv"),
-    ("a.parquet.gz", HEAD, {}, "its name does not end as that of a table", ".csv"),
+    ("a.tsv", "text\tlabel\na\t1\nb\n", {}, "a.tsv: row 2: 1 fields"),
+    ("a.jsonl", f"{LINE}[1]\n", {}, "row 2: [1], where an object"),
+    ("a.jsonl", f"{LINE}\n{{\n", {}, "row 2: Expecting"),
+    ("a.jsonl", f'{LINE}{{"text": "b"}}\n', {}, "row 2: no column 'label' among 'text'"),
+    ("a.jsonl", '{"text": null, "label": 1}', {}, "'text': null, where text is"),
+    ("a.jsonl", '{"text": 5, "label": 1}', {}, "'text': 5, where text is"),
+    ("a.jsonl", '{"text": "a", "label": null}', {}, "'label': null, where text or a num"),
+    ("a.jsonl", '{"text": "a", "label": NaN}', {}, "'label': nan, where text or a num"),
+    ("a.jsonl", '{"text": "a", "label": [1]}', {}, "'label': [1], where text or a num"),
+    ("a.jsonl", '{"text": "\\ud83d", "label": 1}', {}, "'text': '\\ud83d', where text is"),
+    ("a.jsonl", b'{"text": "\xe9", "label": 1}', {}, "can't decode byte 0xe9"),
+    ("a.jsonl", '{"text": ' + "[" * 99_999, {}, "row 1: "),
+    ("a.jsonl", f'{{"label": {"1" * 5000}}}', {}, "row 1: Exceeds the limit"),
+    ("a.json", f"[{LINE}, 7]", {}, "a.json: row 2: 7, where an object"),
+    ("a.json", '{"data": []}', {}, "a.json: row 1: no column 'text' among 'data'"),
+    ("a.json", "[1", {}, "a.json: row 1: Expecting"),
+    ("a.csv.gz", "text,label\n", {}, "a.csv.gz: cannot be read: Not a gzipped file"),
+    ("a.csv.gz", gzip.compress(HEAD.encode() * 99, mtime=0)[:-9], {}, "cannot be read: "),
+    ("a.csv.gz", gzip.compress(b"text", mtime=0)[:-10] + b"\xff" * 10, {}, "can't decode"),
+    ("a.jsonl.bz2", b"BZh9what", {}, "cannot be read: Invalid data stream"),
+    ("a.txt", HEAD, {}, "a.txt: its name does not end as that of a table"),
+    ("a.gz", HEAD, {}, "a.gz: its name does not end as that of a table"),
+    ("a", HEAD, {}, "a: its name does not end as that of a table"),
+    ("a.parquet.gz", HEAD, {}, "its name does not end as that of a table"),
 ]
 
 
-@pytest.mark.parametrize(("name", "content", "columns", "what", "hint"), REFUSALS)
-def test_refusals(tmp_path, name, content, columns, what, hint):
+@pytest.mark.parametrize(("name", "content", "columns", "what"), REFUSALS)
+def test_refusals(tmp_path, name, content, columns, what):
     path = at(tmp_path, content, name)
     with pytest.raises((DataError, UsageError)) as caught:
         read_dataset(path, Columns(**columns))
     assert what in caught.value.what
     assert isinstance(caught.value, UsageError) or str(path) in caught.value.what
-    assert hint in (caught.value.hint or "")
     assert len(str(caught.value)) < 700
     assert all(line.isprintable() for line in str(caught.value).split("\n"))
     assert caught.value.exit_code == (2 if isinstance(caught.value, UsageError) else 3)
@@ -393,7 +379,7 @@ def test_parquet_without_pyarrow(tmp_path, monkeypatch):
 
 
 def test_bad_parquet_is_refused(tmp_path):
-    pa = pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow")
     path = tmp_path / "a.parquet"
     write_parquet(path, {"text": ["a" * 999, "b" * 999, "c"], "label": [0, 1, None]})
     with pytest.raises(DataError, match="row 3, column 'label': null"):
@@ -406,120 +392,6 @@ def test_bad_parquet_is_refused(tmp_path):
         path.write_bytes(damaged)
         with pytest.raises(DataError, match=r"not readable as Parquet|cannot be read|expected"):
             read_dataset(path, Columns())
-    raw = pa.array([b"\xff", b"b"]).cast(pa.binary()).view(pa.string())
-    write_parquet(path, {"text": raw, "label": [0, 1]})
-    with pytest.raises(DataError, match="not readable as Parquet"):
-        read_dataset(path, Columns())
-    write_parquet(path, {"text": ["a", "\0"], "label": [0, 1]})
-    with pytest.raises(DataError, match="row 2, column 'text': a NUL"):
-        read_dataset(path, Columns())
-
-
-# Files that are made to do harm
-
-
-def peak_of(call):
-    tracemalloc.start()
-    with pytest.raises(DataError) as caught:
-        call()
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    return peak, str(caught.value)
-
-
-@pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
-@pytest.mark.parametrize("piece", ["x", '"\n",', ","])
-def test_a_row_without_an_end_takes_little_memory(tmp_path, monkeypatch, name, piece):
-    monkeypatch.setattr(lines, "MAX_ROW", 1 << 20)
-    start = HEAD * name.endswith("csv")
-    content = start + '"' * (piece == "x") + piece * (40_000_000 // len(piece))
-    path = compressed(at(tmp_path, content, name), ".gz")
-    peak, message = peak_of(lambda: read_dataset(path, Columns()))
-    assert peak < 20e6
-    assert "longer than 1 MB" in message or (piece[0] == '"' and "not valid JSON" in message)
-
-
-def test_texts_are_bounded_in_size(tmp_path, monkeypatch):
-    path = at(tmp_path, HEAD + "abcdefgh,0\n" * 1000)
-    monkeypatch.setattr(lines, "_MAX_TEXT", 5000)
-    with pytest.raises(DataError, match="holds more than"):
-        read_dataset(path, Columns())
-    monkeypatch.setattr(lines, "_MAX_TEXT", 10**6)
-    monkeypatch.setattr(dataset, "_MAX_HELD", 5000)
-    with pytest.raises(DataError, match="rows, or 0 GB of text"):
-        read_dataset(path, Columns())
-    monkeypatch.setattr(dataset, "_MAX_HELD", 10**6)
-    monkeypatch.setattr(dataset, "_MAX_ROWS", 500)
-    with pytest.raises(DataError, match="more than 500 rows"):
-        read_dataset(path, Columns())
-    monkeypatch.setattr(tables, "_MAX_DOCUMENT", 500)
-    with pytest.raises(DataError, match="larger than") as caught:
-        read_dataset(at(tmp_path, json.dumps(["a" * 600]), "a.json"), Columns())
-    assert "JSON Lines" in str(caught.value)
-
-
-def test_tables_are_bounded_in_lines_and_columns(tmp_path, monkeypatch):
-    monkeypatch.setattr(lines, "_MAX_LINES", 1000)
-    path = compressed(at(tmp_path, HEAD + "\n" * 2000), ".gz")
-    with pytest.raises(DataError, match="more than 1000 lines"):
-        read_dataset(path, Columns())
-    path = at(tmp_path, "text,label" + ",x" * 20_000 + "\n")
-    with pytest.raises(DataError, match="20002 columns, where at most 10000"):
-        read_dataset(path, Columns())
-
-
-@pytest.mark.parametrize(
-    ("module", "bound", "value", "match"),
-    [
-        (parquet, "_MAX_ROW_GROUP", 1 << 20, "a row group of 10.0 MB, where at most"),
-        (parquet, "MAX_ROW", 5000, "row 1: longer than 0 MB"),
-        (lines, "_SMALL_TEXT", 25_000, "a row group of 10.0 MB, where at most 1.4 MB"),
-    ],
-)
-def test_parquet_that_stands_for_far_more(tmp_path, monkeypatch, module, bound, value, match):
-    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    texts = [f"{i}{'x' * 10_000}" for i in range(1000)]
-    table = pa.table({"text": texts, "label": [0, 1] * 500})
-    pq.write_table(table, tmp_path / "a.parquet", compression="zstd")
-    assert (tmp_path / "a.parquet").stat().st_size < 100_000
-    monkeypatch.setattr(module, bound, value)
-    with pytest.raises(DataError, match=match):
-        read_dataset(tmp_path / "a.parquet", Columns())
-
-
-def test_text_that_expands_far(tmp_path, monkeypatch):
-    monkeypatch.setattr(lines, "_SMALL_TEXT", 25_000)
-    path = compressed(at(tmp_path, HEAD + "aaaaaaaaaaaaaaaa,0\n" * 20_000), ".gz")
-    with pytest.raises(DataError, match=r"holds more than 0.2 MB of text, in 0.0 MB of file"):
-        read_dataset(path, Columns())
-
-
-def test_parquet_of_one_text_in_many_rows_is_read(tmp_path):
-    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    table = pa.table({"text": ["x" * 1000] * 10_000, "label": [0, 1] * 5000})
-    pq.write_table(table, tmp_path / "a.parquet")
-    assert len(read_dataset(tmp_path / "a.parquet", Columns())) == 10_000
-
-
-def test_many_columns_are_named_in_part(tmp_path):
-    path = at(tmp_path, ",".join(f"column{i}" * 50 for i in range(9999)) + "\n")
-    with pytest.raises(DataError, match="no column 'text'") as caught:
-        read_dataset(path, Columns())
-    assert "and 9979 more" in str(caught.value)
-    assert len(str(caught.value)) < 4000
-
-
-def test_one_long_text_of_many_rows_is_in_memory_once(tmp_path, monkeypatch):
-    pa = pytest.importorskip("pyarrow")
-    path = tmp_path / "a.parquet"
-    label = pa.array([0, 1] * 5000)
-    rows = pa.array([0] * 10_000, pa.int32())
-    text = pa.DictionaryArray.from_arrays(rows, pa.array(["a" * 1_000_000]))
-    write_parquet(path, {"text": text, "label": label})
-    monkeypatch.setattr(dataset, "_MAX_HELD", 10**9)
-    peak, message = peak_of(lambda: read_dataset(path, Columns()))
-    assert peak < 20e6
-    assert "GB of text" in message
 
 
 def test_labels_share_memory(tmp_path):

@@ -11,7 +11,6 @@ from svdcut.api.public import public
 from svdcut.choose.keep import Keep
 from svdcut.choose.options import Options, ShapeOptions, ignore
 from svdcut.errors import UsageError
-from svdcut.evaluation.dataset import Columns, check_grouping
 from svdcut.files.checkpoint import open_checkpoint
 from svdcut.files.jsonfile import quoted
 from svdcut.option import shared
@@ -118,24 +117,15 @@ def _evaluator(options: SweepOptions) -> Evaluator:
     if options.data is not None:
         dataset = read_data(options.data, options)
         return DataEvaluator(dataset, options.scoring, options.seed)
-    _check_columns(options.columns, options.eval_command)
+    if columns := options.columns.grouping:
+        raise UsageError(
+            f"{', '.join(map(quoted, columns))}: a column to group by, but no DATA",
+            hint='The evaluator itself reports groups: {"accuracy": ..., "groups": ...}.',
+        )
     if options.eval_command is not None:
-        return CommandEvaluator(options.eval_command, options.columns, options.seed)
+        return CommandEvaluator(options.eval_command)
     assert options.evaluate is not None
     return FunctionEvaluator(options.evaluate, options.scoring)
-
-
-def _check_columns(columns: Columns, command: str | None) -> None:
-    """Refuse columns of nothing: without DATA there are those of the files of a command."""
-    has_files = command is not None and "{out}" in command
-    if has_files:
-        check_grouping(columns)
-    elif columns.grouping:
-        raise UsageError(
-            f"{', '.join(map(quoted, columns.grouping))}: a column to group by, but no DATA",
-            hint='The evaluator itself reports groups: {"accuracy": ..., "groups": ...}; or '
-            "it leaves files of lm_eval in {out}.",
-        )
 
 
 def _variants(options: SweepOptions) -> tuple[Variant, ...]:

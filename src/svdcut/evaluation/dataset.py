@@ -9,21 +9,15 @@ import heapq
 import math
 import random
 import re
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from svdcut.errors import DataError, UsageError
-from svdcut.evaluation.lines import Row
 from svdcut.evaluation.metrics import Grouping
-from svdcut.evaluation.tables import read_rows
+from svdcut.evaluation.tables import Row, read_rows
 from svdcut.files.jsonfile import quoted
-
-_MAX_ROWS = 10_000_000
-_MAX_HELD = 4 << 30
-"""Bytes of texts in memory."""
 
 _MAX_GROUPS = 10_000
 
@@ -125,15 +119,6 @@ class Dataset(Grouping):
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Where rows come from, for messages."""
-
-    name: str
-    place: Callable[[int], str]
-    """Where a row is, by its number from 1."""
-
-
 def read_dataset(
     path: str | Path, columns: Columns, *, limit: int | None = None, seed: int = 0
 ) -> Dataset:
@@ -162,15 +147,14 @@ def read_dataset(
     """
     path = Path(path)
     _check_request(columns, limit)
-    source = Source(str(path), lambda number: f"{path}: row {number}")
     texts, values = columns.texts, columns.values
     wanted = tuple(dict.fromkeys((*texts, *values)))
-    table = _make_table(source, read_rows(path, wanted), wanted, texts=texts)
-    _check_values(source, {name: table[name] for name in values}, columns)
+    table = _make_table(path, read_rows(path, wanted), wanted, texts=texts)
+    _check_values(path, {name: table[name] for name in values}, columns)
     dataset = Dataset(
-        groups=_groups(source, table, columns),
-        aligned=_aligned(source, table, columns.aligned),
-        source=source.name,
+        groups=_groups(path, table, columns),
+        aligned=_aligned(path, table, columns.aligned),
+        source=str(path),
         columns=columns,
         table=table,
         rows=tuple(range(1, len(table[columns.label]) + 1)),
@@ -179,49 +163,12 @@ def read_dataset(
     return dataset if limit is None else dataset.sample(limit, seed)
 
 
-def group_rows(source: Source, rows: Iterable[Row], columns: Columns) -> Grouping:
-    """Return the groups of rows, as `read_dataset` makes them.
-
-    Parameters
-    ----------
-    source : Source
-        Where the rows come from.
-    rows : iterable
-        Cells of `Columns.grouping`, in that order; there is one column at least.
-    columns : Columns
-        What is in which column; see `check_grouping`.
-
-    Raises
-    ------
-    DataError
-        As `read_dataset` does.
-    """
-    table = _make_table(source, rows, columns.grouping)
-    _check_values(source, table, columns)
-    return Grouping(_groups(source, table, columns), _aligned(source, table, columns.aligned))
-
-
-def check_grouping(columns: Columns) -> None:
-    """Refuse columns that are to be two things, where only those of groups are read.
-
-    Raises
-    ------
-    UsageError
-        If there are any.
-    """
-    aligned = () if columns.aligned is None else (columns.aligned,)
-    _refuse_repeated(columns.group, columns.group_columns, (columns.label, *aligned))
-
-
 def _check_request(columns: Columns, limit: int | None) -> None:
     if limit is not None and limit < 1:
         raise UsageError(f"a limit of {limit} rows: at least 1 is needed")
-    _refuse_repeated((*columns.texts, *columns.values))
-    check_grouping(columns)
-
-
-def _refuse_repeated(*lists: Sequence[str]) -> None:
-    for names in lists:
+    aligned = () if columns.aligned is None else (columns.aligned,)
+    grouping = (columns.group, columns.group_columns, (columns.label, *aligned))
+    for names in ((*columns.texts, *columns.values), *grouping):
         twice = _repeated(names)
         if twice is not None:
             raise UsageError(
@@ -238,32 +185,28 @@ def _repeated(names: Iterable[str]) -> str | None:
 
 
 def _make_table(
-    source: Source, rows: Iterable[Row], wanted: Sequence[str], *, texts: Sequence[str] = ()
+    path: Path, rows: Iterable[Row], wanted: Sequence[str], *, texts: Sequence[str] = ()
 ) -> _Table:
     """Return the cells of each column as text; of all but `texts`, numbers are taken too."""
     table: dict[str, list[str]] = {name: [] for name in wanted}
-    known: dict[str, str] = {}
-    held = 0
+    known: dict[str, str] = {}  # labels that many rows share are in memory once
     for number, row in enumerate(rows, 1):
         for name, cell in zip(wanted, row, strict=True):
-            text = _text(source, number, name, cell, only_text=name in texts)
-            shared = text if name in texts else known.setdefault(text, text)
-            held += sys.getsizeof(text) if shared is text else 0
-            table[name].append(shared)
-        if number > _MAX_ROWS or held > _MAX_HELD:
-            raise DataError(
-                f"{source.name}: more than {_MAX_ROWS} rows, or {_MAX_HELD >> 30} GB of text",
-                hint="Evaluate a part of it.",
-            )
+            text = _text(path, number, name, cell, only_text=name in texts)
+            table[name].append(text if name in texts else known.setdefault(text, text))
     if not table[wanted[0]]:
-        raise DataError(f"{source.name}: no rows")
+        raise DataError(f"{path}: no rows")
     return {
         name: tuple(column if name in texts else _plain(column)) for name, column in table.items()
     }
 
 
-def _text(source: Source, number: int, name: str, cell: object, *, only_text: bool) -> str:
+def _text(path: Path, number: int, name: str, cell: object, *, only_text: bool) -> str:
     if isinstance(cell, str):
+        try:
+            cell.encode()
+        except UnicodeEncodeError:  # half a character, which JSON can name
+            raise _cell_error(path, number, name, quoted(cell), "text") from None
         return cell
     if not only_text:
         if isinstance(cell, bool):
@@ -273,7 +216,7 @@ def _text(source: Source, number: int, name: str, cell: object, *, only_text: bo
         if isinstance(cell, float) and math.isfinite(cell):
             return str(int(cell)) if cell.is_integer() else str(cell)
     expected = "text" if only_text else "text or a number"
-    raise _cell_error(source, number, name, "null" if cell is None else quoted(cell), expected)
+    raise _cell_error(path, number, name, "null" if cell is None else quoted(cell), expected)
 
 
 def _plain(column: Sequence[str]) -> Sequence[str]:
@@ -285,23 +228,23 @@ def _plain(column: Sequence[str]) -> Sequence[str]:
     return [plain[text] for text in column]
 
 
-def _cell_error(source: Source, number: int, name: str, found: str, expected: str) -> DataError:
+def _cell_error(path: Path, number: int, name: str, found: str, expected: str) -> DataError:
     return DataError(
-        f"{source.place(number)}, column {quoted(name)}: {found}, where {expected} is expected"
+        f"{path}: row {number}, column {quoted(name)}: {found}, where {expected} is expected"
     )
 
 
-def _check_values(source: Source, table: _Table, columns: Columns) -> None:
+def _check_values(path: Path, table: _Table, columns: Columns) -> None:
     for name in table:
         number = next((i for i, text in enumerate(table[name], 1) if not text.strip()), None)
         if number is not None:
             what = "a label" if name == columns.label else "a value"
-            raise _cell_error(source, number, name, "nothing", what)
+            raise _cell_error(path, number, name, "nothing", what)
         only = set(table[name])
         if len(only) == 1:
             what = "label" if name == columns.label else "value"
             raise DataError(
-                f"{source.name}: column {quoted(name)}: every row has the {what} {quoted(*only)}, "
+                f"{path}: column {quoted(name)}: every row has the {what} {quoted(*only)}, "
                 "where at least two are expected",
                 hint="With one class, accuracy tells nothing."
                 if name == columns.label
@@ -312,7 +255,7 @@ def _check_values(source: Source, table: _Table, columns: Columns) -> None:
 # Groups
 
 
-def _groups(source: Source, table: _Table, columns: Columns) -> _Groups:
+def _groups(path: Path, table: _Table, columns: Columns) -> _Groups:
     names: list[str] = []
     parts: list[list[str | None]] = []
     if columns.group:
@@ -324,9 +267,9 @@ def _groups(source: Source, table: _Table, columns: Columns) -> _Groups:
         labels = table[columns.label]
         with_label = {label: f"{name}, {columns.label}={label}" for label in dict.fromkeys(labels)}
         names += with_label.values()
-        members = _memberships(source, table, name)
+        members = _memberships(path, table, name)
         parts.append([with_label[k] if m else None for m, k in zip(members, labels, strict=True)])
-    _check_names(source, names)
+    _check_names(path, names)
     if not parts:
         return ((),) * len(next(iter(table.values())))
     known: dict[tuple[str, ...], tuple[str, ...]] = {}
@@ -338,38 +281,38 @@ def _product_name(names: Sequence[str], values: Sequence[str]) -> str:
     return ", ".join(f"{name}={value}" for name, value in zip(names, values, strict=True))
 
 
-def _check_names(source: Source, names: Sequence[str]) -> None:
+def _check_names(path: Path, names: Sequence[str]) -> None:
     if len(names) > _MAX_GROUPS:
         raise DataError(
-            f"{source.name}: {len(names)} groups, where at most {_MAX_GROUPS} are expected",
+            f"{path}: {len(names)} groups, where at most {_MAX_GROUPS} are expected",
             hint="Name columns of few values.",
         )
     twice = _repeated(names)
     if twice is not None:
         raise DataError(
-            f"{source.name}: two groups would be named {quoted(twice)}",
+            f"{path}: two groups would be named {quoted(twice)}",
             hint="Take ', ' and '=' out of the values of the group columns, or of their names.",
         )
 
 
-def _memberships(source: Source, table: _Table, name: str) -> list[bool]:
-    shares = _numbers(source, table, name, "a number from 0 to 1", lambda x: 0 <= x <= 1)
+def _memberships(path: Path, table: _Table, name: str) -> list[bool]:
+    shares = _numbers(path, table, name, "a number from 0 to 1", lambda x: 0 <= x <= 1)
     return [share >= 0.5 for share in shares]
 
 
-def _aligned(source: Source, table: _Table, name: str | None) -> tuple[bool, ...] | None:
+def _aligned(path: Path, table: _Table, name: str | None) -> tuple[bool, ...] | None:
     if name is None:
         return None
-    return tuple(map(bool, _numbers(source, table, name, "0 or 1", lambda x: x in {0, 1})))
+    return tuple(map(bool, _numbers(path, table, name, "0 or 1", lambda x: x in {0, 1})))
 
 
 def _numbers(
-    source: Source, table: _Table, name: str, expected: str, is_valid: Callable[[float], bool]
+    path: Path, table: _Table, name: str, expected: str, is_valid: Callable[[float], bool]
 ) -> list[float]:
     known = {text: _number(text) for text in set(table[name])}
     for number, text in enumerate(table[name], 1):
         if not is_valid(known[text]):
-            raise _cell_error(source, number, name, quoted(text), expected)
+            raise _cell_error(path, number, name, quoted(text), expected)
     return [known[text] for text in table[name]]
 
 

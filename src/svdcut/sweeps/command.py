@@ -69,7 +69,7 @@ class CommandBench:
         with _own_folder((self.request.options.out / "evaluation").resolve()) as out:
             out.mkdir(parents=True)
             self._call(called, model, out)
-            return read_harness(out, evaluator.columns, seed=evaluator.seed)
+            return read_harness(out)
 
     def _call(self, called: str, model: Path, out: Path | None = None) -> str:
         """Run the command; return what it says on stdout, unless it writes to `out`."""

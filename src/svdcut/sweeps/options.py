@@ -81,9 +81,8 @@ class SweepOptions(CallOptions, ShapeOptions, DataOptions, SidesOptions):
     eval_command: Text[str | None] = Text(
         "Evaluate by this command instead of on DATA: {model} in it stands for the folder of a "
         "checkpoint; it prints JSON as evaluate --json does, or "
-        '{"accuracy": 0.9}. With {out} in it, for an empty folder, the files of lm_eval are '
-        "read from there: lm_eval --output_path {out}; and if it is given --log_samples, then "
-        "--group and its kin name fields of its documents.",
+        '{"accuracy": 0.9}. With {out} in it, for an empty folder, the results of lm_eval are '
+        "read from there: lm_eval --output_path {out}.",
         default=None,
         metavar="COMMAND",
         panel=Panel.MODEL,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shlex
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from svdcut.choose.options import Options
 from svdcut.errors import EvaluationError
 from svdcut.evaluation.answers import ScoringOptions
-from svdcut.evaluation.dataset import Columns, Dataset
+from svdcut.evaluation.dataset import Dataset
 from svdcut.evaluation.metrics import Evaluation
 from svdcut.files.checkpoint import Checkpoint
 from svdcut.pair.plan import Plan
@@ -193,31 +192,14 @@ class CommandEvaluator:
     """With ``{model}`` where the folder of the checkpoint goes, and perhaps ``{out}`` for an
     empty folder, from which the files of lm-evaluation-harness are read then."""
 
-    columns: Columns
-    """Of the documents in those files."""
-
-    seed: int
-    """Of the intervals of gaps."""
-
     @property
     def writes_files(self) -> bool:
         """Whether the outcome is in files, and not on stdout."""
         return "{out}" in self.command
 
     def identity(self) -> dict[str, str]:
-        """Return the command, and the options by which its files are read."""
-        command = {"--eval-command": self.command}
-        columns = self.columns
-        if not (self.writes_files and columns.grouping):
-            return command
-        named = {
-            "--group": columns.group,
-            "--group-columns": columns.group_columns,
-            "--label": (columns.label,) if columns.group_columns else (),
-            "--aligned": () if columns.aligned is None else (columns.aligned,),
-        }
-        given = {option: shlex.join(names) for option, names in named.items() if names}
-        return {**command, **given, "evaluation --seed": str(self.seed)}
+        """Return the command."""
+        return {"--eval-command": self.command}
 
     def open(self, request: SweepRequest, until_end: ExitStack, observe: Observer) -> Bench:
         """Set up; no model is loaded. The inputs are hashed once, for all checkpoints."""
