@@ -10,6 +10,7 @@ import random
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -348,6 +349,28 @@ def test_changed_inputs_are_refused(pair, out, one_worker, side):
     file.write_bytes(data)
     with pytest.raises(OutputExistsError, match=r"model\.safetensors of .* was"):
         truncate(pair, out)
+
+
+def test_changed_inputs_of_unchanged_times_are_found_by_their_hash(
+    pair, out, one_worker, monkeypatch
+):
+    slow = Stop(3)
+
+    def observe(progress):
+        time.sleep(0.2)  # the hashes of the inputs are known when the third is done
+        slow(progress)
+
+    with pytest.raises(Interrupted):
+        truncate(pair, out, observe=observe)
+    assert count_finished(partial_path(out), "input") == 2
+    file = pair.finetuned / "model.safetensors"
+    status, data = file.stat(), bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.raises(InputChangedError, match="not what it was"):
+        truncate(pair, out)
+    assert not partial_path(out).exists()
 
 
 @pytest.mark.parametrize("change", ["touched", "replaced", "gone"])

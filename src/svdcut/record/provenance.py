@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import TracebackType
 
 from svdcut import __version__
@@ -18,6 +19,10 @@ from svdcut.files.tensorfile import hash_file
 from svdcut.machine import num_cores
 from svdcut.pair.plan import Output, Plan
 from svdcut.record.manifest import FileFact, Source
+from svdcut.write.writer import CheckpointWriter
+
+_INPUT = "input"
+"""Kind of a record of an input's hash."""
 
 _CORES_PER_HASH = 4
 """A GPU is done sooner than one core has hashed both sides, which are two files at least."""
@@ -98,6 +103,7 @@ class InputHashes:
         self._digests = {
             file.path: self._executor.submit(hash_file, file.path, self._stop) for file in files
         }
+        self._names = {file.path: str(file.path.resolve()) for file in files}
         return self
 
     def __exit__(
@@ -109,23 +115,51 @@ class InputHashes:
         self._stop.set()
         self._executor.shutdown(wait=True)
 
-    def sources(self) -> tuple[Source, Source]:
+    def record_known(self, writer: CheckpointWriter) -> None:
+        """Record the hashes that are there already, in case the run ends before all are."""
+        for path, hashing in self._digests.items():
+            if hashing.done():
+                self._record(path, writer)
+
+    def sources(self, writer: CheckpointWriter) -> tuple[Source, Source]:
         """Wait for the hashes, and return the two inputs with them.
+
+        Parameters
+        ----------
+        writer : CheckpointWriter
+            Remembers them.
 
         Raises
         ------
         CheckpointError
             If a file cannot be read.
+        InputChangedError
+            If one is not what an earlier attempt at this run has read.
         """
         plan = self._plan
         return (
-            self._source(plan.base, plan.pairing.base_prefix),
-            self._source(plan.finetuned, plan.pairing.finetuned_prefix),
+            self._source(plan.base, plan.pairing.base_prefix, writer),
+            self._source(plan.finetuned, plan.pairing.finetuned_prefix, writer),
         )
 
-    def _source(self, checkpoint: Checkpoint, prefix: str | None) -> Source:
+    def _source(
+        self, checkpoint: Checkpoint, prefix: str | None, writer: CheckpointWriter
+    ) -> Source:
         files = {
-            file.path.name: FileFact(file.size_bytes, self._digests[file.path].result())
+            file.path.name: FileFact(file.size_bytes, self._record(file.path, writer))
             for file in checkpoint.files
         }
         return Source(checkpoint.source, checkpoint.revision, prefix, files)
+
+    def _record(self, path: Path, writer: CheckpointWriter) -> str:
+        """Return the hash of a file, and record it the first time."""
+        digest, name = self._digests[path].result(), self._names[path]
+        before = writer.find(_INPUT, name)
+        if before is None:
+            writer.record(_INPUT, name, digest)
+        elif before != digest:
+            raise InputChangedError(
+                f"{path} is not what it was when this run began",
+                hint="Repeat this with --restart.",
+            )
+        return digest

@@ -94,10 +94,10 @@ def run_truncation(
         pool = stack.enter_context(Pool(num_workers(device), needs.bound, device))
         job = Job(rules, options, device, {}, Reserve(needs.reserve), cutter=cutter)
         total = sum(tensor.target.size_bytes for tensor in plan.tensors)
-        run = _Run(plan, places, pool, needs.sizes, total, observe)
+        run = _Run(plan, places, hashes, pool, needs.sizes, total, observe)
         try:
             records = run.carry_out(job)
-            sources = hashes.sources()
+            sources = hashes.sources(writers[0])
         except CheckpointError:
             # A file that changed is the cause of what was found wrong in it.
             refuse_changed(plan)
@@ -133,6 +133,7 @@ class _Run:
 
     plan: Plan
     outputs: Sequence[WrittenOutput]
+    hashes: InputHashes
     pool: Pool
     sizes: Sequence[int]
     """Memory that each tensor takes at work, in bytes."""
@@ -179,6 +180,7 @@ class _Run:
             facts = process_tensor(job, planned, self.outputs)
             for output, fact in zip(self.outputs, facts, strict=True):
                 output.writer.record(TENSOR, name, asdict(fact))
+        self.hashes.record_known(self.outputs[0].writer)
         size, found = planned.target.size_bytes, tuple(facts)
         self.observe(Progress("truncate", name, size, self.total, found, resumed=resumed))
         return facts
