@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from matrices import Case, flat, hadamard, merged, noise, power_law, with_spectrum
 from svdcut.choose.cut import is_certified
 from svdcut.svd import dense, krylov
-from svdcut.svd.certificate import ERROR_FLOOR, VALUE_FLOOR, VALUE_TOLERANCE, value_tolerance
+from svdcut.svd.certificate import ERROR_FLOOR, VALUE_FLOOR, VALUE_TOLERANCE, allowed_value_error
 from svdcut.svd.decomposition import UNCOUNTED, Basis, Decomposition
 from svdcut.svd.engine import decompose
 from svdcut.svd.measured import Method, Proof
@@ -555,7 +555,7 @@ class TestLadder:
             assert found.method is Method.KRYLOV
             result = measure(found, 24, truth)
             assert result.excess <= tolerance
-            assert result.values <= value_tolerance(tolerance)
+            assert result.values <= allowed_value_error(tolerance)
             taken[tolerance] = len(steps)
             steps.clear()
         assert taken[1e-3] < taken[1e-6]

@@ -595,6 +595,17 @@ def test_a_forged_number(request, results, pairs, tmp_path, claim, where):
     check_fails(out, pairs("toy"), claim, place=UP)
 
 
+def test_a_claim_does_not_widen_its_own_tolerance(results, pairs, tmp_path):
+    out = results(tmp_path)
+
+    def edit(cut):
+        cut["svd"] |= {"value_bound": 1.0, "certified": False}
+        cut["matrices"][0]["sigma_first"] *= 1 + 5e-5
+
+    edit_cut(out, UP, edit)
+    check_fails(out, pairs("toy"), "sigma_first", place=UP)
+
+
 @pytest.mark.parametrize("factor", [0.99, 1.01, 0.0])
 def test_a_forged_rounding_error(results, pairs, tmp_path, factor):
     out = results(tmp_path, dtype="bfloat16")

@@ -16,7 +16,7 @@ from svdcut.choose.keep import Keep, choose_indices, first_left_out
 from svdcut.choose.noise import Storage, update_edge
 from svdcut.choose.ranks import Rule
 from svdcut.errors import QualityError
-from svdcut.svd.certificate import Bounds, value_tolerance
+from svdcut.svd.certificate import Bounds, allowed_value_error
 from svdcut.svd.decomposition import Decomposition
 from svdcut.svd.engine import decompose
 from svdcut.svd.measured import MeasuredValues
@@ -172,7 +172,7 @@ class _Cutter:
 
 def is_certified(bounds: Bounds, tolerance: float) -> bool:
     """Whether the error of a cut and the values reported with it are within their tolerances."""
-    return bounds.excess <= tolerance and bounds.value <= value_tolerance(tolerance)
+    return bounds.excess <= tolerance and bounds.value <= allowed_value_error(tolerance)
 
 
 def _num_needed(requests: Sequence[CutRequest], full_rank: int) -> int | None:

@@ -37,7 +37,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 VALUE_TOLERANCE = 1e-5
-"""Relative error allowed in a singular value that is reported; see `value_tolerance`."""
+"""Relative error allowed in a singular value that is reported; see `allowed_value_error`."""
 
 VALUE_FLOOR = 1e-2
 """Values below this share of the first are held to the absolute accuracy that it gives them."""
@@ -58,7 +58,7 @@ _FACTOR_ROUNDING = 4.0
 """Rounding error of the kept part, relative to its norm, in units of epsilon."""
 
 
-def value_tolerance(tolerance: float) -> float:
+def allowed_value_error(tolerance: float) -> float:
     """Return the relative error allowed in singular values beside an excess of `tolerance`.
 
     Who asks for a coarse cut does not wait for finer values.

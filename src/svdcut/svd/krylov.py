@@ -21,7 +21,7 @@ from itertools import takewhile
 import torch
 from torch import Generator, Tensor
 
-from svdcut.svd.certificate import RESOLUTION, bound_cut, value_tolerance
+from svdcut.svd.certificate import RESOLUTION, allowed_value_error, bound_cut
 from svdcut.svd.decomposition import Basis, Dominant, row_blocks
 from svdcut.svd.measured import Proof
 
@@ -171,7 +171,7 @@ class _Ritz:
             beyond=min(rest, self.beyond),
             epsilon=0.0,
         )
-        return max(bounds.excess / tolerance, bounds.value / value_tolerance(tolerance))
+        return max(bounds.excess / tolerance, bounds.value / allowed_value_error(tolerance))
 
     def num_dominant(self, k: int, known: Sequence[float]) -> int:
         """Return how many values to deflate, at most `k`, so that rounding hides no other."""

@@ -19,7 +19,7 @@ from svdcut.errors import CheckpointError
 from svdcut.files.filenames import MANIFEST_NAME, check_own
 from svdcut.record.manifest import SCHEMA, SCHEMA_PATH, Manifest, MatrixFact, Totals, Truncation
 from svdcut.record.summary import sum_totals
-from svdcut.svd.certificate import value_tolerance
+from svdcut.svd.certificate import allowed_value_error
 from svdcut.svd.measured import Method, Proof
 from svdcut.verification.findings import Contradiction, Failure
 from svdcut.verification.tolerances import SUM, is_close
@@ -166,7 +166,7 @@ def _follow(cut: Truncation, options: Options, rule: Rule) -> Iterator[Contradic
     yield "energy_retained", 1 - lost * lost, cut.energy_retained
     svd = cut.svd
     yield "svd.excess_bound", min(svd.excess_bound, options.tolerance), svd.excess_bound
-    values = svd.value_bound <= value_tolerance(options.tolerance)
+    values = svd.value_bound <= allowed_value_error(options.tolerance)
     certified = svd.excess_bound <= options.tolerance and values
     yield "svd.certified", certified, svd.certified
     iterates = svd.method == Method.KRYLOV.value

@@ -32,7 +32,12 @@ _SLACK = 1 + 1e-6
 
 
 def compare_facts(
-    cut: Truncation, again: Truncation, ranks: Sequence[int], *, single: bool
+    cut: Truncation,
+    again: Truncation,
+    ranks: Sequence[int],
+    *,
+    tolerance: float,
+    single: bool,
 ) -> Iterator[Contradiction]:
     """Yield the numbers of a tensor that are not those of a second computation.
 
@@ -44,6 +49,8 @@ def compare_facts(
         What was found at the claimed ranks.
     ranks : sequence of int
         The ranks next to the claimed ones that the rule may mean.
+    tolerance : float
+        The option of the run that made the claims.
     single : bool
         Whether the claims may have been computed in float32.
     """
@@ -54,7 +61,7 @@ def compare_facts(
         yield wrong[0]  # the other numbers are those of another cut
         return
     for ours, theirs in zip(again.matrices, cut.matrices, strict=True):
-        yield from _compare_values(ours, theirs, again, cut.svd.value_bound)
+        yield from _compare_values(ours, theirs, again, tolerance)
     yield from _compare_norms(cut, again, single=single)
 
 
@@ -65,9 +72,8 @@ def differences(found: object, said: object, claims: Sequence[str]) -> list[Cont
 
 
 def _compare_values(
-    ours: MatrixFact, theirs: MatrixFact, again: Truncation, bound: float
+    ours: MatrixFact, theirs: MatrixFact, again: Truncation, tolerance: float
 ) -> Iterator[Contradiction]:
-    """Compare singular values, of which theirs claim to be within `bound`."""
     norm, size, keep = again.update_norm, again.full_rank, Keep(again.keep)
     for item in fields(MatrixFact):
         found, said = getattr(ours, item.name), getattr(theirs, item.name)
@@ -75,7 +81,7 @@ def _compare_values(
             agree = found is said
         else:
             first = found if item.name == "noise_edge" else ours.sigma_first
-            allowed = value_tolerance(found, first, norm, size, keep, bound)
+            allowed = value_tolerance(found, first, norm, size, keep, tolerance)
             agree = abs(found - said) <= allowed
         if not agree:
             yield item.name, found, said

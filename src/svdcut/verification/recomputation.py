@@ -22,6 +22,7 @@ from svdcut.record.progress import Observer, Progress
 from svdcut.streaming.memory import memory_needs
 from svdcut.streaming.pool import Pool, Reserve
 from svdcut.streaming.stored_matrix import MatrixSides, matrix_sides
+from svdcut.svd.certificate import VALUE_TOLERANCE
 from svdcut.svd.measured import Method
 from svdcut.svd.route import Route
 from svdcut.truncation.reconstruction import CutMatrix
@@ -193,7 +194,10 @@ class _Tensor:
         pair, cut = self.planned.pair, self.fact.truncation
         if cut is not None and len(cut.matrices) != len(pair.matrices):
             return [Failure("matrices", len(pair.matrices), len(cut.matrices), pair.name)]
-        options = replace(job.options, svd=_route(pair, cut))
+        claimed = job.options
+        # A coarse claim is compared with values that are not.
+        tolerance = min(claimed.tolerance, VALUE_TOLERANCE)
+        options = replace(claimed, svd=_route(pair, cut), tolerance=tolerance)
         job = replace(job, options=options, cutter=self.cut)
         try:
             (again,) = process_tensor(job, self.planned, [self])
@@ -201,7 +205,7 @@ class _Tensor:
             raise
         except SvdcutError as error:
             return [Failure("result", error.what, self.fact.sha256, pair.name)]
-        return [Failure(*found, pair.name) for found in self._compare(again, options.scale)]
+        return [Failure(*found, pair.name) for found in self._compare(again, claimed)]
 
     def open(self, planned: PlannedTensor, options: Options) -> TensorOutput:
         """Return what takes the tensor."""
@@ -238,7 +242,7 @@ class _Tensor:
         iterated = cut is not None and cut.svd.method == Method.KRYLOV.value
         return iterated and self.rule.known_rank(full_rank) is not None
 
-    def _compare(self, again: TensorFact, scale: float) -> list[Contradiction]:
+    def _compare(self, again: TensorFact, options: Options) -> list[Contradiction]:
         """Return the first claims that do not hold: those that follow are of another tensor."""
         fact, comparison = self.fact, self.opened[-1]
         wrong = differences(again, fact, ("action", "shape", "dtype", "file"))
@@ -250,9 +254,9 @@ class _Tensor:
                 min(max(rank, low), high)
                 for rank, (low, high) in zip(cut.ranks, self.ranges, strict=True)
             ]
-            wrong = [*compare_facts(cut, ours, nearest, single=single)] or [
-                *compare_stored(cut, ours, scale, comparison.distance, single=single)
-            ]
+            wrong = [
+                *compare_facts(cut, ours, nearest, tolerance=options.tolerance, single=single)
+            ] or [*compare_stored(cut, ours, options.scale, comparison.distance, single=single)]
         elif again.sha256 != fact.sha256:
             wrong = [("result", again.sha256, fact.sha256)]
         if not wrong and comparison.differs():

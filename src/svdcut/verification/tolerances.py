@@ -3,8 +3,9 @@ r"""The table of tolerances: how far two honest computations of one number can b
 Pure arithmetic. Each tolerance is the sum of what either computation may be off by, so that
 no true claim is ever called false.
 
-- **Singular values.** Each side is within its `value_bound`, `VALUE_TOLERANCE` at most unless
-  the claim says more, of itself or of `VALUE_FLOOR` of the first value, whichever is larger.
+- **Singular values.** The claim is within `allowed_value_error` of the run's tolerance, the
+  second computation within `VALUE_TOLERANCE`: relative to the value, or to `VALUE_FLOOR` of the
+  first value, whichever is larger.
   Those of ``--keep bottom`` and ``random`` are not certified one by one: a Gram matrix, with
   its backward error of ``n eps |A|^2``, gives each of them within ``sqrt(n eps) |A|``.
 - **Energies** are off by the backward error of a Gram matrix; those of a few leading
@@ -31,7 +32,7 @@ from collections.abc import Sequence
 from svdcut.choose.keep import Keep
 from svdcut.choose.ranks import BACKWARD, Rule
 from svdcut.record.manifest import Truncation
-from svdcut.svd.certificate import ERROR_FLOOR, VALUE_FLOOR, VALUE_TOLERANCE
+from svdcut.svd.certificate import ERROR_FLOOR, VALUE_FLOOR, VALUE_TOLERANCE, allowed_value_error
 from svdcut.svd.measured import MeasuredValues, Method
 from svdcut.svd.route import is_few
 
@@ -68,7 +69,7 @@ def is_single(cut: Truncation, rule: Rule) -> bool:
 
 
 def value_tolerance(
-    value: float, first: float, norm: float, size: int, keep: Keep, bound: float
+    value: float, first: float, norm: float, size: int, keep: Keep, tolerance: float
 ) -> float:
     """Return how far two computations of a singular value may be apart.
 
@@ -82,14 +83,14 @@ def value_tolerance(
         Its full rank.
     keep : Keep
         Which triplets stay.
-    bound : float
-        What the claim says that it may be off by, relatively.
+    tolerance : float
+        The option of the run that claims the value.
     """
-    relative = VALUE_TOLERANCE + max(VALUE_TOLERANCE, bound)
-    tolerance = relative * max(value, VALUE_FLOOR * first) + size * BACKWARD * first
+    relative = VALUE_TOLERANCE + allowed_value_error(tolerance)
+    found = relative * max(value, VALUE_FLOOR * first) + size * BACKWARD * first
     if keep is not Keep.TOP:
-        tolerance += math.sqrt(size * BACKWARD) * norm
-    return tolerance
+        found += math.sqrt(size * BACKWARD) * norm
+    return found
 
 
 def norm_tolerance(*, single: bool) -> float:
