@@ -71,7 +71,8 @@ def _pick(rows: Iterator[Any], wanted: Sequence[str]) -> Iterator[Row]:
     for row in rows:
         if not isinstance(row, dict):
             raise ValueError(f"{quoted(row)}, where an object is expected")  # noqa: TRY004
-        _check_columns(list(row), wanted)
+        if not all(name in row for name in wanted):
+            _check_columns(list(row), wanted)
         yield [row[name] for name in wanted]
 
 

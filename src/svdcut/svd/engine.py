@@ -7,7 +7,7 @@ the certificate. A product of thin factors has a route of its own before the exa
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -16,9 +16,7 @@ from torch import Generator, Tensor
 
 from svdcut.svd.decomposition import (
     UNCOUNTED,
-    Basis,
     Decomposition,
-    Dominant,
     SolverError,
     Triplets,
     is_solver_failure,
@@ -206,9 +204,7 @@ class _Routes:
         return self._found(top, find, Method.KRYLOV) or "no convergence"
 
     def _leading(self, top: int) -> Decomposition | str:
-        def find(a: Tensor, k: int, energy: float, _: Sequence[float]) -> Basis | Dominant | None:
-            return gram_basis(a, k, energy)
-
+        find: FindBasis = lambda a, k, energy, _: gram_basis(a, k, energy)  # noqa: E731
         found = self._found(max(top, 1), find, Method.GRAM)
         return found or "not proven to be the leading ones"
 

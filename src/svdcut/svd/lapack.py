@@ -1,4 +1,4 @@
-"""Leading eigenpairs by LAPACK's syevr, called without Python's global lock.
+"""Leading eigenpairs by LAPACK's ssyevr, called without Python's global lock.
 
 scipy's own wrapper holds the lock, so that the threads of a pool wait for each other: two took
 as long as one after the other (measured, scipy 1.17). This calls the same function through the
@@ -15,11 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_SIGNATURE = b"CCCIRIRRIIRIRRIIRIIII"
-"""Arguments of syevr: characters, 32-bit integers and reals, all by reference."""
+_SIGNATURE = b"CCCISISSIISISSIISIIII"
+"""Arguments of ssyevr: characters, 32-bit integers and singles, all by reference."""
 
-_NAMES = {torch.float32: "ssyevr", torch.float64: "dsyevr"}
-_KINDS = {b"char": b"C", b"int": b"I", b"s": b"s", b"d": b"d"}
+_KINDS = {b"char": b"C", b"int": b"I", b"s": b"S"}
 
 
 def leading_eigenpairs(product: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -27,7 +26,7 @@ def leading_eigenpairs(product: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
     Parameters
     ----------
-    product : Tensor of shape (n, n), float32 or float64
+    product : Tensor of shape (n, n), float32
     count : int
         How many, 1 to n.
 
@@ -46,7 +45,7 @@ def leading_eigenpairs(product: Tensor, count: int) -> tuple[Tensor, Tensor]:
     On the CPU 4/3 n^3 operations and O(n^2 count), on one thread; memory is a copy of the
     matrix. On a GPU all eigenvectors are computed, as cuSOLVER has no faster way to a few.
     """
-    function = _syevr(_NAMES[product.dtype]) if product.device.type == "cpu" else None
+    function = _ssyevr() if product.device.type == "cpu" else None
     if function is None:
         values, vectors = torch.linalg.eigh(product)
         return values[-count:].flip(0), vectors[:, -count:].flip(1)
@@ -67,7 +66,7 @@ def leading_eigenpairs(product: Tensor, count: int) -> tuple[Tensor, Tensor]:
     work, whole = (size.new_empty(int(size)) for size in sizes)
     run(work, len(work), whole, len(whole))
     if int(info):
-        raise torch.linalg.LinAlgError(f"syevr: info {int(info)}")  # type: ignore[attr-defined]
+        raise torch.linalg.LinAlgError(f"ssyevr: info {int(info)}")  # type: ignore[attr-defined]
     found = int(num_found)
     return values[:found].flip(0), vectors.reshape(count, n)[:found].flip(0).T
 
@@ -80,22 +79,21 @@ def _reference(value: Tensor | int | bytes) -> Any:  # noqa: ANN401 - of ctypes
 
 
 @cache
-def _syevr(name: str) -> Any:  # noqa: ANN401
+def _ssyevr() -> Any:  # noqa: ANN401
     """Return the function, or None if this scipy exports another one by that name."""
     from scipy.linalg import cython_lapack
 
-    capsule = cython_lapack.__pyx_capi__.get(name)
+    capsule = cython_lapack.__pyx_capi__.get("ssyevr")
     if capsule is None:
         return None
     api = ctypes.pythonapi
     api.PyCapsule_GetName.restype = ctypes.c_char_p
     api.PyCapsule_GetName.argtypes = [ctypes.py_object]
-    declared = api.PyCapsule_GetName(capsule)
-    kinds = [kind.rpartition(b"_")[2] for kind in re.findall(rb"(\w+) \*", declared)]
-    expected = _SIGNATURE.replace(b"R", name[:1].encode())
-    if b"".join(_KINDS.get(kind, b"?") for kind in kinds) != expected:
+    name = api.PyCapsule_GetName(capsule)
+    kinds = [kind.rpartition(b"_")[2] for kind in re.findall(rb"(\w+) \*", name)]
+    if b"".join(_KINDS.get(kind, b"?") for kind in kinds) != _SIGNATURE:
         return None
     api.PyCapsule_GetPointer.restype = ctypes.c_void_p
     api.PyCapsule_GetPointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
-    address = api.PyCapsule_GetPointer(capsule, declared)
+    address = api.PyCapsule_GetPointer(capsule, name)
     return ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * len(_SIGNATURE))(address)

@@ -11,6 +11,7 @@ import json
 import os
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -63,14 +64,14 @@ class Journal:
         """Open and lock the file; one that another run has just removed was in use, too."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
-        descriptor = os.open(self._path, flags, 0o666)
-        try:
-            _lock(descriptor)
-            if os.path.samestat(os.fstat(descriptor), self._path.stat()):
-                return descriptor
-        except (BlockingIOError, FileNotFoundError):
-            pass
-        os.close(descriptor)
+        with ExitStack() as on_failure:
+            descriptor = os.open(self._path, flags, 0o666)
+            on_failure.callback(os.close, descriptor)
+            with suppress(BlockingIOError, FileNotFoundError):
+                _lock(descriptor)
+                if os.path.samestat(os.fstat(descriptor), self._path.stat()):
+                    on_failure.pop_all()
+                    return descriptor
         raise OutputExistsError(
             f"{self._path.parent} is in use: another run writes there",
             hint="Wait for it, or choose another output.",
