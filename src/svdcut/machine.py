@@ -6,6 +6,7 @@ It imports no torch unless a CUDA device is asked for.
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import resource
 import shutil
@@ -54,6 +55,12 @@ def tune_allocator() -> None:
         return  # another C library
     mallopt(_MMAP_THRESHOLD, _MAPPED_BYTES)
     mallopt(_TRIM_THRESHOLD, 128 << 20)
+
+
+def max_open_files() -> float:
+    """Return how many files this process may have open."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return math.inf if soft == resource.RLIM_INFINITY else soft
 
 
 def available_memory() -> int | None:

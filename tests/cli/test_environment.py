@@ -107,6 +107,16 @@ def test_a_file_of_each_rank():
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
+def test_too_many_files_for_the_system(tmp_path):
+    pair(tmp_path)
+    ranks = ",".join(map(str, range(1, 16)))
+    words = [*CALL[:4], ranks, "-o", "'out-{k}'"]
+    done = process(*words, cwd=tmp_path, prefix="ulimit -n 20;", stdout=subprocess.DEVNULL)
+    assert done.returncode == 1
+    assert "15 outputs take 61 open files, and the system allows 20\n" in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "ft"]
+
+
 def test_pictures_without_a_home(tmp_path):
     pytest.importorskip("matplotlib")
     pair(tmp_path)

@@ -13,7 +13,7 @@ from pathlib import Path
 from svdcut.choose.options import Options
 from svdcut.choose.ranks import FULL, Rule, rule_for
 from svdcut.errors import OutputError
-from svdcut.machine import available_memory, free_device_memory, free_space
+from svdcut.machine import available_memory, free_device_memory, free_space, max_open_files
 from svdcut.pair.pairing import Action
 from svdcut.pair.plan import Form, Output, Plan
 from svdcut.shown import byte_size
@@ -29,6 +29,12 @@ _SMALL_FILES_BYTES = 1 << 20
 _BYTES_PER_FACT = 2000
 
 _FACTOR_ITEMSIZE = 4
+
+_FILES_BESIDE = 2
+"""Files beside the weights of each output: its journal, and the staged bytes of an adapter."""
+
+_FILES_OF_PROCESS = 16
+"""Inputs, libraries, streams."""
 
 _MAKE_ROOM = "Make room, or choose a place on another disk."
 
@@ -124,7 +130,12 @@ def check_run(plan: Plan, outputs: Sequence[Output], options: Options) -> Prefli
     options : Options
         As the plan was made with.
 
+    Raises
+    ------
+    OutputError
+        If the outputs have more files than the system lets this process open.
     """
+    _refuse_many_files(plan, outputs)
     rules = [output.rule for output in outputs]
     return Preflight(
         disks=tuple(_disk_needs(plan, outputs, options)),
@@ -132,6 +143,18 @@ def check_run(plan: Plan, outputs: Sequence[Output], options: Options) -> Prefli
         memory_available=available_memory(),
         device_memory_available=free_device_memory(options.device),
     )
+
+
+def _refuse_many_files(plan: Plan, outputs: Sequence[Output]) -> None:
+    """Raise where the system opens fewer files than all outputs together have."""
+    shards = {Form.CHECKPOINT: len(plan.files), Form.ADAPTER: 1}
+    needed = sum(shards[output.form] + _FILES_BESIDE for output in outputs) + _FILES_OF_PROCESS
+    limit = max_open_files()
+    if needed > limit:
+        raise OutputError(
+            f"{len(outputs)} outputs take {needed} open files, and the system allows {limit}",
+            hint="Raise the limit (ulimit -n), or write fewer ranks at a time.",
+        )
 
 
 def check_checkpoint(plan: Plan, folder: Path) -> DiskNeed:
