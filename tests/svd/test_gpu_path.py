@@ -154,6 +154,21 @@ def test_routes(gpu, route):
     assert torch.allclose(squares.sqrt(), s, rtol=1e-5)
 
 
+def test_calls(gpu, monkeypatch):
+    """Each call costs a GPU more than its work: an expert takes a fifth of 771, as it once did."""
+
+    def count(m, n, top):
+        a = noise(m, n).to("cuda")
+        calls.clear()
+        assert decompose(a, top=top, accept=lambda _: True).rejected == ()
+        return sum(calls.values()) - calls["waits"]
+
+    assert count(1024, 768, 64) <= 771 / 5
+    wide = count(1300, 1200, 16)
+    monkeypatch.setattr(krylov, "_GPU_WIDTH", krylov._WIDTH)
+    assert wide < 0.8 * count(1300, 1200, 16)
+
+
 def test_deflation(gpu):
     found = decompose(
         merged(1300, 1200, 8, torch.bfloat16).float().to("cuda"), top=30, accept=lambda _: True

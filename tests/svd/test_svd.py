@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from matrices import Case, flat, hadamard, merged, noise, power_law, with_spectrum
 from svdcut.choose.cut import is_certified
-from svdcut.svd import dense, krylov
+from svdcut.svd import dense, engine, krylov
 from svdcut.svd.certificate import ERROR_FLOOR, VALUE_FLOOR, VALUE_TOLERANCE, allowed_value_error
 from svdcut.svd.decomposition import UNCOUNTED, Basis, Decomposition
 from svdcut.svd.engine import decompose
@@ -559,6 +559,39 @@ class TestLadder:
             taken[tolerance] = len(steps)
             steps.clear()
         assert taken[1e-3] < taken[1e-6]
+
+    def test_what_is_below_the_resolution_of_larger_triplets_is_not_searched(self, monkeypatch):
+        a, steps = noise(1500, 1200), []
+        energy = float(a.double().square().sum())
+        step = krylov._Lanczos.step
+        monkeypatch.setattr(krylov._Lanczos, "step", lambda it: (steps.append(1), step(it)))
+        taken = []
+        for known in ([], [1e16 * energy]):
+            generator = torch.Generator().manual_seed(1)
+            found = krylov.krylov_basis(
+                a, 24, energy, known, tolerance=TOLERANCE, generator=generator
+            )
+            assert isinstance(found, Basis)
+            taken.append(len(steps))
+            steps.clear()
+        assert taken[1] < taken[0]
+
+    def test_the_rest_is_searched_with_the_dominant_values_in_its_units(self, monkeypatch):
+        a, asked = 1e-3 * merged(1300, 1100, 8, torch.bfloat16).float(), []
+
+        def find(rest, k, energy, known, **options):
+            asked.append((k, energy, known))
+            return krylov.krylov_basis(rest, k, energy, known, **options)
+
+        monkeypatch.setattr(engine, "krylov_basis", find)
+        run(a, 24, Route.KRYLOV)
+        (_, _, nothing), (k, energy, known) = asked
+        s = torch.linalg.svdvals(a.double())
+        assert (k, len(known), nothing) == (16, 8, [])
+        expected = s[:8].square() / s[8:].square().sum()
+        assert torch.tensor(known, dtype=torch.float64) / energy == pytest.approx(
+            expected, rel=1e-5
+        )
 
     def test_a_tolerance_that_no_route_reaches_ends_exact_and_uncertified(self):
         found = run(noise(40, 30), 3, Route.KRYLOV, tolerance=1e-40)
