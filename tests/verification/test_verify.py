@@ -216,12 +216,12 @@ def test_the_fast_routes_pass(tmp_path, elsewhere, route):
 def test_a_rounding_error_that_storage_cannot_make_is_forged(tmp_path):
     """Even where the triplets of the iteration may differ by more."""
     generator = torch.Generator().manual_seed(0)
-    base = {UP: 0.02 * torch.randn(420, 500, generator=generator)}
+    base = {"a.weight": 0.02 * torch.randn(420, 500, generator=generator)}
     tuned = {n: finetune_tensor(n, value, 0) for n, value in base.items()}
     pair = Pair(write_folder(tmp_path / "base", base), write_folder(tmp_path / "ft", tuned))
     out = truncate(pair, tmp_path / "out", 8, svd="krylov")
-    edit_cut(out, UP, lambda cut: cut.update(rounding_error=1e-3))
-    check_fails(out, pair, "rounding_error", place=UP)
+    edit_cut(out, "a.weight", lambda cut: cut.update(rounding_error=1e-3))
+    check_fails(out, pair, "rounding_error", place="a.weight")
 
 
 def test_results_of_one_pass_pass(pairs, tmp_path):
