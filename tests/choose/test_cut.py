@@ -7,7 +7,7 @@ from matrices import merged
 from svdcut.choose.cut import CutRequest, cut_matrix, is_certified
 from svdcut.choose.keep import Keep
 from svdcut.choose.ranks import parse_rules
-from svdcut.svd.measured import Method
+from svdcut.svd.certificate import Method
 from svdcut.svd.route import Route
 
 

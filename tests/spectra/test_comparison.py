@@ -10,8 +10,8 @@ import svdcut
 from checkpoints import finetune_tensor, rewrite, write_folder
 from matrices import deficient, flat, noise, orthonormal, power_law, repeated, with_spectrum
 from svdcut.spectra.matrix import energy_distance
+from svdcut.svd.certificate import Method
 from svdcut.svd.engine import decompose
-from svdcut.svd.measured import Method
 from svdcut.svd.route import Route
 from svdcut.svd.subspace import SPACE_TOLERANCE, leading_spaces, principal_cosines
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import pytest
@@ -18,11 +18,7 @@ from svdcut.svd.certificate import (
     ERROR_FLOOR,
     VALUE_FLOOR,
     Bounds,
-    bound_cut,
-    bound_spaces,
-    complement_bounds,
-    excess_energy,
-    gap_energy,
+    RitzValues,
 )
 
 SLACK = 1e-13
@@ -79,16 +75,31 @@ class Trial:
         """The energy that the first `k` vectors lack."""
         return math.fsum(self.truth[:k]) - math.fsum(self.squares[:k])
 
-    def bounds(self, k: int) -> Bounds:
-        return bound_cut(
-            self.squares,
-            self.residuals,
-            self.couplings,
-            k,
-            rest=max(math.fsum(self.truth) - math.fsum(self.squares), 0.0),
+    @cached_property
+    def values(self) -> RitzValues:
+        """What an engine knows."""
+        return RitzValues(
+            squares=self.squares,
+            residuals=self.residuals,
+            couplings=self.couplings,
             beyond=self.largest_beyond(self.count),
-            epsilon=0.0,
+            rest=max(math.fsum(self.truth) - math.fsum(self.squares), 0.0),
         )
+
+    def bounds(self, k: int) -> Bounds:
+        return self.values.bounds(k)
+
+
+def ritz(squares, residuals=None, beyond=0.0, rest=0.0, couplings=None) -> RitzValues:
+    """Residuals and couplings are zero where none are given."""
+    zeros = [0.0] * len(squares)
+    return RitzValues(
+        squares=squares,
+        residuals=residuals or zeros,
+        couplings=couplings or zeros,
+        beyond=beyond,
+        rest=rest,
+    )
 
 
 def spectrum(kind: str, size: int, generator: torch.Generator) -> Tensor:
@@ -142,7 +153,7 @@ def slack(trial: Trial) -> float:
 @given(trial=st.one_of(trials(exact_ritz=True), trials(exact_ritz=False)), data=st.data())
 def test_bound_1_with_the_true_spectrum_of_the_complement(trial, data):
     k = data.draw(st.integers(1, trial.count))
-    bound = excess_energy(trial.squares[:k], trial.residuals[:k], trial.largest_beyond(k))
+    bound = trial.values.excess_energy(k, trial.largest_beyond(k))
     assert trial.lacking(k) <= bound + slack(trial)
 
 
@@ -150,19 +161,17 @@ def test_bound_1_with_the_true_spectrum_of_the_complement(trial, data):
 @given(trial=st.one_of(trials(exact_ritz=True), trials(exact_ritz=False)), data=st.data())
 def test_bounds_1_and_2_with_what_an_engine_knows(trial, data):
     k = data.draw(st.integers(1, trial.count))
-    s, e, c = trial.squares, trial.residuals, trial.couplings
-    h = complement_bounds(s, e, c, trial.largest_beyond(trial.count))
-    assert trial.lacking(k) <= excess_energy(s[:k], e[:k], h[k]) + slack(trial)
-    assert trial.lacking(k) <= gap_energy(s, e, c, k, h) + slack(trial)
+    h = trial.values.complement_bounds()
+    assert trial.lacking(k) <= trial.values.excess_energy(k, h[k]) + slack(trial)
+    assert trial.lacking(k) <= trial.values.gap_energy(k, h) + slack(trial)
 
 
 @settings(max_examples=700)
 @given(trial=st.one_of(trials(exact_ritz=True), trials(exact_ritz=False)))
 def test_the_spectrum_of_every_complement_is_bounded(trial):
-    beyond = trial.largest_beyond(trial.count)
-    h = complement_bounds(trial.squares, trial.residuals, trial.couplings, beyond)
+    h = trial.values.complement_bounds()
     assert len(h) == trial.count + 1
-    assert h[-1] == beyond
+    assert h[-1] == trial.largest_beyond(trial.count)
     for j, bound in enumerate(h):
         assert trial.largest_beyond(j) <= bound + slack(trial)
         if j < trial.size:
@@ -191,45 +200,42 @@ def test_errors_of_a_cut_are_bounded(trial, data):
 
 def test_the_bounds_are_not_idle():
     """They shrink with the square of the residuals where there is a gap."""
-    squares = [4.0, 2.0, 1.0, 0.5]
     lacking = []
     for e in (1e-2, 1e-3):
-        h = complement_bounds(squares, [e] * 4, [0.0] * 4, 0.25)
-        lacking.append(excess_energy(squares[:2], [e] * 2, h[2]))
+        values = ritz([4.0, 2.0, 1.0, 0.5], [e] * 4, beyond=0.25)
+        h = values.complement_bounds()
+        lacking.append(values.excess_energy(2, h[2]))
         assert lacking[-1] <= 2 * e * e
-        assert gap_energy(squares, [e] * 4, [0.0] * 4, 2, h) <= 3 * e * e
-        assert h[2] - squares[2] <= 3 * e * e
+        assert values.gap_energy(2, h) <= 3 * e * e
+        assert h[2] - values.squares[2] <= 3 * e * e
     assert lacking[1] == pytest.approx(lacking[0] / 100, rel=0.01)
 
 
 def test_no_gap_no_bound_2():
-    squares = [1.0, 1.0, 1.0]
-    h = complement_bounds(squares, [1e-3] * 3, [0.0] * 3, 1.0)
-    assert gap_energy(squares, [1e-3] * 3, [0.0] * 3, 2, h) == math.inf
-    assert excess_energy(squares[:2], [1e-3] * 2, h[2]) >= 2e-3
+    values = ritz([1.0, 1.0, 1.0], [1e-3] * 3, beyond=1.0)
+    h = values.complement_bounds()
+    assert values.gap_energy(2, h) == math.inf
+    assert values.excess_energy(2, h[2]) >= 2e-3
 
 
 def test_perfect_triplets_lack_nothing():
-    zeros = [0.0] * 3
-    assert complement_bounds([3.0, 2.0, 1.0], zeros, zeros, 0.5) == [3.0, 2.0, 1.0, 0.5]
-    bounds = bound_cut([3.0, 2.0, 1.0], zeros, zeros, 2, rest=2.0, beyond=0.5, epsilon=0.0)
-    assert bounds == Bounds(0.0, 0.0)
+    values = ritz([3.0, 2.0, 1.0], beyond=0.5, rest=2.0)
+    assert values.complement_bounds() == [3.0, 2.0, 1.0, 0.5]
+    assert values.bounds(2) == Bounds(0.0, 0.0)
 
 
 @pytest.mark.parametrize("cut", [1e-10, 1e-14, 1e-16, 1e-17])
 def test_the_excess_is_what_the_error_is_above_the_best_one(cut):
     """Of the best error, or of what float32 can store where that is more."""
     lacking = 1e-17  # by a residual of its root, at a gap of about one
-    residuals = [math.sqrt(lacking), 0.0]
-    zeros = [0.0, 0.0]
-    found = bound_cut([1.0, 0.0], residuals, zeros, 1, rest=cut, beyond=0.0, epsilon=0.0)
+    found = ritz([1.0, 0.0], [math.sqrt(lacking), 0.0], rest=cut).bounds(1)
     best = math.sqrt(cut - lacking)
     excess = (math.sqrt(cut) - best) / max(best, ERROR_FLOOR)
     assert found.excess == pytest.approx(excess, rel=1e-3)
 
 
 def test_zeros_are_certain():
-    assert bound_cut([0.0], [0.0], [0.0], 0, rest=0.0, beyond=0.0, epsilon=1.0) == Bounds(0, 0)
+    assert replace(ritz([0.0]), epsilon=1.0).bounds(0) == Bounds(0, 0)
 
 
 class TestHoles:
@@ -241,8 +247,8 @@ class TestHoles:
         trial = Trial(gram, torch.eye(3, dtype=torch.float64), 2)
         assert trial.residuals == pytest.approx([0.0, 0.1])
         assert trial.lacking(1) > 0.01
-        h = complement_bounds(trial.squares, trial.residuals, [0.0, 0.0], 0.2)
-        assert excess_energy([1.0], [0.0], h[1]) >= trial.lacking(1)
+        values = ritz(trial.squares, trial.residuals, beyond=0.2)
+        assert values.excess_energy(1, values.complement_bounds()[1]) >= trial.lacking(1)
         assert trial.bounds(1).excess * 2 * (2.2 - 1) >= trial.lacking(1)
 
     def test_a_residual_further_behind_the_cut(self):
@@ -252,29 +258,34 @@ class TestHoles:
         gram[3, 3] = 0.1
         trial = Trial(gram, torch.eye(4, dtype=torch.float64), 3)
         assert trial.truth[0] > 1.09
-        h = complement_bounds(trial.squares, trial.residuals, [0.0] * 3, 0.1)
+        h = ritz(trial.squares, trial.residuals, beyond=0.1).complement_bounds()
         assert all(h[j] >= trial.truth[0] for j in range(3))
         assert trial.bounds(1).value >= math.sqrt(trial.truth[0]) - 1
 
     def test_something_larger_beyond(self):
-        h = complement_bounds([1.0, 0.2, 0.1], [0.0] * 3, [0.0] * 3, 0.6)
-        assert h == [1.0, 0.6, 0.6, 0.6]
+        assert ritz([1.0, 0.2, 0.1], beyond=0.6).complement_bounds() == [1.0, 0.6, 0.6, 0.6]
 
     def test_a_kept_value_below_what_lies_beyond(self):
         """The gap is negative: the vector may be of no use at all."""
-        assert excess_energy([0.1], [0.0], 0.5) == pytest.approx(0.4)
-        assert excess_energy([0.1], [0.05], 0.5) > 0.4
+        assert ritz([0.1]).excess_energy(1, 0.5) == pytest.approx(0.4)
+        assert ritz([0.1], [0.05]).excess_energy(1, 0.5) > 0.4
 
     def test_vectors_mixed_within_the_span(self):
         """All vectors are at hand, two of them mixed: nothing is coupled to the outside."""
         gram = torch.tensor([[1.0, 1e-3], [1e-3, 1.0]], dtype=torch.float64)
         trial = Trial(gram, torch.eye(2, dtype=torch.float64), 2)
         assert trial.lacking(1) == pytest.approx(1e-3)
-        s, e, c = trial.squares, trial.residuals, trial.couplings
-        h = complement_bounds(s, e, c, 0.0)
-        assert gap_energy(s, e, c, 1, h) >= 1e-3
-        assert excess_energy(s[:1], e[:1], h[1]) >= 1e-3
-        assert gap_energy(s, e, [0.0, 0.0], 1, complement_bounds(s, e, [0.0, 0.0], 0.0)) < 1e-5
+        values = trial.values
+        h = values.complement_bounds()
+        assert values.gap_energy(1, h) >= 1e-3
+        assert values.excess_energy(1, h[1]) >= 1e-3
+        uncoupled = replace(values, couplings=[0.0, 0.0])
+        assert uncoupled.gap_energy(1, uncoupled.complement_bounds()) < 1e-5
+
+
+def test_a_copy_behind_the_wanted_values_may_be_missing():
+    """17 near copies, of which the start block shows 16, one of them behind the 15 wanted."""
+    assert not [claim for _, claim in examine(7012356) if claim]
 
 
 @pytest.mark.parametrize("first", range(0, 300, 30))
@@ -296,5 +307,5 @@ def test_the_angle_of_a_space_is_bounded_by_the_gap_behind_it(close, angle):
     turn[0, 0] = turn[1, 1] = math.cos(angle)
     turn[1, 0], turn[0, 1] = math.sin(angle), -math.sin(angle)
     trial = Trial(torch.diag(torch.tensor([1.0, close, 0.01], dtype=torch.float64)), turn, 3)
-    found = bound_spaces(trial.squares, trial.residuals, trial.couplings, 1, beyond=0.0)
+    found = replace(trial.values, beyond=0.0).space_bound(1)
     assert math.sin(angle) * (1 - 1e-9) <= found <= 2 * angle

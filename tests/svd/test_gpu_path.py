@@ -18,8 +18,8 @@ from matrices import head_over_flat_tail, merged, noise, with_spectrum
 from stand_in_gpu import DeviceTensor, calls
 from svdcut.record.manifest import Manifest
 from svdcut.svd import dense, krylov
+from svdcut.svd.certificate import Method
 from svdcut.svd.engine import decompose
-from svdcut.svd.measured import Method
 from svdcut.svd.route import Route
 from svdcut.svd.values import singular_values
 

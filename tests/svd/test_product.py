@@ -18,11 +18,10 @@ from svdcut.choose.cut import Cut, CutRequest, cut_matrix, is_certified
 from svdcut.choose.keep import Keep, choose_indices
 from svdcut.choose.ranks import parse_rule
 from svdcut.svd import engine, factored
-from svdcut.svd.certificate import VALUE_FLOOR, VALUE_TOLERANCE
+from svdcut.svd.certificate import VALUE_FLOOR, VALUE_TOLERANCE, Method, Proof
 from svdcut.svd.decomposition import UNCOUNTED, Decomposition, SolverError
 from svdcut.svd.engine import decompose
 from svdcut.svd.factored import reduce_product
-from svdcut.svd.measured import Method, Proof
 from svdcut.svd.product import Product
 from svdcut.svd.route import Route
 from svdcut.svd.subspace import leading_spaces

@@ -16,10 +16,16 @@ from hypothesis import strategies as st
 from matrices import Case, flat, hadamard, merged, noise, power_law, with_spectrum
 from svdcut.choose.cut import is_certified
 from svdcut.svd import dense, engine, krylov
-from svdcut.svd.certificate import ERROR_FLOOR, VALUE_FLOOR, VALUE_TOLERANCE, allowed_value_error
+from svdcut.svd.certificate import (
+    ERROR_FLOOR,
+    VALUE_FLOOR,
+    VALUE_TOLERANCE,
+    Method,
+    Proof,
+    allowed_value_error,
+)
 from svdcut.svd.decomposition import UNCOUNTED, Basis, Decomposition
 from svdcut.svd.engine import decompose
-from svdcut.svd.measured import Method, Proof
 from svdcut.svd.route import Route, gram_bytes
 
 TOLERANCE = 1e-6
@@ -489,7 +495,7 @@ def test_the_same_seed_gives_the_same_bits(route):
     once, again = (run(a, 12, route, seed=3) for _ in range(2))
     for name in ("right", "squares", "residuals", "couplings"):
         assert torch.equal(getattr(once.triplets, name), getattr(again.triplets, name))
-    assert (once.rest, once.next_square) == (again.rest, again.next_square)
+    assert (once.rest, once.beyond) == (again.rest, again.beyond)
     assert once.rejected == again.rejected
 
 
@@ -659,7 +665,7 @@ class TestDamage:
             pytest.skip("see the next test")
         kept = [i for i in range(found.num_triplets) if i != missing]
         part = self.measured(found, found.triplets.right[:, kept])
-        part = replace(part, next_square=float(found.triplets.squares[missing]))
+        part = replace(part, beyond=float(found.triplets.squares[missing]))
         assert not is_certified(part.measured().bounds(8), TOLERANCE)
 
     def test_no_certificate_sees_a_triplet_that_nothing_touched(self):

@@ -6,10 +6,9 @@ import pytest
 import torch
 
 from matrices import SPECTRA, Case, noise, with_spectrum
-from svdcut.svd.certificate import RESOLUTION, VALUE_FLOOR, VALUE_TOLERANCE
+from svdcut.svd.certificate import RESOLUTION, VALUE_FLOOR, VALUE_TOLERANCE, Method
 from svdcut.svd.decomposition import UNCOUNTED, SolverError
 from svdcut.svd.dense import gram
-from svdcut.svd.measured import Method
 from svdcut.svd.values import singular_values
 
 SHAPES = [(90, 90), (300, 40), (40, 300), (2, 500), (3, 2), (130, 120)]

@@ -35,7 +35,7 @@ from svdcut.errors import InputChangedError
 from svdcut.evaluation.metrics import Evaluation, GroupResult, Interval, wilson_interval
 from svdcut.files.header import read_header
 from svdcut.pair.plan import make_plan
-from svdcut.svd.measured import Method
+from svdcut.svd.certificate import Method
 from svdcut.sweeps.choice import choose, explain
 from svdcut.sweeps.decompose import decompose_update
 from svdcut.sweeps.request import read_outcome

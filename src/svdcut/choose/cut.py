@@ -16,10 +16,9 @@ from svdcut.choose.keep import Keep, choose_indices, first_left_out
 from svdcut.choose.noise import Storage, update_edge
 from svdcut.choose.ranks import Rule
 from svdcut.errors import QualityError
-from svdcut.svd.certificate import Bounds, allowed_value_error
+from svdcut.svd.certificate import Bounds, MeasuredValues, allowed_value_error
 from svdcut.svd.decomposition import Decomposition
 from svdcut.svd.engine import decompose
-from svdcut.svd.measured import MeasuredValues
 from svdcut.svd.product import Product, full_rank
 from svdcut.svd.route import Route
 

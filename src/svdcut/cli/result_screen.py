@@ -24,7 +24,7 @@ from svdcut.files.tensorfile import Dtype, size_bytes
 from svdcut.record.manifest import Manifest, WeightFileFact
 from svdcut.record.summary import Group, summarize
 from svdcut.shown import byte_size, counted, printable
-from svdcut.svd.measured import Method
+from svdcut.svd.certificate import Method
 
 if TYPE_CHECKING:
     from svdcut.api.truncation import Request

@@ -30,7 +30,7 @@ from svdcut.spectra.cuts import CutPoint, cut_points
 from svdcut.spectra.facts import Spectra, Subject
 from svdcut.spectra.groups import Group, by_depth, by_module, by_tensor, count_above_edge
 from svdcut.spectra.matrix import RESOLUTION, Spectrum
-from svdcut.svd.measured import Method
+from svdcut.svd.certificate import Method
 
 _BARS, _PLAIN_BARS = "▁▂▃▄▅▆▇█", "_.-=+*#@"
 _SPARK_WIDTH = 8

@@ -12,10 +12,9 @@ from collections.abc import Callable, Sequence
 from svdcut.choose.noise import update_edge
 from svdcut.spectra.matrix import Spectrum
 from svdcut.streaming.update import Update
-from svdcut.svd.certificate import VALUE_TOLERANCE
+from svdcut.svd.certificate import VALUE_TOLERANCE, MeasuredValues, Method
 from svdcut.svd.decomposition import Decomposition
 from svdcut.svd.engine import decompose
-from svdcut.svd.measured import MeasuredValues, Method
 from svdcut.svd.route import Route, choose_route
 from svdcut.svd.values import singular_values
 

@@ -34,6 +34,7 @@ import operator
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from itertools import accumulate
 
 VALUE_TOLERANCE = 1e-5
@@ -77,42 +78,180 @@ class Bounds:
     """Relative error of the singular values around the cut, at most."""
 
 
-def complement_bounds(
-    squares: Sequence[float],
-    residuals: Sequence[float],
-    couplings: Sequence[float],
-    beyond: float,
-) -> list[float]:
-    """Return `h_j` for every `j` from 0 to the number of triplets.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RitzValues:
+    """The squared values of the triplets at hand, and the measured errors that bound theirs."""
 
-    Parameters
-    ----------
-    squares, residuals, couplings : sequence of float
-        `rho_i`, `e_i` and `c_i` of all triplets at hand.
-    beyond : float
-        The last of them: the largest squared singular value that is not at hand.
+    squares: Sequence[float]
+    """`rho_i`: squared singular values, descending."""
 
-    Notes
-    -----
-    O(j log j): of all places where a gap may be, those at distances 1, 2, 4, ...
-    and the last are looked at.
-    """
-    count = len(squares)
-    energies = _sums_from_the_end(residuals)
-    inner = _sums_from_the_end(couplings)
-    h = [beyond] * (count + 1)
-    for j in range(count - 1, -1, -1):
-        top = squares[j]
-        half = (top - beyond) / 2
-        bound = (top + beyond) / 2 + math.hypot(half, math.sqrt(energies[j]))
-        bound = min(bound + math.sqrt(inner[j]), top + _moved(top - h[j + 1], residuals[j]))
-        for end in _candidates(j + 1, count):
-            gap = top - h[end]
+    residuals: Sequence[float]
+    """`e_i`: norms of ``a.T @ a @ v - square * v``; see `svdcut.svd.decomposition.Triplets`."""
+
+    couplings: Sequence[float]
+    """`c_i`: norms of the part of these that lies in the span of the triplets."""
+
+    beyond: float
+    """Largest squared singular value that is not at hand; 0 where there is none."""
+
+    rest: float = 0.0
+    """Sum of the squared singular values that are not at hand."""
+
+    epsilon: float = 0.0
+    """Of the arithmetic that the vectors are in."""
+
+    def bounds(self, k: int) -> Bounds:
+        """Bound the error of keeping the first `k` triplets.
+
+        Parameters
+        ----------
+        k : int
+            Less than the number of triplets at hand, unless these are all.
+
+        Returns
+        -------
+        Bounds
+            `value` covers the first value, the last kept one, the next, and the norm of
+            the tail.
+
+        Notes
+        -----
+        O(j log j) for `j` triplets.
+        """
+        squares, count = self.squares, len(self.squares)
+        kept, cut = math.fsum(squares[:k]), math.fsum(squares[k:]) + self.rest
+        energy = kept + cut
+        if energy == 0:
+            return Bounds(0.0, 0.0)
+        h = self.complement_bounds()
+        value = max(self._value_error(i, h) for i in {0, max(k - 1, 0), min(k, count - 1)})
+        # Where the tail is measured as a whole (rest > 0), no sum of its values is needed. Else it
+        # may be less than that sum by what rounding moved, down to nothing.
+        moved = 0.0 if self.rest > 0 else math.fsum(self.residuals[k:])
+        tail_error = moved / max(2 * math.sqrt(cut), math.sqrt(moved)) if moved else 0.0
+        tail_error /= max(math.sqrt(cut), VALUE_FLOOR * math.sqrt(energy))
+        whole = k in (0, count)
+        lacking = 0.0 if whole else min(self.excess_energy(k, h[k]), self.gap_energy(k, h))
+        # The rounding of the factors is at right angles to the tail: it adds in squares.
+        lacking += (_FACTOR_ROUNDING * self.epsilon) ** 2 * kept
+        best = math.sqrt(max(cut - moved - lacking, 0.0))
+        above = lacking / (math.hypot(best, math.sqrt(lacking)) + best) if lacking else 0.0
+        return Bounds(
+            excess=above / max(best, ERROR_FLOOR * math.sqrt(energy)), value=max(value, tail_error)
+        )
+
+    def value_bound(self, count: int) -> float:
+        """Bound the relative error of each of the first `count` singular values."""
+        h = self.complement_bounds()
+        places = range(min(count, len(self.squares)))
+        return max((self._value_error(i, h) for i in places), default=0.0)
+
+    def space_bound(self, count: int) -> float:
+        """Bound the angles of the spaces of the first 1, 2, ... `count` right vectors.
+
+        Parameters
+        ----------
+        count : int
+            Less than all, unless `beyond` is 0.
+
+        Returns
+        -------
+        float
+            Sine of the angle to the true space, at most. Where the squared values on both
+            sides of a space differ by less than `SPACE_GAP` of themselves, the bound is that
+            of a gap as large: such vectors may mix.
+
+        Notes
+        -----
+        The sine theorem [1]_: the norm of the residuals over the distance of the Ritz values
+        from the spectrum of the true complement, ``lambda_{k+1} <= h_k``.
+
+        References
+        ----------
+        .. [1] C. Davis, W. Kahan, "The rotation of eigenvectors by a perturbation. III",
+           SIAM Journal on Numerical Analysis 7, 1970.
+        """
+        h = self.complement_bounds()
+        energies = list(accumulate(residual * residual for residual in self.residuals[:count]))
+        gaps = [max(rho - h[i + 1], SPACE_GAP * rho) for i, rho in enumerate(self.squares[:count])]
+        sines = (math.sqrt(e) / gap for e, gap in zip(energies, gaps, strict=True) if gap > 0)
+        return max(sines, default=0.0)
+
+    def complement_bounds(self) -> list[float]:
+        """Return `h_j` for every `j` from 0 to the number of triplets.
+
+        Notes
+        -----
+        O(j log j): of all places where a gap may be, those at distances 1, 2, 4, ...
+        and the last are looked at.
+        """
+        count = len(self.squares)
+        energies = _sums_from_the_end(self.residuals)
+        inner = _sums_from_the_end(self.couplings)
+        h = [self.beyond] * (count + 1)
+        for j in range(count - 1, -1, -1):
+            top = self.squares[j]
+            half = (top - self.beyond) / 2
+            bound = (top + self.beyond) / 2 + math.hypot(half, math.sqrt(energies[j]))
+            moved = _moved(top - h[j + 1], self.residuals[j])
+            bound = min(bound + math.sqrt(inner[j]), top + moved)
+            for end in _candidates(j + 1, count):
+                gap = top - h[end]
+                if gap > 0:
+                    missed = max(energies[j] - energies[end], 0.0) / gap
+                    bound = min(bound, top + missed + math.sqrt(max(inner[j] - inner[end], 0.0)))
+            h[j] = bound
+        return h
+
+    def excess_energy(self, k: int, beyond: float) -> float:
+        """Return bound 1 on the energy that the first `k` triplets lack.
+
+        Parameters
+        ----------
+        k : int
+        beyond : float
+            `h_k`, the largest squared singular value of their complement.
+        """
+        pairs = zip(self.squares[:k], self.residuals[:k], strict=True)
+        return math.fsum(_moved(rho - beyond, e) for rho, e in pairs)
+
+    def gap_energy(self, k: int, h: Sequence[float]) -> float:
+        """Return bound 2 on the energy that the first `k` triplets lack.
+
+        Parameters
+        ----------
+        k : int
+            At least 1.
+        h : sequence of float
+            From `complement_bounds`.
+
+        Returns
+        -------
+        float
+            The least over some choices of `j`; infinite where none has a gap.
+        """
+        squares, edge = self.squares, self.squares[k - 1]
+        best = math.inf
+        for j in _candidates(k, len(squares)):
+            gap = edge - h[j]
             if gap > 0:
-                missed = max(energies[j] - energies[end], 0.0) / gap
-                bound = min(bound, top + missed + math.sqrt(max(inner[j] - inner[end], 0.0)))
-        h[j] = bound
-    return h
+                pairs = zip(squares[:j], self.residuals[:j], strict=True)
+                missed = math.fsum(e * e / max(rho - edge, gap) for rho, e in pairs)
+                near = bisect_right(squares, -(edge + gap), 0, k, key=operator.neg)
+                inner = math.fsum(c * c for c in self.couplings[near:j])
+                best = min(best, missed + math.sqrt((j - near) * inner) / 2)
+        return best
+
+    def _value_error(self, index: int, h: Sequence[float]) -> float:
+        """Return the relative error of one singular value, at most."""
+        square, floor = self.squares[index], VALUE_FLOOR**2 * self.squares[0]
+        # Rounding moves a value by the norm of what it couples to values of its size.
+        start = bisect_left(self.squares, -2 * square, 0, index, key=operator.neg)
+        moved = h[index] - square + max(self.couplings[start:])
+        if moved <= 0:
+            return 0.0
+        root = math.sqrt(square)
+        return moved / (math.sqrt(square + moved) + root) / math.sqrt(max(square, floor))
 
 
 def _sums_from_the_end(values: Sequence[float]) -> list[float]:
@@ -138,192 +277,58 @@ def _moved(gap: float, residual: float) -> float:
     return 2 * residual * residual / (root + gap)  # the form that does not cancel
 
 
-def excess_energy(squares: Sequence[float], residuals: Sequence[float], beyond: float) -> float:
-    """Return bound 1 on the energy that the leading triplets lack.
+class Method(str, Enum):
+    """How the triplets were computed."""
 
-    Parameters
-    ----------
-    squares, residuals : sequence of float
-        `rho_i` and `e_i` of the kept triplets.
-    beyond : float
-        `h_k`, the largest squared singular value of their complement.
+    EXACT = "exact"
+    GRAM = "gram"
+    KRYLOV = "krylov"
+    FACTORED = "factored"
+    NONE = "none"
+
+
+class Proof(str, Enum):
+    """Why the triplets are known to be the leading ones."""
+
+    SPECTRUM = "spectrum"
+    """All singular values were computed that are not zero by the shape, or a Cholesky factor of
+    what the leading ones leave of the Gram matrix proves that none is missed."""
+
+    RANDOM_START = "random_start"
+    """A Krylov space of many random vectors holds no larger triplet."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredValues(RitzValues):
+    """The values of a decomposition, in units of the scaled matrix, without any vector."""
+
+    full_rank: int
+    """The most that the rank can be: min(m, n), or less by the shape of a product.
+
+    A rank above it means all of it.
     """
-    return math.fsum(_moved(rho - beyond, e) for rho, e in zip(squares, residuals, strict=True))
 
+    scale: float
+    """The factor from scaled units to the caller's."""
 
-def gap_energy(
-    squares: Sequence[float],
-    residuals: Sequence[float],
-    couplings: Sequence[float],
-    k: int,
-    h: Sequence[float],
-) -> float:
-    """Return bound 2 on the energy that the first `k` triplets lack.
+    energy: float
+    """Sum of all squared singular values, in scaled units."""
 
-    Parameters
-    ----------
-    squares, residuals, couplings : sequence of float
-        `rho_i`, `e_i` and `c_i` of all triplets at hand.
-    k : int
-        At least 1.
-    h : sequence of float
-        From `complement_bounds`.
+    method: Method
+    proof: Proof
+    rejected: tuple[str, ...] = ()
+    """The routes that were tried before and missed the bound."""
 
-    Returns
-    -------
-    float
-        The least over some choices of `j`; infinite where none has a gap.
-    """
-    edge = squares[k - 1]
-    best = math.inf
-    for j in _candidates(k, len(squares)):
-        gap = edge - h[j]
-        if gap > 0:
-            pairs = zip(squares[:j], residuals[:j], strict=True)
-            missed = math.fsum(e * e / max(rho - edge, gap) for rho, e in pairs)
-            near = bisect_right(squares, -(edge + gap), 0, k, key=operator.neg)
-            inner = math.fsum(c * c for c in couplings[near:j])
-            best = min(best, missed + math.sqrt((j - near) * inner) / 2)
-    return best
+    @property
+    def is_complete(self) -> bool:
+        """Whether all values are at hand that may be more than zero."""
+        return len(self.squares) == self.full_rank
 
+    @property
+    def norm(self) -> float:
+        """Frobenius norm of the caller's matrix."""
+        return math.sqrt(self.energy) * self.scale
 
-def bound_cut(
-    squares: Sequence[float],
-    residuals: Sequence[float],
-    couplings: Sequence[float],
-    k: int,
-    *,
-    rest: float,
-    beyond: float,
-    epsilon: float,
-) -> Bounds:
-    """Bound the error of keeping the first `k` of the triplets at hand.
-
-    Parameters
-    ----------
-    squares, residuals, couplings : sequence of float
-        Of all triplets at hand, descending; more than `k` of them unless `k` is
-        the full rank.
-    k : int
-        Rank of the cut, 0 to all.
-    rest : float
-        Sum of the squared singular values that are not at hand.
-    beyond : float
-        Largest squared singular value that is not at hand.
-    epsilon : float
-        Of the arithmetic that the factors were made in.
-
-    Returns
-    -------
-    Bounds
-        `value` covers the first value, the last kept one, the next, and the norm of
-        the tail.
-
-    Notes
-    -----
-    O(j log j) for `j` triplets.
-    """
-    kept, cut = math.fsum(squares[:k]), math.fsum(squares[k:]) + rest
-    energy = kept + cut
-    if energy == 0:
-        return Bounds(0.0, 0.0)
-    h = complement_bounds(squares, residuals, couplings, beyond)
-
-    places = {0, max(k - 1, 0), min(k, len(squares) - 1)}
-    value = max(_value_error(i, squares, couplings, h) for i in places)
-    # Where the tail is measured as a whole (rest > 0), no sum of its values is needed. Else it
-    # may be less than that sum by what rounding moved, down to nothing.
-    moved = 0.0 if rest > 0 else math.fsum(residuals[k:])
-    tail_error = moved / max(2 * math.sqrt(cut), math.sqrt(moved)) if moved else 0.0
-    tail_error /= max(math.sqrt(cut), VALUE_FLOOR * math.sqrt(energy))
-    if k == 0 or k == len(squares):
-        lacking = 0.0
-    else:
-        lacking = min(
-            excess_energy(squares[:k], residuals[:k], h[k]),
-            gap_energy(squares, residuals, couplings, k, h),
-        )
-    # The rounding of the factors is at right angles to the tail: it adds in squares.
-    lacking += (_FACTOR_ROUNDING * epsilon) ** 2 * kept
-    best = math.sqrt(max(cut - moved - lacking, 0.0))
-    above = lacking / (math.hypot(best, math.sqrt(lacking)) + best) if lacking else 0.0
-    return Bounds(
-        excess=above / max(best, ERROR_FLOOR * math.sqrt(energy)), value=max(value, tail_error)
-    )
-
-
-def bound_values(
-    squares: Sequence[float],
-    residuals: Sequence[float],
-    couplings: Sequence[float],
-    count: int,
-    *,
-    beyond: float,
-) -> float:
-    """Bound the relative error of each of the first `count` singular values.
-
-    Parameters
-    ----------
-    squares, residuals, couplings, beyond
-        As for `bound_cut`.
-    count : int
-        How many of the values matter.
-    """
-    h = complement_bounds(squares, residuals, couplings, beyond)
-    places = range(min(count, len(squares)))
-    return max((_value_error(i, squares, couplings, h) for i in places), default=0.0)
-
-
-def bound_spaces(
-    squares: Sequence[float],
-    residuals: Sequence[float],
-    couplings: Sequence[float],
-    count: int,
-    *,
-    beyond: float,
-) -> float:
-    """Bound the angles of the spaces of the first 1, 2, ... `count` right vectors.
-
-    Parameters
-    ----------
-    squares, residuals, couplings, beyond
-        As for `bound_cut`.
-    count : int
-        Less than all, unless `beyond` is 0.
-
-    Returns
-    -------
-    float
-        Sine of the angle to the true space, at most. Where the squared values on both
-        sides of a space differ by less than `SPACE_GAP` of themselves, the bound is that
-        of a gap as large: such vectors may mix.
-
-    Notes
-    -----
-    The sine theorem [1]_: the norm of the residuals over the distance of the Ritz values
-    from the spectrum of the true complement, ``lambda_{k+1} <= h_k``.
-
-    References
-    ----------
-    .. [1] C. Davis, W. Kahan, "The rotation of eigenvectors by a perturbation. III",
-       SIAM Journal on Numerical Analysis 7, 1970.
-    """
-    h = complement_bounds(squares, residuals, couplings, beyond)
-    energies = list(accumulate(residual * residual for residual in residuals[:count]))
-    gaps = [max(rho - h[i + 1], SPACE_GAP * rho) for i, rho in enumerate(squares[:count])]
-    sines = (math.sqrt(e) / gap for e, gap in zip(energies, gaps, strict=True) if gap > 0)
-    return max(sines, default=0.0)
-
-
-def _value_error(
-    index: int, squares: Sequence[float], couplings: Sequence[float], h: Sequence[float]
-) -> float:
-    """Return the relative error of one singular value, at most."""
-    square, floor = squares[index], VALUE_FLOOR**2 * squares[0]
-    # Rounding moves a value by the norm of what it couples to values of its size.
-    start = bisect_left(squares, -2 * square, 0, index, key=operator.neg)
-    moved = h[index] - square + max(couplings[start:])
-    if moved <= 0:
-        return 0.0
-    root = math.sqrt(square)
-    return moved / (math.sqrt(square + moved) + root) / math.sqrt(max(square, floor))
+    def singular_values(self) -> list[float]:
+        """Return the singular values at hand, descending, in the caller's units."""
+        return [math.sqrt(max(square, 0.0)) * self.scale for square in self.squares]

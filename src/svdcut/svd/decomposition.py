@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from svdcut.svd.measured import MeasuredValues, Method, Proof
+from svdcut.svd.certificate import MeasuredValues, Method, Proof
 from svdcut.svd.product import Product, full_rank
 
 _LIBRARIES = ("lapack", "cusolver", "cublas", "magma")
@@ -111,7 +111,7 @@ class Leading:
     """Leading triplets, and bounds on those beyond them."""
 
     triplets: Triplets
-    next_square: float
+    beyond: float
     """Bound on the squared values beyond them; 0 if there are none."""
 
     rest: float
@@ -146,7 +146,7 @@ class Decomposition:
     rest: float
     """Sum of the squared singular values that are not at hand."""
 
-    next_square: float
+    beyond: float
     """Largest squared singular value beyond the triplets at hand; 0 when there is none."""
 
     rejected: tuple[str, ...] = ()
@@ -178,7 +178,7 @@ class Decomposition:
             couplings=tuple(triplets.couplings.tolist()),
             energy=self.energy,
             rest=self.rest,
-            next_square=self.next_square,
+            beyond=self.beyond,
             epsilon=torch.finfo(triplets.right.dtype).eps,
             method=self.method,
             proof=self.proof,

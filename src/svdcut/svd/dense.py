@@ -8,9 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from svdcut.svd.certificate import Proof
 from svdcut.svd.decomposition import PRODUCT_BYTES, Basis, Dominant, Triplets, row_blocks
 from svdcut.svd.lapack import leading_eigenpairs
-from svdcut.svd.measured import Proof
 
 _TALL = 2
 """From this aspect ratio on, a QR first makes the SVD that of a square matrix."""

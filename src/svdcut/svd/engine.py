@@ -14,6 +14,7 @@ from functools import partial
 import torch
 from torch import Generator, Tensor
 
+from svdcut.svd.certificate import Method, Proof
 from svdcut.svd.decomposition import (
     UNCOUNTED,
     Decomposition,
@@ -27,23 +28,12 @@ from svdcut.svd.dense import exact_triplets, gram_basis, gram_triplets
 from svdcut.svd.factored import factored_triplets
 from svdcut.svd.krylov import krylov_basis
 from svdcut.svd.leading import FindBasis, leading_triplets
-from svdcut.svd.measured import Method, Proof
 from svdcut.svd.product import Product
 from svdcut.svd.route import Route, choose_route, gram_bytes, is_few
 
-
-@dataclass(frozen=True, slots=True)
-class _Attempt:
-    """One route, not yet run."""
-
-    name: str
-    run: Callable[[], Decomposition | str]
-    """Returns a decomposition, or why there is none."""
-
-    num_bytes: int = UNCOUNTED
-    """Memory to ask for before it runs as a second or later route."""
-
-    is_last: bool = False
+_Attempt = tuple[str, int, Callable[[], Decomposition | str]]
+"""One route: its name, the memory to ask for before it runs as a second or later one, in bytes,
+and what returns a decomposition, or why there is none."""
 
 
 def decompose(
@@ -109,25 +99,26 @@ def decompose(
         routes = _Routes(start, start.matrix, top, num_needed, tolerance, seed, escalate)
         ladder = routes.ladder(route)
     rejected: list[str] = []
-    result = start
-    for attempt in ladder:
+    result: Decomposition | str = start
+    failure: RuntimeError | None = None
+    for name, num_bytes, run in ladder:
         if rejected:
-            escalate(attempt.num_bytes)
+            escalate(num_bytes)
         try:
-            found = attempt.run()
+            result = run()
         except RuntimeError as error:
             if not is_solver_failure(error):
                 raise
-            if attempt.is_last:
-                raise SolverError(str(error)) from error
-            found = "solver failed"
-        if isinstance(found, str):
-            rejected.append(f"{attempt.name}: {found}")
+            result, failure = "solver failed", error
+        if isinstance(result, str):
+            rejected.append(f"{name}: {result}")
             continue
-        result = replace(found, rejected=tuple(rejected))
+        result = replace(result, rejected=tuple(rejected))
         if accept(result):
             break
-        rejected.append(f"{attempt.name}: bound missed")
+        rejected.append(f"{name}: bound missed")
+    if isinstance(result, str):
+        raise SolverError(str(failure)) from failure
     return result
 
 
@@ -165,7 +156,7 @@ def _start(a: Tensor | Product) -> Decomposition:
         method=Method.NONE,
         proof=Proof.SPECTRUM,
         rest=0.0,
-        next_square=0.0,
+        beyond=0.0,
     )
 
 
@@ -187,16 +178,16 @@ class _Routes:
         if route is Route.AUTO:
             route = choose_route(full_rank, top)
         if top is not None and top < full_rank and route is Route.KRYLOV:
-            yield _Attempt("krylov", partial(self._krylov, max(top, 1)))
+            yield "krylov", UNCOUNTED, partial(self._krylov, max(top, 1))
         if route is not Route.EXACT:
             num_bytes = gram_bytes(full_rank)
             if is_few(top, full_rank):
-                yield _Attempt("gram/leading", partial(self._leading, top), num_bytes)
-            yield _Attempt("gram", self._gram, num_bytes)
-            # Of a whole spectrum, rounding may hide values that the cut depends on.
+                yield "gram/leading", num_bytes, partial(self._leading, top)
+            yield "gram", num_bytes, self._gram
+            # Rounding of the Gram matrix may hide small values that the cut depends on.
             if top is None and is_few(few := self.num_needed(), full_rank):
-                yield _Attempt("gram/leading", partial(self._leading, few))
-        yield _Attempt("exact", self._exact, is_last=True)
+                yield "gram/leading", UNCOUNTED, partial(self._leading, few)
+        yield "exact", UNCOUNTED, self._exact
 
     def _krylov(self, top: int) -> Decomposition | str:
         generator = Generator().manual_seed(self.seed)
@@ -219,7 +210,7 @@ class _Routes:
             method=method,
             proof=found.proof,
             rest=found.rest,
-            next_square=found.next_square,
+            beyond=found.beyond,
         )
 
     def _gram(self) -> Decomposition:
@@ -230,18 +221,16 @@ class _Routes:
 
 
 def _ladder_of_product(start: Decomposition, product: Product) -> Iterator[_Attempt]:
-    yield _Attempt(
-        "factored",
-        lambda: _of_product(start, factored_triplets(product), Method.FACTORED),
-    )
-    # What the dense product has beyond its rank is rounding.
-    yield _Attempt(
-        "exact",
-        lambda: _of_product(
-            start, exact_triplets(product.dense()).first(product.rank), Method.EXACT
-        ),
-        is_last=True,
-    )
+    def factored() -> Decomposition:
+        return _of_product(start, factored_triplets(product), Method.FACTORED)
+
+    def exact() -> Decomposition:
+        # What the dense product has beyond its rank is rounding.
+        triplets = exact_triplets(product.dense()).first(product.rank)
+        return _of_product(start, triplets, Method.EXACT)
+
+    yield "factored", UNCOUNTED, factored
+    yield "exact", UNCOUNTED, exact
 
 
 def _of_product(start: Decomposition, triplets: Triplets, method: Method) -> Decomposition:

@@ -21,9 +21,8 @@ from itertools import takewhile
 import torch
 from torch import Generator, Tensor
 
-from svdcut.svd.certificate import RESOLUTION, allowed_value_error, bound_cut
+from svdcut.svd.certificate import RESOLUTION, Proof, RitzValues, allowed_value_error
 from svdcut.svd.decomposition import Basis, Dominant, row_blocks
-from svdcut.svd.measured import Proof
 
 _WIDTH = 16
 """Vectors of the start block. Fewer make products slower, more need more products
@@ -162,15 +161,14 @@ class _Ritz:
         squares = self.squares[: self.num_wanted].tolist()
         rest = max(energy - math.fsum(squares), 0.0)
         exact = [0.0] * len(known)
-        bounds = bound_cut(
-            [*known, *squares],
-            [*exact, *self.residuals[: self.num_wanted]],
-            [*exact, *[0.0] * self.num_wanted],
-            k + len(known),
-            rest=rest,
+        values = RitzValues(
+            squares=[*known, *squares],
+            residuals=[*exact, *self.residuals[: self.num_wanted]],
+            couplings=[*exact, *[0.0] * self.num_wanted],
             beyond=min(rest, self.beyond),
-            epsilon=0.0,
+            rest=rest,
         )
+        bounds = values.bounds(k + len(known))
         return max(bounds.excess / tolerance, bounds.value / allowed_value_error(tolerance))
 
     def num_dominant(self, k: int, known: Sequence[float]) -> int:
@@ -202,15 +200,15 @@ class _Ritz:
         """Whether a multiple value may have more copies than the iteration found.
 
         A Krylov space has at most `width` vectors for each eigenvalue. So copies can be missing
-        only where it found `width` of them. Vectors injected later do not count: they have
-        gone through fewer steps.
+        only where it found `width` of them, of which the last may lie beyond the wanted ones.
+        Vectors injected later do not count: they have gone through fewer steps.
         """
-        squares = self.squares[: self.num_wanted].tolist()
+        squares = self.squares.tolist()
+        firsts = squares[: self.num_wanted + 1]
+        residuals = self.residuals[width - 1 :] + self.residuals[-1:] * width
         return any(
             last > 0 and first - last <= _ALIKE * last + residual
-            for first, last, residual in zip(
-                squares, squares[width - 1 :], self.residuals[width - 1 :], strict=False
-            )
+            for first, last, residual in zip(firsts, squares[width - 1 :], residuals, strict=False)
         )
 
 

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from svdcut.svd.certificate import RESOLUTION
+from svdcut.svd.certificate import RESOLUTION, MeasuredValues
 from svdcut.svd.decomposition import Decomposition, multiply
 from svdcut.svd.engine import decompose
-from svdcut.svd.measured import MeasuredValues
 from svdcut.svd.product import Product
 
 SPACE_TOLERANCE = 1e-2

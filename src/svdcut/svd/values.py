@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from svdcut.svd.certificate import VALUE_FLOOR, VALUE_TOLERANCE
+from svdcut.svd.certificate import VALUE_FLOOR, VALUE_TOLERANCE, Method
 from svdcut.svd.decomposition import (
     UNCOUNTED,
     SolverError,
@@ -21,7 +21,6 @@ from svdcut.svd.decomposition import (
 )
 from svdcut.svd.dense import gram, is_tall, triangle
 from svdcut.svd.factored import reduce_product
-from svdcut.svd.measured import Method
 from svdcut.svd.product import Product
 
 _ROUNDING = 4.0

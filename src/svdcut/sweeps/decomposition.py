@@ -29,8 +29,7 @@ from svdcut.files.tensorfile import TensorEntry, read_bytes
 from svdcut.pair.pairing import Action, Pair
 from svdcut.pair.plan import Plan
 from svdcut.streaming.stored_matrix import TORCH_DTYPES, MatrixSides, matrix_sides, to_bytes
-from svdcut.svd.certificate import Bounds
-from svdcut.svd.measured import MeasuredValues
+from svdcut.svd.certificate import Bounds, MeasuredValues
 from svdcut.sweeps.result import Variant
 from svdcut.truncation.reconstruction import CutMatrix, MatrixResult, stays_whole
 from svdcut.truncation.tensor_job import Job

@@ -31,7 +31,7 @@ from svdcut.streaming.stored_matrix import (
     to_bytes,
 )
 from svdcut.streaming.update import read_added
-from svdcut.svd.measured import MeasuredValues
+from svdcut.svd.certificate import MeasuredValues
 from svdcut.svd.product import rows_of
 
 

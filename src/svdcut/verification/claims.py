@@ -19,8 +19,7 @@ from svdcut.errors import CheckpointError
 from svdcut.files.filenames import MANIFEST_NAME, check_own
 from svdcut.record.manifest import SCHEMA, SCHEMA_PATH, Manifest, MatrixFact, Totals, Truncation
 from svdcut.record.summary import sum_totals
-from svdcut.svd.certificate import allowed_value_error
-from svdcut.svd.measured import Method, Proof
+from svdcut.svd.certificate import Method, Proof, allowed_value_error
 from svdcut.verification.findings import Contradiction, Failure
 from svdcut.verification.tolerances import SUM, is_close
 

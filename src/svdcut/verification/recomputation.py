@@ -22,8 +22,7 @@ from svdcut.record.progress import Observer, Progress
 from svdcut.streaming.memory import memory_needs
 from svdcut.streaming.pool import Pool, Reserve
 from svdcut.streaming.stored_matrix import MatrixSides, matrix_sides
-from svdcut.svd.certificate import VALUE_TOLERANCE
-from svdcut.svd.measured import Method
+from svdcut.svd.certificate import VALUE_TOLERANCE, Method
 from svdcut.svd.route import Route
 from svdcut.truncation.reconstruction import CutMatrix
 from svdcut.truncation.tensor_job import (

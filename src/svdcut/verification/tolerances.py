@@ -32,8 +32,14 @@ from collections.abc import Sequence
 from svdcut.choose.keep import Keep
 from svdcut.choose.ranks import BACKWARD, Rule
 from svdcut.record.manifest import Truncation
-from svdcut.svd.certificate import ERROR_FLOOR, VALUE_FLOOR, VALUE_TOLERANCE, allowed_value_error
-from svdcut.svd.measured import MeasuredValues, Method
+from svdcut.svd.certificate import (
+    ERROR_FLOOR,
+    VALUE_FLOOR,
+    VALUE_TOLERANCE,
+    MeasuredValues,
+    Method,
+    allowed_value_error,
+)
 from svdcut.svd.route import is_few
 
 SUM = 1e-11
