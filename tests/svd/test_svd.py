@@ -680,7 +680,7 @@ class TestHiddenCopies:
     """A Krylov space shows as many copies of a value as it has random vectors to start from."""
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-    @pytest.mark.parametrize("copies", [23, 24, 25, 47, 60])
+    @pytest.mark.parametrize("copies", [15, 16, 17, 47, 60])
     @pytest.mark.parametrize("above", [0, 5, 30])
     def test_more_vectors_are_drawn_until_all_are_seen(self, dtype, copies, above):
         head = torch.linspace(3, 2, above).double()
