@@ -201,11 +201,12 @@ class _Ritz:
 
         A Krylov space has at most `width` vectors for each eigenvalue. So copies can be missing
         only where it found `width` of them, of which the last may lie beyond the wanted ones.
-        Vectors injected later do not count: they have gone through fewer steps.
+        Vectors injected later do not count: they have gone through fewer steps. Copies converge
+        alike, so that those beyond the wanted ones need no allowance for their residuals.
         """
         squares = self.squares.tolist()
         firsts = squares[: self.num_wanted + 1]
-        residuals = self.residuals[width - 1 :] + self.residuals[-1:] * width
+        residuals = self.residuals[width - 1 :] + [0.0] * width
         return any(
             last > 0 and first - last <= _ALIKE * last + residual
             for first, last, residual in zip(firsts, squares[width - 1 :], residuals, strict=False)
