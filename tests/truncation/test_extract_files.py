@@ -141,7 +141,7 @@ def test_lost_factors_are_made_again(llama, adapter, tmp_path, one_worker):
     out = tmp_path / "adapter"
     with pytest.raises(svdcut.Interrupted):
         svdcut.extract(llama.base, llama.finetuned, out, rank=4, observe=Stop(15))
-    spool = partial_path(out) / "staging"
+    spool = partial_path(out) / "staging-0"
     spool.write_bytes(b"\0" * 8 + spool.read_bytes()[8:-8])
     seen = Stop(-1)
     svdcut.extract(llama.base, llama.finetuned, out, rank=4, observe=seen)

@@ -89,7 +89,7 @@ def open_rows(folder: Path, identity: Mapping[str, str], *, restart: bool) -> It
     with ExitStack() as stack:
         with explain_writing(path):
             journal = stack.enter_context(closing(Journal(folder, ROWS_NAME)))
-            if restart or not any(map(journal.has, (ROW, _FINETUNED))):
+            if restart or not any(map(journal.names, (ROW, _FINETUNED))):
                 journal.begin(identity)
             else:
                 journal.refuse_other(identity, f"{path} holds rows")

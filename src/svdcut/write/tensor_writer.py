@@ -59,8 +59,16 @@ class TensorWriter:
 class Range(NamedTuple):
     """Where some bytes lie."""
 
+    file: int
+    """Index of the staging file."""
+
     offset: int
     size: int
+
+
+def staging_name(index: int | str) -> str:
+    """Return the name of a staging file."""
+    return f"staging-{index}"
 
 
 class Staging:
@@ -69,9 +77,11 @@ class Staging:
     Parameters
     ----------
     path : Path
-        It is made where it is not there; what it holds stays.
+        The file; those of other workers lie beside it. What they hold stays.
     find, record : callable
         `svdcut.write.writer.CheckpointWriter.find` and `record`, to remember where parts lie.
+    index : int
+        Index of the file among those of all workers.
 
     Raises
     ------
@@ -84,8 +94,9 @@ class Staging:
         path: Path,
         find: Callable[[str, str], object],
         record: Callable[[str, str, object], None],
+        index: int = 0,
     ) -> None:
-        self._path = path
+        self._path, self._index = path, index
         self._find, self._record = find, record
         self._lock = threading.Lock()
         self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
@@ -95,7 +106,7 @@ class Staging:
         """Write some bytes behind all others, and return where they lie."""
         view = memoryview(data).cast("B")
         with self._lock:
-            place = Range(self._end, len(view))
+            place = Range(self._index, self._end, len(view))
             self._end += len(view)
         with writing(self._path):
             write_at(self.descriptor, view, place.offset)
@@ -103,7 +114,13 @@ class Staging:
 
     def read(self, place: Range) -> bytearray:
         """Return the bytes of a place; fewer where the file ends."""
-        return bytearray(os.pread(self.descriptor, place.size, place.offset))
+        if place.file == self._index:
+            return bytearray(os.pread(self.descriptor, place.size, place.offset))
+        path = self._path.with_name(staging_name(place.file))
+        if not path.exists():
+            return bytearray()
+        with path.open("rb") as file:
+            return bytearray(os.pread(file.fileno(), place.size, place.offset))
 
     def record_parts(self, name: str, places: Iterable[Range]) -> None:
         """Record where the parts of a tensor lie, before the tensor itself is recorded."""

@@ -2,13 +2,14 @@
 
 Everything goes to ``OUT.partial``, is synced, and renamed once. Memory is that of
 the bytes in flight: files get their full size first, and each tensor is written at
-its planned offset. What is finished survives a crash. It knows nothing of what the
-bytes mean.
+its planned offset. What is finished survives a crash. Several processes may write
+different tensors of one result. It knows nothing of what the bytes mean.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
 import shutil
@@ -23,6 +24,7 @@ from typing import Any
 
 from svdcut.errors import OutputError, OutputExistsError, SvdcutError
 from svdcut.files.tensorfile import FileLayout, TensorEntry, hash_file, iterate_bytes
+from svdcut.worker import ALONE, Worker
 from svdcut.write.destination import (
     check_partial,
     partial_path,
@@ -30,14 +32,19 @@ from svdcut.write.destination import (
     remove,
     sync_path,
 )
-from svdcut.write.journal import Journal
-from svdcut.write.tensor_writer import Staging, TensorWriter, write_at, writing
+from svdcut.write.journal import JOURNAL_NAME, Journal, in_use, try_lock
+from svdcut.write.tensor_writer import (
+    Staging,
+    TensorWriter,
+    staging_name,
+    write_at,
+    writing,
+)
 
 TENSOR = "tensor"
 """Kind of a record of a finished tensor."""
 
 _RESULT_NAME = "checkpoint"
-_STAGING_NAME = "staging"
 _SYNC_SECONDS = 1.0
 """At most this much work is lost by a power failure."""
 
@@ -63,11 +70,14 @@ class CheckpointWriter:
         Whether to drop unfinished work.
     force : bool
         Whether to replace an existing result.
+    worker : Worker
+        The place of this process among those that share the run. The first that torchrun
+        started prepares the folder, before the others come.
 
     Raises
     ------
     OutputExistsError
-        If another process is at work there, or the unfinished work is of another identity.
+        If another run is at work there, or the unfinished work is of another identity.
     OutputError
         If the disk is full or the folder cannot be written.
     """
@@ -81,6 +91,7 @@ class CheckpointWriter:
         stages: bool = False,
         restart: bool = False,
         force: bool = False,
+        worker: Worker = ALONE,
     ) -> None:
         self._out = out
         self._partial = partial_path(out)
@@ -89,6 +100,9 @@ class CheckpointWriter:
         self._identity = identity
         self._restart = restart
         self._force = force
+        self._worker = worker
+        self._gate: int | None = None  # a lock that parts share
+        self._is_published = False
         self._descriptors: dict[str, int] = {}
         self._sync_lock = threading.Lock()
         self._synced_at = time.monotonic()
@@ -99,7 +113,10 @@ class CheckpointWriter:
     def __enter__(self) -> CheckpointWriter:
         check_partial(self._partial)
         with writing(self._partial):
-            self._journal = Journal(self._partial)
+            if not (self._worker.is_first or self._worker.is_launched):
+                self._gate = self._open_gate()
+            name = JOURNAL_NAME if self._worker.is_first else f"journal-{self._worker.index}.jsonl"
+            self._journal = Journal(self._partial, name)
         try:
             with writing(self._partial):
                 self._prepare()
@@ -110,21 +127,26 @@ class CheckpointWriter:
 
     def _prepare(self) -> None:
         """Drop or take over unfinished work, and make the files that are known."""
-        if self._restart or self._journal.identity is None:
+        journal = self._journal
+        if self._worker.is_first and (self._restart or not journal.is_begun):
             if self._result.is_dir():
                 shutil.rmtree(self._result)
-            (self._partial / _STAGING_NAME).unlink(missing_ok=True)
-            self._journal.begin(self._identity)
-        self._journal.refuse_other(self._identity, f"{self._partial} is the unfinished work")
+            for path in self._partial.glob(staging_name("*")):
+                path.unlink()
+            journal.remove_others()
+            journal.begin(self._identity)
+        journal.refuse_other(self._identity, f"{self._partial} is the unfinished work")
+        if journal.identity is None:
+            journal.begin(self._identity)
         self._result.mkdir(exist_ok=True)
-        names = {file.name for file in self._files}
-        for path in self._result.iterdir():
-            if path.name not in names:  # small files that a stopped run left
-                remove(path)
+        if self._worker.is_first:
+            self._drop_small_files()
         for file in self._files:
             self._create(file)
         if self._stages:
-            self._staging = Staging(self._partial / _STAGING_NAME, self.find, self.record)
+            index = 0 if self._worker.is_first else self._worker.index + 1
+            path = self._partial / staging_name(index)
+            self._staging = Staging(path, self.find, self.record, index)
 
     def __exit__(
         self,
@@ -134,6 +156,40 @@ class CheckpointWriter:
     ) -> None:
         self._leave(error)
 
+    def _open_gate(self) -> int:
+        """Open the journal of a run without parts, and share its lock with the other parts."""
+        self._partial.mkdir(parents=True, exist_ok=True)
+        path = self._partial / JOURNAL_NAME
+        gate = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        locked = try_lock(gate, fcntl.LOCK_SH)
+        if locked:
+            return gate
+        os.close(gate)
+        if locked is False:
+            raise in_use(self._partial)
+        raise OutputError(
+            f"{self._partial}: the file system has no locks, which tell parts who is the last",
+            hint="Start all of them at once: --workers N, or torchrun.",
+        )
+
+    def is_last(self) -> bool:
+        """Whether no other part is at work; then none can begin any more."""
+        assert self._gate is not None
+        self.flush()
+        fcntl.flock(self._gate, fcntl.LOCK_UN)
+        if not try_lock(self._gate, fcntl.LOCK_EX):
+            return False
+        self.refresh()
+        self._drop_small_files()
+        return True
+
+    def _drop_small_files(self) -> None:
+        """Remove the small files that a stopped run left."""
+        names = {file.name for file in self._files}
+        for path in self._result.iterdir():
+            if path.name not in names:
+                remove(path)
+
     def _create(self, file: FileLayout) -> None:
         path = self._result / file.name
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
@@ -142,12 +198,8 @@ class CheckpointWriter:
             descriptor, len(file.header), 0
         ):
             self._whole.add(file.name)
-        try:
-            # Claims the space now: a full disk is found before hours of work.
-            os.posix_fallocate(descriptor, 0, file.size_bytes)
-        except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
-                raise
+        if self._worker.is_first:
+            _allocate(descriptor, file.size_bytes)
         os.ftruncate(descriptor, file.size_bytes)
         write_at(descriptor, memoryview(file.header), 0)
 
@@ -187,6 +239,15 @@ class CheckpointWriter:
         for piece in pieces or ():
             digest.update(piece)
         return data if pieces is None or digest.hexdigest() == data["sha256"] else None
+
+    def refresh(self) -> None:
+        """Read what other workers have recorded since."""
+        with writing(self._partial):
+            self._journal.refresh()
+
+    def recorded(self, kind: str = TENSOR) -> set[str]:
+        """Return the names of everything of a kind that any worker has recorded."""
+        return self._journal.names(kind)
 
     def add_file(self, file: FileLayout) -> None:
         """Make a weight file whose layout was not known at the start.
@@ -231,6 +292,11 @@ class CheckpointWriter:
             finally:
                 self._sync_lock.release()
 
+    def flush(self) -> None:
+        """Make everything last that was recorded."""
+        with self._sync_lock:
+            self._sync()
+
     def _sync(self) -> None:
         """Put the bytes on disk, then the records that speak of them, in this order."""
         with writing(self._partial):
@@ -266,14 +332,14 @@ class CheckpointWriter:
         OutputError
             If that fails; the old folder, if any, is then still there.
         """
-        with self._sync_lock:
-            self._sync()
+        self.flush()
         with writing(self._out):
             for path in self._result.rglob("*"):
                 if path.name not in self._descriptors:
                     sync_path(path)
             sync_path(self._result)
             publish_folder(self._result, self._out, force=self._force)
+        self._is_published = True
 
     def _leave(self, error: BaseException | None) -> None:
         """Close everything; keep what is finished, if it can be of use."""
@@ -287,9 +353,11 @@ class CheckpointWriter:
             self._descriptors.clear()
             if self._staging is not None:
                 os.close(self._staging.descriptor)
-            if not self._is_useful(error):
+            if self._is_published or (self._worker.is_alone and not self._is_useful(error)):
                 shutil.rmtree(self._partial, ignore_errors=True)
             self._journal.close()
+            if self._gate is not None:
+                os.close(self._gate)
 
     def _is_useful(self, error: BaseException | None) -> bool:
         """Whether a later run can go on from what there is."""
@@ -297,4 +365,16 @@ class CheckpointWriter:
             return True  # it is another run's
         if isinstance(error, SvdcutError) and not error.keeps_work:
             return False
-        return self._result.is_dir() and self._journal.has(TENSOR)
+        return self._result.is_dir() and bool(self.recorded())
+
+
+def _allocate(descriptor: int, size: int) -> None:
+    """Claim the space of a file, so that a full disk is found before hours of work.
+
+    By one process alone: where the file system cannot do it, the C library writes to each block.
+    """
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+            raise
