@@ -21,8 +21,15 @@ _STREAMS = 4
 """Streams for one GPU. Memory freed in one stream is not reused in another: each costs some."""
 
 
-def resolve_device(name: str) -> torch.device:
+def resolve_device(name: str, local_index: int = 0) -> torch.device:
     """Return the device that a name means.
+
+    Parameters
+    ----------
+    name : str
+        ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+    local_index : int
+        Index among the workers of this machine, who each take another GPU.
 
     Raises
     ------
@@ -30,7 +37,9 @@ def resolve_device(name: str) -> torch.device:
         If there is no such device.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and local_index and torch.cuda.is_available():
+        return torch.device("cuda", local_index % torch.cuda.device_count())
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -50,9 +59,10 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
-def num_workers(device: torch.device) -> int:
-    """Return how many threads keep a device busy."""
-    return num_cores() if device.type == "cpu" else min(num_cores(), _CUDA_WORKERS)
+def num_workers(device: torch.device, local_count: int = 1) -> int:
+    """Return how many threads keep a device busy, where processes share the cores."""
+    cores = max(1, num_cores() // local_count)
+    return cores if device.type == "cpu" else min(cores, _CUDA_WORKERS)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ SvdcutError                      exit 1
 │   └── InputChangedError                 a file changed while it was read
 ├── QualityError                 exit 4   the asked-for accuracy was not reached
 ├── OutputError                  exit 1   the result could not be written
+├── WorkerError                  exit 1   another worker of the run is missing
 └── Interrupted                  exit 130 or 143, stopped by a signal
 """
 
@@ -129,6 +130,10 @@ class QualityError(SvdcutError):
 
 class OutputError(SvdcutError):
     """The result could not be written."""
+
+
+class WorkerError(SvdcutError):
+    """Another worker of the run is missing, or has ended."""
 
 
 class Interrupted(SvdcutError):

@@ -114,7 +114,7 @@ def test_the_callers_default_dtype(pair, reference, tmp_path):
 
 @pytest.mark.parametrize("workers", [1, 2, 4])
 def test_number_of_workers(pair, reference, tmp_path, monkeypatch, workers):
-    monkeypatch.setattr("svdcut.truncation.run.num_workers", lambda device: workers)
+    monkeypatch.setattr("svdcut.truncation.run.num_workers", lambda *_: workers)
     assert run(pair, tmp_path) == reference
 
 

@@ -37,7 +37,7 @@ def adapter(llama, tmp_path_factory):
 
 @pytest.fixture
 def one_worker(monkeypatch):
-    monkeypatch.setattr(svdcut.truncation.run, "num_workers", lambda device: 1)
+    monkeypatch.setattr(svdcut.truncation.run, "num_workers", lambda *_: 1)
 
 
 def weights_of(pair: Pair, name: str) -> list[torch.Tensor]:

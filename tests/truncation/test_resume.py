@@ -66,7 +66,7 @@ def truncate(pair, out, **options):
 
 @pytest.fixture
 def one_worker(monkeypatch):
-    monkeypatch.setattr(svdcut.truncation.run, "num_workers", lambda device: 1)
+    monkeypatch.setattr(svdcut.truncation.run, "num_workers", lambda *_: 1)
 
 
 # The writer and its journal

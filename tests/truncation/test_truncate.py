@@ -749,7 +749,7 @@ def test_one_worker_has_one_matrix_in_memory(pairs, tmp_path, monkeypatch, rule,
 
     for module in (svdcut.truncation.tensor_job, svdcut.truncation.budget):
         monkeypatch.setattr(module, "read_update", watched)
-    monkeypatch.setattr(svdcut.truncation.run, "num_workers", lambda device: 1)
+    monkeypatch.setattr(svdcut.truncation.run, "num_workers", lambda *_: 1)
     gc.collect()
     gc.disable()
     try:

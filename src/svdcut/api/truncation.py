@@ -26,6 +26,8 @@ from svdcut.truncation.options import (
     TruncateOptions,
 )
 from svdcut.truncation.preflight import Preflight, check_run
+from svdcut.truncation.sharing import hashed_by
+from svdcut.worker import ALONE, Worker
 from svdcut.write.destination import check_output
 
 if TYPE_CHECKING:
@@ -118,13 +120,13 @@ def _check_single(rules: Sequence[Rule]) -> None:
         )
 
 
-def plan_truncation(options: TruncateOptions) -> Request:
+def plan_truncation(options: TruncateOptions, *, processes: int = 1) -> Request:
     """Check and plan a truncation from headers alone; every rank rule has its output."""
     outputs = list(_outputs(_named(options.out, options.rank), options))
     if options.also_adapter is not None:
         outs = _named(options.also_adapter, options.rank)
         outputs += _outputs(outs, options, Form.ADAPTER)
-    return _plan(options, outputs)
+    return _plan(options, outputs, processes)
 
 
 def plan_many(options: TruncateManyOptions) -> Request:
@@ -133,9 +135,10 @@ def plan_many(options: TruncateManyOptions) -> Request:
     return _plan(options, _outputs(outs, options))
 
 
-def plan_extraction(options: ExtractOptions) -> Request:
+def plan_extraction(options: ExtractOptions, *, processes: int = 1) -> Request:
     """Check and plan an extraction from headers alone; every rank rule has its output."""
-    return _plan(options, _outputs(_named(options.out, options.rank), options, Form.ADAPTER))
+    outputs = _outputs(_named(options.out, options.rank), options, Form.ADAPTER)
+    return _plan(options, outputs, processes)
 
 
 def _named(out: Path, rules: Sequence[Rule]) -> dict[Rule, Path]:
@@ -152,7 +155,7 @@ def _outputs(
         yield Output(out, rule, options.restart, options.force, form)
 
 
-def _plan(options: RunOptions, outputs: Iterable[Output]) -> Request:
+def _plan(options: RunOptions, outputs: Iterable[Output], processes: int = 1) -> Request:
     """Find everything that can be wrong before a weight is read."""
     outputs = tuple(outputs)
     paths = [output.path for output in outputs]
@@ -173,16 +176,23 @@ def _plan(options: RunOptions, outputs: Iterable[Output]) -> Request:
     if adapters:
         refuse_adapters(plan, adapters, shape)
     takes_files = any(output.form is Form.CHECKPOINT for output in outputs)
-    preflight = check_run(plan, outputs, shape)
+    preflight = check_run(plan, outputs, shape, processes=processes)
     return Request(plan, outputs, shape, preflight, left if takes_files else ())
 
 
 def carry_out(
-    request: Request, *, command: Iterable[str] = (), observe: Observer = ignore
+    request: Request,
+    *,
+    command: Iterable[str] = (),
+    observe: Observer = ignore,
+    worker: Worker = ALONE,
 ) -> list[Manifest]:
-    """Carry out a request; see `truncate` for what it returns and raises."""
+    """Carry out a request; see `truncate` for what it returns and raises.
+
+    Of several workers one returns manifests: the one that publishes the results.
+    """
     request.preflight.refuse()
-    with InputHashes(request.plan) as hashes:
+    with InputHashes(request.plan, hashed_by(request.plan, worker)) as hashes:
         # Meanwhile: the import of torch takes a second or two of one core.
         from svdcut.truncation.run import run_truncation
 
@@ -193,4 +203,5 @@ def carry_out(
             hashes,
             command=tuple(command),
             observe=observe,
+            worker=worker,
         )

@@ -19,6 +19,7 @@ import typer
 from svdcut.cli.signals import Stopped, stopping
 from svdcut.errors import InputError, Interrupted, SvdcutError, UsageError
 from svdcut.shown import printable
+from svdcut.worker import launched_worker
 
 _NO_MEMORY = (
     "Cannot allocate memory",
@@ -88,6 +89,8 @@ def report(
     find_unfinished: Callable[[], Sequence[Unfinished]] = tuple,
 ) -> int | None:
     """Say what went wrong, and return the exit code; None where the error is another's."""
+    if isinstance(error, Stopped) and launched_worker() is not None:
+        return 128 + error.signal_number  # who started the workers says it once
     if isinstance(error, (Stopped, Interrupted)):
         _explain(str(error), verbose=False)
         _tell_how_to_resume(find_unfinished())
@@ -161,7 +164,9 @@ def _tell_how_to_resume(unfinished: Sequence[Unfinished]) -> None:
 def _explain(text: str, *, verbose: bool) -> None:
     if verbose:
         _say(_by_line(printable, traceback.format_exc()))
-    _say("svdcut: " + _by_line(lambda line: _shortened(printable(line)), text))
+    worker = launched_worker()
+    who = "svdcut" if worker is None else f"svdcut: {worker}"
+    _say(f"{who}: " + _by_line(lambda line: _shortened(printable(line)), text))
 
 
 def _by_line(change: Callable[[str], str], text: str) -> str:

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from svdcut.worker import launched_worker
+
 _NUMBERS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 _Handler = Callable[[int, "FrameType | None"], None]
 
@@ -55,9 +57,9 @@ def stopping() -> Iterator[Callable[[], None]]:
             end_at_once(number)
         if ended:
             return
-        if len(received) > 1:
+        if len(received) > 1 and launched_worker() is None:
             os.write(2, b"svdcut: stopping; one more signal ends it at once\n")
-        else:
+        elif len(received) == 1:
             raise Stopped(number)
 
     def retry(unraisable: sys.UnraisableHookArgs) -> None:

@@ -8,14 +8,16 @@ from dataclasses import KW_ONLY
 
 from svdcut.api.truncation import Request, carry_out, plan_extraction, plan_truncation
 from svdcut.cli.commands import ScreenOptions, command
-from svdcut.cli.guard import Unfinished, guard, warn
+from svdcut.cli.guard import Unfinished, guard, note, warn
 from svdcut.cli.plan import print_plan
 from svdcut.cli.progress import show_progress
 from svdcut.cli.result_screen import print_result
 from svdcut.cli.screen import print_json
 from svdcut.cli.warnings import warn_of_no_update, warn_of_plan, warn_of_rounding
+from svdcut.cli.workers import find_worker, run_workers
 from svdcut.option import Panel
-from svdcut.option_kinds import Switch, options
+from svdcut.option_kinds import Switch, Text, Whole, options
+from svdcut.record.manifest import Manifest
 from svdcut.truncation.options import ExtractOptions, ResultOptions, TruncateOptions
 from svdcut.write.destination import partial_path
 from svdcut.write.journal import count_finished
@@ -48,6 +50,20 @@ class _CutOptions(ScreenOptions, ResultOptions):
     _: KW_ONLY
     dry_run: Switch = Switch(
         "Show the plan, from headers alone; write nothing.", default=False, panel=Panel.OUTPUT
+    )
+    workers: Whole[int] = Whole(
+        "Share the work among N processes of this machine, each with a GPU, or with a share of "
+        "the cores.",
+        default=1,
+        least=1,
+        metavar="N",
+        panel=Panel.COMPUTATION,
+    )
+    part: Text[str | None] = Text(
+        "Do part I of N, as of a job array with a shared disk; the part that ends last writes OUT.",
+        default=None,
+        metavar="I/N",
+        panel=Panel.COMPUTATION,
     )
     json: Switch = Switch(
         "Print the manifest on stdout, or the plan of a dry run.",
@@ -99,7 +115,11 @@ def truncate(options: _TruncateOptions) -> None:
     a manifest, svdcut.json, and a model card. The same command goes on from where
     an interrupted run stopped.
     """
-    _run(lambda: plan_truncation(options), options, others="copied whole")
+    _run(
+        lambda processes: plan_truncation(options, processes=processes),
+        options,
+        others="copied whole",
+    )
 
 
 @options
@@ -133,16 +153,21 @@ def extract(options: _ExtractOptions) -> None:
 
     FT may be an adapter itself: its update is cut to another rank.
     """
-    _run(lambda: plan_extraction(options), options, others="stored whole")
+    _run(
+        lambda processes: plan_extraction(options, processes=processes),
+        options,
+        others="stored whole",
+    )
 
 
-def _run(make_request: Callable[[], Request], options: _CutOptions, *, others: str) -> None:
+def _run(make_request: Callable[[int], Request], options: _CutOptions, *, others: str) -> None:
     """Make a request, carry it out, and print what was done.
 
     Parameters
     ----------
     make_request : callable
-        Called under the guard of errors and signals.
+        Takes the number of processes on this machine; called under the guard of errors and
+        signals.
     options : _CutOptions
         What to print, and whether to do it at all.
     others : str
@@ -150,27 +175,43 @@ def _run(make_request: Callable[[], Request], options: _CutOptions, *, others: s
     """
     planned: list[Request] = []
     with guard(verbose=options.verbose, find_unfinished=lambda: _find_unfinished(planned)):
-        request = make_request()
-        for text in request.preflight.warnings():
-            warn(text)
-        plan = request.plan
-        warn_of_plan(plan, others)
+        worker = find_worker(options.part, options.workers, restart=options.restart)
+        launches = options.workers > 1 and not worker.is_launched
+        request = make_request(options.workers if launches else worker.local_count)
+        quiet = options.quiet or not worker.reports
+        if worker.reports and not (launches and not options.dry_run):
+            for text in request.preflight.warnings():
+                warn(text)
+            warn_of_plan(request.plan, others)
         if options.dry_run:
             print_plan(request, as_json=options.json)
             request.preflight.refuse()
             return
         planned.append(request)
-        with show_progress(quiet=options.quiet, verbose=options.verbose) as observe:
-            manifests = carry_out(request, command=["svdcut", *sys.argv[1:]], observe=observe)
-        if plan.num_truncated:
-            warn_of_no_update(differ=manifests[0].totals.energy_retained is not None)
-        for manifest in manifests:
-            warn_of_rounding(manifest)
-        if options.json:
-            documents = [manifest.to_json() for manifest in manifests]
-            print_json(documents if len(documents) > 1 else documents[0])
-        elif not options.quiet:
-            print_result(request, manifests)
+        if launches:
+            request.preflight.refuse()
+            run_workers(options.workers)
+            return
+        with show_progress(quiet=quiet, verbose=options.verbose and worker.reports) as observe:
+            manifests = carry_out(
+                request, command=["svdcut", *sys.argv[1:]], observe=observe, worker=worker
+            )
+        if manifests:
+            _print(request, manifests, options)
+        elif not quiet:
+            note(f"{worker} is done; the part that ends last writes the result")
+
+
+def _print(request: Request, manifests: Sequence[Manifest], options: _CutOptions) -> None:
+    if request.plan.num_truncated:
+        warn_of_no_update(differ=manifests[0].totals.energy_retained is not None)
+    for manifest in manifests:
+        warn_of_rounding(manifest)
+    if options.json:
+        documents = [manifest.to_json() for manifest in manifests]
+        print_json(documents if len(documents) > 1 else documents[0])
+    elif not options.quiet:
+        print_result(request, manifests)
 
 
 def _find_unfinished(planned: Sequence[Request]) -> list[Unfinished]:

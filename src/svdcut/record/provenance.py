@@ -6,8 +6,8 @@ It looks at whole files, and at no tensor.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 
@@ -90,21 +90,26 @@ class InputHashes:
     ----------
     plan : Plan
         Of the run; of all of them, as far as its two sides go.
+    own : collection of Path, optional
+        The files to hash at once, where other workers hash the rest.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, own: Collection[Path] | None = None) -> None:
         self._plan = plan
+        self._own = own
         self._stop = threading.Event()
         threads = max(1, num_cores() // _CORES_PER_HASH)
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="svdcut-hash")
 
     def __enter__(self) -> InputHashes:
-        files = (*self._plan.base.files, *self._plan.finetuned.files)
-        self._digests = {
-            file.path: self._executor.submit(hash_file, file.path, self._stop) for file in files
-        }
-        self._names = {file.path: str(file.path.resolve()) for file in files}
+        files = {file.path for file in (*self._plan.base.files, *self._plan.finetuned.files)}
+        own = files if self._own is None else files.intersection(self._own)
+        self._digests = {path: self._hash(path) for path in own}
+        self._names = {path: str(path.resolve()) for path in files}
         return self
+
+    def _hash(self, path: Path) -> Future[str]:
+        return self._executor.submit(hash_file, path, self._stop)
 
     def __exit__(
         self,
@@ -120,6 +125,11 @@ class InputHashes:
         for path, hashing in self._digests.items():
             if hashing.done():
                 self._record(path, writer)
+
+    def record_own(self, writer: CheckpointWriter) -> None:
+        """Wait for the hashes at work, and record them for another worker."""
+        for path in self._digests:
+            self._record(path, writer)
 
     def sources(self, writer: CheckpointWriter) -> tuple[Source, Source]:
         """Wait for the hashes, and return the two inputs with them.
@@ -153,8 +163,13 @@ class InputHashes:
 
     def _record(self, path: Path, writer: CheckpointWriter) -> str:
         """Return the hash of a file, and record it the first time."""
-        digest, name = self._digests[path].result(), self._names[path]
+        name = self._names[path]
         before = writer.find(_INPUT, name)
+        if path not in self._digests:
+            if isinstance(before, str):
+                return before
+            self._digests[path] = self._hash(path)
+        digest = self._digests[path].result()
         if before is None:
             writer.record(_INPUT, name, digest)
         elif before != digest:

@@ -92,7 +92,7 @@ def memory_needs(plan: Plan, rules: Sequence[Rule], options: Options) -> MemoryN
     for tensor in plan.tensors:
         pair = tensor.pair
         if pair.action is Action.TRUNCATE:
-            top = _expected_top(pair, rules, options)
+            top = expected_top(pair, rules, options)
             needs.append(_route_bytes(pair, top, options.svd))
         else:
             copied = _COPY_BYTES + _merge_bytes(pair)
@@ -149,7 +149,7 @@ def _keep_promise(needs: Sequence[tuple[int, int]], pairs: Sequence[Pair]) -> Me
     return MemoryNeeds(sizes, max(allowed - reserve, *sizes, 0), reserve)
 
 
-def _expected_top(pair: Pair, rules: Sequence[Rule], options: Options) -> int | None:
+def expected_top(pair: Pair, rules: Sequence[Rule], options: Options) -> int | None:
     """Return how many leading triplets of a tensor serve all rules; None for all."""
     most = min(pair.full_ranks)
     ranks = [rule_for(pair.name, rule, options.rank_for).known_rank(most) for rule in rules]

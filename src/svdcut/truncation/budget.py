@@ -6,7 +6,7 @@ It writes records of the spectra and nothing else.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
@@ -37,6 +37,8 @@ def allocate_budgets(
     sizes: Sequence[int],
     writer: CheckpointWriter | Journal,
     observe: Observer,
+    own: frozenset[int] | None = None,
+    gather: Callable[[], None] = lambda: None,
 ) -> BudgetRanks:
     """Measure the spectra of all tensors under a joint rule, and allocate their ranks.
 
@@ -52,6 +54,10 @@ def allocate_budgets(
         Remembers the spectra, in case the run ends here.
     observe : callable
         Told of each tensor that is done.
+    own : frozenset of int, optional
+        Numbers of the tensors to measure first, where other workers measure the rest.
+    gather : callable
+        Called after these; makes the spectra of others known to `writer`.
 
     Returns
     -------
@@ -67,8 +73,8 @@ def allocate_budgets(
     needed = [number for number, group in enumerate(rules) if group]
     total = sum(plan.tensors[number].target.size_bytes for number in needed)
 
-    def task(index: int) -> list[list[float]]:
-        planned = plan.tensors[needed[index]]
+    def task(number: int) -> list[list[float]]:
+        planned = plan.tensors[number]
         name = planned.pair.name
         kept = writer.find(_SPECTRA, name)
         resumed = kept is not None
@@ -80,12 +86,19 @@ def allocate_budgets(
         observe(Progress("spectra", name, planned.target.size_bytes, total, resumed=resumed))
         return spectra
 
-    spectra = pool.map(task, [sizes[number] for number in needed])
+    def measure(numbers: Sequence[int]) -> dict[int, list[list[float]]]:
+        found = pool.map(lambda i: task(numbers[i]), [sizes[number] for number in numbers])
+        return dict(zip(numbers, found, strict=True))
+
+    spectra = measure([number for number in needed if own is None or number in own])
+    gather()
+    # Those of workers that have not come yet, too.
+    spectra |= measure([number for number in needed if number not in spectra])
     ranks: dict[tuple[Rule, str, int], int] = {}
     for rule in set().union(*rules):
         pairs = [
-            (plan.tensors[number].pair, values)
-            for number, values in zip(needed, spectra, strict=True)
+            (plan.tensors[number].pair, spectra[number])
+            for number in needed
             if rule in rules[number]
         ]
         ranks |= {(rule, *key): rank for key, rank in _spend(rule, pairs).items()}

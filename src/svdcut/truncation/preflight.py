@@ -118,7 +118,9 @@ class Preflight:
             )
 
 
-def check_run(plan: Plan, outputs: Sequence[Output], options: Options) -> Preflight:
+def check_run(
+    plan: Plan, outputs: Sequence[Output], options: Options, *, processes: int = 1
+) -> Preflight:
     """Estimate what a run needs, and look up what the machine has.
 
     Parameters
@@ -129,6 +131,8 @@ def check_run(plan: Plan, outputs: Sequence[Output], options: Options) -> Prefli
         Where.
     options : Options
         As the plan was made with.
+    processes : int
+        Number of processes that share the run on this machine.
 
     Raises
     ------
@@ -139,7 +143,7 @@ def check_run(plan: Plan, outputs: Sequence[Output], options: Options) -> Prefli
     rules = [output.rule for output in outputs]
     return Preflight(
         disks=tuple(_disk_needs(plan, outputs, options)),
-        memory_needed=_PROCESS_BYTES + memory_needs(plan, rules, options).total,
+        memory_needed=processes * (_PROCESS_BYTES + memory_needs(plan, rules, options).total),
         memory_available=available_memory(),
         device_memory_available=free_device_memory(options.device),
     )

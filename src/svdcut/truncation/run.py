@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
 
@@ -28,8 +28,11 @@ from svdcut.streaming.pool import Pool, Reserve
 from svdcut.truncation.adapter_plan import refuse_unholdable
 from svdcut.truncation.adapter_publication import publish_adapter
 from svdcut.truncation.budget import allocate_budgets
+from svdcut.truncation.sharing import share_tensors
+from svdcut.truncation.team import Team
 from svdcut.truncation.tensor_job import Cutter, Job, process_tensor
 from svdcut.truncation.tensor_output import WrittenOutput
+from svdcut.worker import ALONE, Worker
 from svdcut.write.writer import TENSOR, CheckpointWriter
 
 
@@ -42,8 +45,9 @@ def run_truncation(
     command: Sequence[str] = (),
     observe: Observer = lambda progress: None,
     cutter: Cutter | None = None,
+    worker: Worker = ALONE,
 ) -> list[Manifest]:
-    """Carry out a plan.
+    """Carry out a plan, or the share of one worker in it.
 
     Parameters
     ----------
@@ -61,11 +65,13 @@ def run_truncation(
         Told of each tensor that is done, by the thread that did it.
     cutter : callable, optional
         Yields the cuts of a tensor, where it was decomposed before.
+    worker : Worker
+        The place of this process among those that share the run.
 
     Returns
     -------
     list of Manifest
-        One for each output.
+        One for each output; empty where another worker publishes them.
 
     Raises
     ------
@@ -75,6 +81,8 @@ def run_truncation(
         If the tolerance cannot be met.
     CheckpointError, OutputError
         If reading or writing fails.
+    WorkerError
+        If another worker is missing.
 
     Notes
     -----
@@ -83,20 +91,31 @@ def run_truncation(
     tensors, not by the checkpoint.
     """
     began = time.monotonic()
-    device = resolve_device(options.device)
+    device = resolve_device(options.device, worker.local_index)
     machinery = {"torch": str(torch.__version__), "device": device_name(device)}
     identity = identify_run(plan, outputs, options, machinery)
     rules = tuple(output.rule for output in outputs)
     needs = memory_needs(plan, rules, options)
+    team = Team(worker)
+    team.start()
     with ExitStack() as stack:
-        writers = [stack.enter_context(_writer(plan, output, identity)) for output in outputs]
+        if not worker.is_first:
+            team.wait_for_first("prepared")
+        writers = [
+            stack.enter_context(_writer(plan, output, identity, worker)) for output in outputs
+        ]
+        team.tell("prepared")
         places = [WrittenOutput(w, o.form) for w, o in zip(writers, outputs, strict=True)]
-        pool = stack.enter_context(Pool(num_workers(device), needs.bound, device))
+        threads = num_workers(device, worker.local_count)
+        pool = stack.enter_context(Pool(threads, needs.bound, device))
         job = Job(rules, options, device, {}, Reserve(needs.reserve), cutter=cutter)
         total = sum(tensor.target.size_bytes for tensor in plan.tensors)
-        run = _Run(plan, places, hashes, pool, needs.sizes, total, observe)
+        own = share_tensors(plan, rules, options, worker.count)[worker.index]
+        run = _Run(plan, places, hashes, pool, needs.sizes, total, observe, worker, team, own)
         try:
             records = run.carry_out(job)
+            if records is None:
+                return []
             sources = hashes.sources(writers[0])
         except CheckpointError:
             # A file that changed is the cause of what was found wrong in it.
@@ -115,15 +134,18 @@ def run_truncation(
     return manifests
 
 
-def _writer(plan: Plan, output: Output, identity: Mapping[str, str]) -> CheckpointWriter:
+def _writer(
+    plan: Plan, output: Output, identity: Mapping[str, str], worker: Worker
+) -> CheckpointWriter:
     whole = output.form is Form.CHECKPOINT
     return CheckpointWriter(
         output.path,
         plan.files if whole else (),
         identity,
         stages=not whole,
-        restart=output.restart,
+        restart=output.restart and worker.attempt == 0,
         force=output.force,
+        worker=worker,
     )
 
 
@@ -142,13 +164,28 @@ class _Run:
     """Bytes of all tensors."""
 
     observe: Observer
+    worker: Worker
+    team: Team
+    own: frozenset[int]
+    """Numbers of the tensors that this worker processes."""
 
-    def carry_out(self, job: Job) -> list[dict[str, TensorFact]]:
-        """Make every tensor; return the facts of each output, by the names of tensors."""
+    observed: set[str] = field(default_factory=set)
+    """Names of the tensors that were told of."""
+
+    def carry_out(self, job: Job) -> list[dict[str, TensorFact]] | None:
+        """Make the tensors.
+
+        Returns
+        -------
+        list of dict, or None
+            The facts of each output, by the names of tensors; None where another worker
+            publishes them.
+        """
         plan = self.plan
         if job.cutter is None:
+            writer = self.outputs[0].writer
             budgets = allocate_budgets(
-                job, plan, self.pool, self.sizes, self.outputs[0].writer, self.observe
+                job, plan, self.pool, self.sizes, writer, self.observe, self.own, self._gather
             )
             job = replace(job, budgets=budgets)
         done: dict[str, list[TensorFact]] = {}
@@ -156,19 +193,63 @@ class _Run:
         if adapters:
             # What is copied is compared with base, and may have no place in an adapter: before
             # the long work.
-            copied = [t.pair.action is not Action.TRUNCATE for t in plan.tensors]
-            done |= self._make(job, [n for n, is_copied in enumerate(copied) if is_copied])
+            tensors = [plan.tensors[number] for number in sorted(self.own)]
+            copied = [t.pair.name for t in tensors if t.pair.action is not Action.TRUNCATE]
+            done |= self._make(job, copied)
             refuse_unholdable(plan, {name: facts[adapters[0]] for name, facts in done.items()})
         names = [tensor.pair.name for tensor in plan.tensors]
-        done |= self._make(job, [n for n, name in enumerate(names) if name not in done])
+        own = [name for number, name in enumerate(names) if number in self.own]
+        done |= self._make(job, [name for name in own if name not in done])
+        if not self._publishes(names):
+            return None
+        done |= self._make(job, [name for name in names if name not in done])
         return [{name: done[name][n] for name in names} for n in range(len(self.outputs))]
 
-    def _make(self, job: Job, numbers: Sequence[int]) -> dict[str, list[TensorFact]]:
+    def _make(self, job: Job, names: Sequence[str]) -> dict[str, list[TensorFact]]:
         """Return the facts of some tensors of the plan, for each output."""
+        wanted = frozenset(names)
+        numbers = [n for n, t in enumerate(self.plan.tensors) if t.pair.name in wanted]
         tensors = [self.plan.tensors[number] for number in numbers]
         sizes = [self.sizes[number] for number in numbers]
         facts = self.pool.map(lambda number: self._tensor(job, tensors[number]), sizes)
         return {t.pair.name: found for t, found in zip(tensors, facts, strict=True)}
+
+    def _gather(self) -> None:
+        """Make the spectra known that other workers have measured."""
+        if not self.worker.is_alone:
+            self.outputs[0].writer.flush()
+            self.team.tell("spectra")
+            self.team.wait_for_all("spectra")
+            self.outputs[0].writer.refresh()
+
+    def _publishes(self, names: Sequence[str]) -> bool:
+        """Whether this worker publishes the results; then all others have done their shares."""
+        writers = [output.writer for output in self.outputs]
+        if self.worker.is_alone:
+            return True
+        self.hashes.record_own(writers[0])
+        for writer in writers:
+            writer.flush()
+        if self.worker.is_launched:
+            self.team.tell("done")
+            if self.worker.is_first:
+                self.team.wait_for_all("done", self._observe_others)
+                self._observe_others()
+            return self.worker.is_first
+        is_last = [writer.is_last() for writer in writers]
+        return all(is_last) and all(writer.recorded() >= set(names) for writer in writers)
+
+    def _observe_others(self) -> None:
+        """Tell of the tensors that other workers have recorded since."""
+        for output in self.outputs:
+            output.writer.refresh()
+        recorded = self.outputs[0].writer.recorded()
+        for planned in self.plan.tensors:
+            name = planned.pair.name
+            if name in recorded and name not in self.observed:
+                documents = (output.writer.find(TENSOR, name) for output in self.outputs)
+                found = tuple(parse_dataclass(TensorFact, d) for d in documents if d is not None)
+                self._observe(planned, found, resumed=False)
 
     def _tensor(self, job: Job, planned: PlannedTensor) -> list[TensorFact]:
         name = planned.pair.name
@@ -181,6 +262,14 @@ class _Run:
             for output, fact in zip(self.outputs, facts, strict=True):
                 output.writer.record(TENSOR, name, asdict(fact))
         self.hashes.record_known(self.outputs[0].writer)
-        size, found = planned.target.size_bytes, tuple(facts)
-        self.observe(Progress("truncate", name, size, self.total, found, resumed=resumed))
+        if name not in self.observed:
+            resumed = resumed and self.worker.is_alone  # else by another part
+            self._observe(planned, tuple(facts), resumed=resumed)
         return facts
+
+    def _observe(
+        self, planned: PlannedTensor, facts: tuple[TensorFact, ...], *, resumed: bool
+    ) -> None:
+        name, size = planned.pair.name, planned.target.size_bytes
+        self.observed.add(name)
+        self.observe(Progress("truncate", name, size, self.total, facts, resumed=resumed))

@@ -16,7 +16,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -112,11 +112,13 @@ class CheckpointWriter:
 
     def __enter__(self) -> CheckpointWriter:
         check_partial(self._partial)
-        with writing(self._partial):
+        name = JOURNAL_NAME if self._worker.is_first else f"journal-{self._worker.index}.jsonl"
+        with writing(self._partial), ExitStack() as on_failure:
             if not (self._worker.is_first or self._worker.is_launched):
                 self._gate = self._open_gate()
-            name = JOURNAL_NAME if self._worker.is_first else f"journal-{self._worker.index}.jsonl"
+                on_failure.callback(os.close, self._gate)
             self._journal = Journal(self._partial, name)
+            on_failure.pop_all()
         try:
             with writing(self._partial):
                 self._prepare()
