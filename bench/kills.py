@@ -1,6 +1,8 @@
 """Kill runs at random moments and resume them: the result must be what one run makes.
 
-python bench/kills.py BASE FT [--kills 200] [--seed 0]
+With --workers N the runs are shared by 1 to N processes, of which any one is killed.
+
+python bench/kills.py BASE FT [--kills 200] [--seed 0] [--workers 4]
 """
 
 from __future__ import annotations
@@ -10,12 +12,13 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +41,9 @@ class Course:
     folder: Path
     chance: random.Random
     command: str = "truncate"
+    workers: int = 1
+    """The most processes that share a run."""
+
     resumed: int = 0
     """Runs that found finished tensors."""
 
@@ -49,6 +55,8 @@ class Course:
     def running(self, out: Path) -> Iterator[subprocess.Popen[str]]:
         """Start a run, and give it when its work begins."""
         arguments = [self.command, self.base, self.finetuned, "-k", "8", "-q", "-o", out]
+        if self.workers > 1:
+            arguments += ["--workers", self.chance.randint(1, self.workers)]
         with subprocess.Popen(
             [sys.executable, "-c", RUN, *map(str, arguments)],
             env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -72,7 +80,13 @@ class Course:
         """Kill a run at a random moment, unless it ends before."""
         with self.running(self.out) as child:
             time.sleep(self.chance.uniform(0, longest))
-            child.kill()
+            processes = [child.pid, *children(child.pid)]
+            end(self.chance.choice(processes))
+            child.wait()
+            for process in processes[1:]:  # they outlive who started them
+                end(process)
+                while Path(f"/proc/{process}").exists():
+                    time.sleep(0.01)
 
     def repeat(self, rounds: int) -> None:
         """Kill and resume as often as wanted; some runs are killed twice or more."""
@@ -90,6 +104,19 @@ class Course:
                 check(comparable(self.out) == expected, "the results differ")
                 shutil.rmtree(self.out)
         check(inputs == [read_files(side) for side in (self.base, self.finetuned)], "inputs")
+
+
+def children(process: int) -> list[int]:
+    """Return the processes that one has started."""
+    with suppress(FileNotFoundError):
+        text = Path(f"/proc/{process}/task/{process}/children").read_text()
+        return [int(word) for word in text.split()]
+    return []
+
+
+def end(process: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(process, signal.SIGKILL)
 
 
 def check(fact: bool, message: str) -> None:
@@ -121,10 +148,13 @@ def main() -> None:
     parser.add_argument("finetuned", type=Path)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=1)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         chance = random.Random(options.seed)
-        course = Course(options.base, options.finetuned, Path(folder), chance)
+        course = Course(
+            options.base, options.finetuned, Path(folder), chance, workers=options.workers
+        )
         course.repeat(options.kills)
     print(
         f"{options.kills} kills, {course.resumed} of them of runs that left work: "
