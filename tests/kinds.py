@@ -1,4 +1,4 @@
-"""A catalogue of checkpoints: what can lie in one, and what becomes of it.
+"""A catalogue of kinds of checkpoints, each with the expected result.
 
 `docs/kinds.md` is made from it, and `test_kinds` checks every entry.
 """
@@ -25,24 +25,24 @@ RANK = 2
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of checkpoint, and what must become of it at rank `RANK`."""
+    """One kind of checkpoint, and the expected result at rank `RANK`."""
 
     slug: str
     title: str
     build: Callable[[Path], Pair]
     note: str
-    """What a newcomer should know, in a sentence."""
+    """One or two sentences for docs/kinds.md."""
 
     actions: Mapping[str, str] = field(default_factory=dict)
-    """Of every tensor; numbers in names are ``*``."""
+    """Action for every tensor; numbers in names are ``*``."""
 
     base_only: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     error: str | None = None
-    """What the error says, where it is refused."""
+    """Part of the error message; None if the pair is accepted."""
 
     warning: str | None = None
-    """What a warning says on the command line."""
+    """Part of a warning on the command line, if there is one."""
 
 
 def values(*shape: int, seed: int = 0) -> Tensor:

@@ -1,4 +1,4 @@
-"""A catalogue of bad input: what is wrong, in plain words, and how to build it.
+"""A catalogue of bad input: a plain name, the exit code and a builder for each case.
 
 `refuse` builds a case and runs it; the tests and scripts/refusals_table.py do.
 """
@@ -44,12 +44,12 @@ class Case:
     """Builds the input in a folder; returns the arguments of a call in that folder."""
 
     leaves: str | None = None
-    """The folder that the call makes, where it has worked before it refused."""
+    """Folder that the call may leave behind, if work began before the refusal."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a call did."""
+    """Result of a call."""
 
     exit_code: int
     stdout: str
