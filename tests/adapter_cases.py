@@ -52,16 +52,16 @@ def dense_updates(folders: Folders) -> dict[str, torch.Tensor]:
 
 @dataclass(frozen=True)
 class Case:
-    """How to make one base and one adapter."""
+    """Recipe for one base and one adapter."""
 
     model: Callable[[], torch.nn.Module]
     config: Mapping[str, Any]
     base: Callable[[torch.nn.Module], torch.nn.Module] | None = None
-    """What is saved as base, where it is not the model itself."""
+    """Returns the model to save as base; None saves the model itself."""
 
     tokens: int | None = None
     load: Mapping[str, Any] = field(default_factory=dict)
-    """What the user must tell transformers besides the folder."""
+    """Further arguments with which transformers loads the folder."""
 
     def make(self, folder: Path, dtype: torch.dtype = torch.float32) -> Folders:
         torch.manual_seed(0)

@@ -35,7 +35,7 @@ GROUPED = TEXT | {"num_key_value_heads": 1, "head_dim": 8}
 
 @dataclass(frozen=True)
 class Architecture:
-    """How to build one model, and what to feed it."""
+    """Recipe for one model and its input."""
 
     model: str
     """Name of its class."""
@@ -43,7 +43,7 @@ class Architecture:
     config: str
     fields: Mapping[str, Any]
     note: str
-    """What a reader should know about its tensors."""
+    """Remark on its tensors, for docs/kinds.md."""
 
     stacks: tuple[str, ...] = ()
     """Endings of the names of its expert stacks, in any layout."""

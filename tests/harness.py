@@ -1,7 +1,7 @@
-"""What lm-evaluation-harness makes of the models of `text_models`: the golden numbers.
+"""Golden numbers: results of lm-evaluation-harness for the models of `text_models`.
 
-``python tests/harness.py`` measures them anew and writes golden/harness.json; it needs
-``pip install lm_eval==0.4.13``. Look at what changed.
+``python tests/harness.py`` measures them anew and writes golden/harness.json. It needs
+``pip install lm_eval==0.4.13``. Review each change.
 """
 
 from __future__ import annotations

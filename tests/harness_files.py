@@ -20,7 +20,7 @@ GOLDEN = Path(__file__).parent / "golden" / "harness_files"
 DATE = "2026-01-01T00-00-00.000000"
 KEPT = ("results", "groups", "group_subtasks", "higher_is_better", "n-samples", "lm_eval_version")
 RUNS = {"task": "words", "group": "pair", "tasks": "words,more", "filters": "answer"}
-"""What ``--tasks`` is given."""
+"""Value of ``--tasks`` for each run."""
 
 CHOICE = """
 dataset_path: json

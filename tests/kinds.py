@@ -1,4 +1,4 @@
-"""A catalogue of checkpoints: what can lie in one, and what becomes of it.
+"""A catalogue of kinds of checkpoints, each with the expected result.
 
 `docs/kinds.md` is made from it, and `test_kinds` checks every entry.
 """
@@ -25,24 +25,24 @@ RANK = 2
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of checkpoint, and what must become of it at rank `RANK`."""
+    """One kind of checkpoint, and the expected result at rank `RANK`."""
 
     slug: str
     title: str
     build: Callable[[Path], Pair]
     note: str
-    """What a newcomer should know, in a sentence."""
+    """One or two sentences for docs/kinds.md."""
 
     actions: Mapping[str, str] = field(default_factory=dict)
-    """Of every tensor; numbers in names are ``*``."""
+    """Action for every tensor; numbers in names are ``*``."""
 
     base_only: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     error: str | None = None
-    """What the error says, where it is refused."""
+    """Part of the error message; None if the pair is accepted."""
 
     warning: str | None = None
-    """What a warning says on the command line."""
+    """Part of a warning on the command line, if there is one."""
 
 
 def values(*shape: int, seed: int = 0) -> Tensor:
@@ -225,14 +225,14 @@ FILES = (
         "sharded",
         "Several files with an index",
         checkpoints.sharded,
-        "The result has the files of the fine-tuned side.",
+        "The result has the same files as the fine-tuned side.",
         UNTIED,
     ),
     Kind(
         "sharded-otherwise",
-        "Base is in other files than the fine-tuned side",
+        "Base is split into other files than the fine-tuned side",
         checkpoints.base_sharded_differently,
-        "Files of base do not matter.",
+        "How base is split does not matter.",
         UNTIED,
     ),
     Kind(
@@ -244,9 +244,9 @@ FILES = (
     ),
     Kind(
         "modules",
-        "A model of sentence-transformers",
+        "A sentence-transformers model",
         with_modules,
-        "Folders that `modules.json` names come along, the weights in them whole: see "
+        "Folders that `modules.json` names are copied, with their weights: see "
         "[below](#beside-the-weights).",
         LAYER_ACTIONS,
     ),
@@ -283,9 +283,9 @@ FILES = (
 NUMBERS = (
     Kind(
         "mixed-dtypes",
-        "float16, bfloat16, float32 and float64, other ones on each side",
+        "float16, bfloat16, float32 and float64, different on each side",
         mixed,
-        "Each tensor keeps the dtype of the fine-tuned side, unless `--dtype` says another.",
+        "Each tensor keeps the dtype of the fine-tuned side, unless `--dtype` says otherwise.",
         {f"{name}.weight": CUT for name in ("half", "brain", "single", "double")},
     ),
     Kind(
@@ -305,7 +305,7 @@ NUMBERS = (
             {"mask": torch.tensor([[True, False], [False, True]]), "ids": torch.arange(6)},
             {"mask": torch.tensor([[True, True], [False, True]]), "ids": torch.arange(6) + 1},
         ),
-        "What is not truncated is base's then.",
+        "Tensors that are not truncated are base's.",
         LAYER_ACTIONS | {"mask": BASE, "ids": BASE, "layers.*.norm.weight": BASE},
         options={"rest": "base"},
     ),
@@ -320,14 +320,14 @@ NUMBERS = (
         "complex",
         "Complex numbers",
         added({"phases": torch.complex(values(4, 4), values(4, 4, seed=1))}),
-        "They are no plain numbers to cut.",
+        "Only real numbers are cut.",
         LAYER_ACTIONS | {"phases": FT},
     ),
     Kind(
         "nan",
         "NaN or infinity in a matrix",
         replaced("layers.0.up.weight", with_nan(values(12, 8)), side="base"),
-        "On either side; nothing is published.",
+        "The same on either side. Nothing is published.",
         error="tensor 'layers.0.up.weight' of base holds NaN or infinity",
     ),
     Kind(
@@ -348,7 +348,7 @@ NUMBERS = (
         "nan-unused",
         "NaN or infinity in a tensor of base that is not used",
         replaced("extra.weight", with_nan(values(4, 4)), side="base"),
-        "It does not reach the result, so it is not looked at.",
+        "It does not reach the result, so it is not checked.",
         LAYER_ACTIONS,
         base_only=("extra.weight",),
     ),
@@ -386,7 +386,7 @@ SHAPES = (
     ),
     Kind(
         "equal",
-        "A matrix that fine-tuning left as it was",
+        "A matrix that fine-tuning did not change",
         equal_sides,
         "Its rank is 0.",
         LAYER_ACTIONS | {"layers.1.up.weight": SAME},
@@ -401,7 +401,7 @@ SHAPES = (
                 "lm_head.weight": values(23, 8, seed=8),
             },
         ),
-        "The rows that both sides have are cut; new rows are the fine-tuned side's.",
+        "The rows that both sides have are cut. New rows are copied from the fine-tuned side.",
         LAYER_ACTIONS | {"model.embed_tokens.weight": CUT, "lm_head.weight": CUT},
     ),
     Kind(
@@ -411,7 +411,7 @@ SHAPES = (
             {"model.embed_tokens.weight": values(20, 8)},
             {"model.embed_tokens.weight": values(17, 8, seed=7)},
         ),
-        "The rows that are left are cut.",
+        "The remaining rows are cut.",
         LAYER_ACTIONS | {"model.embed_tokens.weight": CUT},
     ),
     Kind(
@@ -421,7 +421,7 @@ SHAPES = (
             {"classifier.weight": values(2, 8), "classifier.bias": values(2)},
             {"classifier.weight": values(3, 8), "classifier.bias": values(3)},
         ),
-        "It is the head of another task: base's is not used.",
+        "The head is for another task, so base's is not used.",
         LAYER_ACTIONS | {"classifier.weight": FT, "classifier.bias": FT},
         base_only=("classifier.weight", "classifier.bias"),
     ),
@@ -436,7 +436,7 @@ SHAPES = (
         "new-matrices",
         "Matrices of a layer that base lacks",
         added({}, {"layers.1.up.weight": values(12, 8)}),
-        "A warning says how many, what share of the weights, and what to do.",
+        "A warning says how many, which share of the weights, and what to do.",
         LAYER_ACTIONS | {"layers.1.up.weight": FT},
         warning="1 matrix is copied whole, 48.0% of the weights: base has no tensor of that name",
     ),
@@ -444,7 +444,7 @@ SHAPES = (
         "only-in-base",
         "Tensors that only base has",
         added({"pooler.weight": values(8, 8)}, {}),
-        "They have no place in the result, and are listed.",
+        "They are listed, but not written.",
         LAYER_ACTIONS,
         base_only=("pooler.weight",),
     ),
@@ -452,14 +452,14 @@ SHAPES = (
         "other-shape",
         "Matrices of other shapes",
         added({"layers.1.up.weight": values(12, 8)}, {"layers.1.up.weight": values(12, 9)}),
-        "Before any work. Layers that differ alike take one line of the message.",
+        "Checked before any work. Layers that differ alike share one line of the message.",
         error="1 tensor differs in shape",
     ),
     Kind(
         "other-shape-skipped",
         "Matrices of other shapes, with `--skip`",
         added({"layers.1.up.weight": values(12, 8)}, {"layers.1.up.weight": values(12, 9)}),
-        "What is skipped need not fit.",
+        "A skipped tensor need not fit.",
         LAYER_ACTIONS | {"layers.1.up.weight": FT},
         options={"skip": ["layers.1.*"]},
     ),
@@ -477,12 +477,12 @@ EXPERTS = (
         "expert-biases",
         "Expert biases in one table, (experts, width)",
         added({"layers.0.mlp.experts.down_proj_bias": values(3, 8)}),
-        "A bias is a vector, one for each expert.",
+        "Each row is the bias of one expert, a vector.",
         LAYER_ACTIONS | {"layers.*.mlp.experts.down_proj_bias": FT},
     ),
     Kind(
         "empty-stack",
-        "A stack of no experts, or of empty matrices",
+        "A stack without experts, or with empty matrices",
         added(
             {
                 "layers.0.mlp.experts.up_proj": torch.zeros(0, 6, 8),
@@ -496,7 +496,7 @@ EXPERTS = (
         "two-layouts",
         "Experts one by one in base, in a stack on the fine-tuned side",
         experts_in_two_layouts,
-        "A warning says so: save both sides with one version of transformers.",
+        "A warning says so. Save both sides with the same version of transformers.",
         LAYER_ACTIONS | {"layers.*.mlp.experts.down": FT},
         base_only=tuple(f"layers.0.mlp.experts.{i}.down.weight" for i in range(3)),
         warning="Base may store its experts in another layout",
@@ -515,14 +515,14 @@ TIES = (
         "tied-twice",
         "The head is the embedding, stored twice",
         both_copies,
-        "Both copies come out equal, to the byte.",
+        "Both copies are equal in the result, to the byte.",
         LAYER_ACTIONS | {"model.embed_tokens.weight": CUT, "lm_head.weight": CUT},
     ),
     Kind(
         "untied",
-        "The fine-tuned side has a head of its own, base's is its embedding",
+        "Only the fine-tuned side has its own head; base's head is its embedding",
         head_that_base_leaves_out,
-        "The head's update is taken from base's embedding.",
+        "The head's update is the difference from base's embedding.",
         LAYER_ACTIONS | {"model.embed_tokens.weight": CUT, "lm_head.weight": CUT},
     ),
 )
@@ -532,14 +532,14 @@ NAMES = (
         "prefix",
         "One side puts a prefix before every name (`bert.`, `model.`, `transformer.`, ...)",
         renamed(None, "bert.{}".format),
-        "A prefix is found by the names and shapes that fit, and reported.",
+        "The prefix is found from names and shapes, and reported.",
         {"bert.embed.weight": CUT} | {f"bert.{n}": a for n, a in LAYER_ACTIONS.items()},
     ),
     Kind(
         "wrapped",
         "A model that was compiled, or saved by DDP, DeepSpeed or FSDP",
         renamed(None, lambda name: f"module.{name.replace('.0.', '.0._fsdp_wrapped_module.')}"),
-        "Wrappers are seen through, in front of names and in the middle.",
+        "Wrappers are ignored, in front of names and in the middle.",
         {
             "module.embed.weight": CUT,
             "module.layers.*._fsdp_wrapped_module.up.weight": CUT,
@@ -548,7 +548,7 @@ NAMES = (
     ),
     Kind(
         "moved-parts",
-        "Parts of the model have moved (vision-language models of transformers 4 and 5)",
+        "Parts of the model were renamed (vision-language models of transformers 4 and 5)",
         renamed(
             lambda name: f"language_model.model.{name}" if "layers" in name else f"visual.{name}",
             lambda name: f"model.{'language_model' if 'layers' in name else 'visual'}.{name}",
@@ -559,9 +559,9 @@ NAMES = (
     ),
     Kind(
         "mapped",
-        "Names that differ in another way, with `--map old.=layers.`",
+        "Other differences in names, with `--map old.=layers.`",
         renamed(lambda name: name.replace("layers.", "old."), None),
-        "Base's names are renamed first.",
+        "Base's tensors are renamed first.",
         {"embed.weight": CUT} | LAYER_ACTIONS,
         options={"map": {"old.": "layers."}},
     ),

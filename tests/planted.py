@@ -62,17 +62,17 @@ class Planted:
 
     factors: str
     strengths: tuple[float, ...]
-    """Of each product, in units of the norm of one side's rounding."""
+    """Size of each product, in units of the norm of one side's rounding."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was counted."""
+    """Result of counting one tensor."""
 
     count: int
     rank: int
     strong: bool
-    """Whether every planted value is above 1.2 times the norm of the storage error."""
+    """True if every planted value is above 1.2 times the norm of the storage error."""
 
     zero_fraction: float
 

@@ -1,4 +1,4 @@
-"""A catalogue of bad input: what is wrong, in plain words, and how to build it.
+"""A catalogue of bad input: a plain name, the exit code and a builder for each case.
 
 `refuse` builds a case and runs it; the tests and scripts/refusals_table.py do.
 """
@@ -44,12 +44,12 @@ class Case:
     """Builds the input in a folder; returns the arguments of a call in that folder."""
 
     leaves: str | None = None
-    """The folder that the call makes, where it has worked before it refused."""
+    """Folder that the call may leave behind, if work began before the refusal."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a call did."""
+    """Result of a call."""
 
     exit_code: int
     stdout: str
@@ -505,103 +505,109 @@ FP8 = torch.float8_e4m3fn
 CASES = (
     # Wrong usage
     Case("no rule", 2, lambda folder: ["truncate", "base", "ft", "-o", "out"]),
-    Case("a rule that is none", 2, options("-k", "half")),
+    Case("an unknown rule", 2, options("-k", "half")),
     Case("a negative rank", 2, options("-k", "-1")),
     Case("a share above one", 2, options("-k", "energy=1.5")),
-    Case("a share that is no number", 2, options("-k", "ratio=few")),
-    Case("a rule twice", 2, options("-k", "8,8")),
-    Case("several rules, one output", 2, options("-k", "4,8")),
+    Case("a share that is not a number", 2, options("-k", "ratio=few")),
+    Case("the same rule twice", 2, options("-k", "8,8")),
+    Case("several rules, but one output", 2, options("-k", "4,8")),
     Case("`--rank-for` without a rule", 2, options("--rank-for", "embed*")),
     Case("`--rank-for` that matches nothing", 2, options("--rank-for", "attn*=4")),
     Case("`--only` that matches nothing", 2, options("--only", "attn*")),
     Case("`--skip` that matches nothing", 2, options("--skip", "embed")),
     Case("`--map` without `=`", 2, options("--map", "model.")),
-    Case("`--map` of a prefix that no name has", 2, options("--map", "model.=")),
-    Case("`--map` that makes two of one name", 2, options("--map", "layers.0.=layers.1.")),
+    Case("`--map` for a prefix that matches no name", 2, options("--map", "model.=")),
+    Case("`--map` that gives two tensors one name", 2, options("--map", "layers.0.=layers.1.")),
     Case("an infinite scale", 2, options("--scale", "inf")),
-    Case("a tolerance of nothing", 2, options("--tolerance", "0")),
+    Case("a tolerance of zero", 2, options("--tolerance", "0")),
     Case("a shard size without a unit", 2, options("--max-shard-size", "5")),
     Case("an unknown device", 2, options("--device", "tpu")),
     Case("an output that exists", 2, with_pair(_existing("out"))),
     Case("unfinished work of another run", 2, with_pair(_unfinished)),
     Case(
-        "something else in the place of unfinished work",
+        "another file where unfinished work goes",
         2,
         with_pair(_existing("out.partial", "a.jpg")),
     ),
-    Case("`--force` on a stranger's folder", 2, with_pair(_existing("out", "a.jpg"), "--force")),
-    Case("an output that is an input", 2, options("-o", "ft")),
-    Case("an output within an input", 2, options("-o", "base/out")),
+    Case(
+        "`--force` on a folder that svdcut did not write",
+        2,
+        with_pair(_existing("out", "a.jpg"), "--force"),
+    ),
+    Case("an output that is also an input", 2, options("-o", "ft")),
+    Case("an output inside an input", 2, options("-o", "base/out")),
     Case("an output without a name", 2, options("-o", ".")),
     Case("an output whose name is too long", 2, options("-o", "o" * 250)),
-    Case("a file to write whose name is too long", 2, saving("p" * 300 + ".safetensors")),
-    Case("an output of a user that is not there", 2, options("-o", "~nobody-of-that-name/out")),
+    Case("an output file whose name is too long", 2, saving("p" * 300 + ".safetensors")),
+    Case("an output in the home of an unknown user", 2, options("-o", "~nobody-of-that-name/out")),
     # Evaluating, sweeping
-    Case("a column for two things", 2, evaluating("--text", "label")),
+    Case("one column for two purposes", 2, evaluating("--text", "label")),
     Case("a `--prompt` without `{text}`", 2, evaluating("--prompt", "Is it good?")),
     Case("a `--prompt` for a classifier", 2, evaluating("--prompt", "{text} It was")),
-    Case("`--labels`, some of them named", 2, evaluating("--labels", "0=bad,good")),
-    Case("one word for two labels", 2, evaluating("--labels", "bad,bad")),
-    Case("a device to evaluate on that is unknown", 2, evaluating("--device", "tpu")),
-    Case("`--predictions` of another format", 2, evaluating("--predictions", "rows.txt")),
-    Case("`--predictions` in place of the data", 2, evaluating("--predictions", "data.csv")),
+    Case("`--labels` with names for only some", 2, evaluating("--labels", "0=bad,good")),
+    Case("the same word for two labels", 2, evaluating("--labels", "bad,bad")),
+    Case("an unknown device for evaluation", 2, evaluating("--device", "tpu")),
+    Case("`--predictions` in an unknown format", 2, evaluating("--predictions", "rows.txt")),
     Case(
-        "`--predictions` in place of a file of the model",
+        "`--predictions` that would overwrite the data", 2, evaluating("--predictions", "data.csv")
+    ),
+    Case(
+        "`--predictions` that would overwrite a file of the model",
         2,
         evaluating("--predictions", "ft/notes.csv", change=_files(ft_in_notes__csv="mine")),
     ),
-    Case("a sweep that nothing evaluates", 2, sweeping()),
+    Case("a sweep without data or `--eval-command`", 2, sweeping()),
     Case(
-        "a sweep that two things evaluate",
+        "a sweep with both data and `--eval-command`",
         2,
         sweeping("--eval-command", "./mine {model}", data=DATA),
     ),
     Case("an `--eval-command` without `{model}`", 2, sweeping("--eval-command", "./mine")),
-    Case("a sweep's tolerance of more than all", 2, by_command(ONE_IN_TWO, "--tolerance", "2")),
-    Case("`--controls` that are none", 2, by_command(ONE_IN_TWO, "--controls", "top")),
-    Case("a sweep's folder within an input", 2, by_command(ONE_IN_TWO, "-o", "ft/sweep")),
+    Case("a sweep tolerance above one", 2, by_command(ONE_IN_TWO, "--tolerance", "2")),
+    Case("unknown `--controls`", 2, by_command(ONE_IN_TWO, "--controls", "top")),
+    Case("a sweep folder inside an input", 2, by_command(ONE_IN_TWO, "-o", "ft/sweep")),
     Case("`--write` into a sweep's folder", 2, by_command(ONE_IN_TWO, "--write", "out/best")),
     Case("`--write` into an input", 2, by_command(ONE_IN_TWO, "--write", "base/best")),
     Case(
-        "a file in the place of a sweep's folder",
+        "a file where the sweep folder goes",
         2,
         by_command(ONE_IN_TWO, change=_files(out="mine")),
     ),
     Case("rows of another sweep", 2, by_command(ONE_IN_TWO, change=_swept_otherwise)),
     Case(
-        "something else in the place of a sweep's rows",
+        "another file where the sweep's rows go",
         2,
         by_command(ONE_IN_TWO, change=_files(out_in_rows__jsonl="mine")),
     ),
     # Paths
     Case("a path that does not exist", 3, with_source(lambda folder: None, "./finetuned")),
-    Case("a folder that is empty", 3, with_folder(lambda folder: None)),
+    Case("an empty folder", 3, with_folder(lambda folder: None)),
     Case(
         "a link that leads to itself",
         3,
         with_source(lambda folder: (folder / "link").symlink_to("link"), "link"),
     ),
-    Case("a pipe", 3, with_source(lambda folder: os.mkfifo(folder / "pipe"), "pipe")),
+    Case("a named pipe", 3, with_source(lambda folder: os.mkfifo(folder / "pipe"), "pipe")),
     Case(
-        "an index in place of its folder",
+        "an index file instead of its folder",
         3,
         with_source(lambda folder: shard(folder / "ft"), f"ft/{INDEX}"),
     ),
     Case(
-        "the home of a user that is not there",
+        "the home of an unknown user",
         3,
         with_source(lambda folder: None, "~nobody-of-that-name/ft"),
     ),
     Case("a Hub id, offline", 3, with_source(lambda folder: None, "org/tuned@v2")),
     Case("a path that could be a Hub id", 3, with_source(_existing("runs"), "runs/tuned")),
     Case(
-        "a path in a folder too many for a Hub id",
+        "a missing path, too deep for a Hub id",
         3,
         with_source(lambda folder: None, "org/tuned/checkpoint-100"),
     ),
     # Other formats
-    Case("a pointer of Git LFS in place of weights", 3, weights(POINTER)),
-    Case("a web page in place of weights", 3, weights(PAGE)),
+    Case("a Git LFS pointer instead of weights", 3, weights(POINTER)),
+    Case("a web page instead of weights", 3, weights(PAGE)),
     Case("an empty file", 3, weights("")),
     Case("a download that was cut off", 3, with_pair(_cut)),
     Case(
@@ -610,13 +616,13 @@ CASES = (
         with_folder(_files(model__safetensors__incomplete="half")),
     ),
     Case(
-        "the file of such a download",
+        "the file of an unfinished download",
         3,
         with_source(_files(model__safetensors__incomplete="half"), "model.safetensors.incomplete"),
     ),
     Case("random bytes", 3, weights(b"\x8f\x1d\x00\xe2" * 100)),
     Case("a pickle, renamed", 3, weights(b"\x80\x04\x95\x10\x27\x00\x00\x00\x00\x00\x00}" * 9)),
-    Case("a zip file of torch.save, renamed", 3, weights(b"PK\x03\x04\x14\x00\x08\x08" * 9)),
+    Case("a torch.save zip file, renamed", 3, weights(b"PK\x03\x04\x14\x00\x08\x08" * 9)),
     Case("a GGUF file, renamed", 3, weights(b"GGUF\x03\x00\x00\x00\x10\x27\x00\x00" * 9)),
     Case(
         "pickled weights",
@@ -636,19 +642,19 @@ CASES = (
     Case("a GGUF file", 3, with_source(_files(tuned__gguf="GGUF"), "tuned.gguf")),
     Case("a folder of GGUF files", 3, with_folder(_files(tuned__gguf="GGUF"))),
     Case("weights of TensorFlow", 3, with_folder(_files(tf_model__h5="\x89HDF"))),
-    Case("a file that is no model", 3, with_source(_files(notes__txt="hello"), "notes.txt")),
+    Case("a file that is not a model", 3, with_source(_files(notes__txt="hello"), "notes.txt")),
     Case("an adapter as base", 3, with_folder(_adapter, "base")),
     Case(
-        "an adapter of pickled weights",
+        "an adapter with pickled weights",
         3,
         with_folder(_files(adapter_model__bin="never opened", adapter_config__json="{}")),
     ),
-    Case("adapters in folders beneath", 3, with_folder(_adapters_beneath)),
-    Case("experts apart, of a model without any", 2, _dense_experts),
-    Case("an adapter of square experts, of an unknown PEFT", 3, _square_experts),
-    Case("a pipeline of diffusers", 3, with_folder(_diffusers)),
+    Case("adapters in sub-folders", 3, with_folder(_adapters_beneath)),
+    Case("`--experts separate` for a model without separately stored experts", 2, _dense_experts),
+    Case("an adapter with square experts and no PEFT version", 3, _square_experts),
+    Case("a diffusers pipeline", 3, with_folder(_diffusers)),
     Case(
-        "weights by another name",
+        "weights under another file name",
         3,
         with_folder(
             lambda folder: save_file({"a": torch.ones(2)}, folder / "consolidated.safetensors")
@@ -656,25 +662,29 @@ CASES = (
     ),
     # Headers
     Case("a header longer than the file", 3, weights(struct.pack("<Q", 5000) + b"{}")),
-    Case("a header that is no JSON", 3, header(None, raw=b'{"a": 1')),
+    Case("a header that is not JSON", 3, header(None, raw=b'{"a": 1')),
     Case("a header that is a list", 3, header([])),
     Case("a header nested too deep", 3, header(None, raw=b'{"a":' + b"[" * 100_000)),
     Case("a tensor's name of 45,000 characters", 3, header({"emb" * 15_000: entry(0, 8)})),
-    Case("a header of too many values", 3, header(None, raw=b'{"a":[' + b"[]," * 3_000_000)),
+    Case("a header with too many values", 3, header(None, raw=b'{"a":[' + b"[]," * 3_000_000)),
     Case("a header with a number of 10,000 digits", 3, header(None, raw=b'{"a":' + b"1" * 10_000)),
     Case("an entry without a shape", 3, header({"a": {"dtype": "U8"}})),
     Case("an unknown dtype", 3, header({"a": entry(0, 8, dtype="F128")})),
-    Case("a shape of negative numbers", 3, header({"a": entry(0, 8, shape=[-8])})),
-    Case("a size that is not that of the shape", 3, header({"a": entry(0, 8, shape=[2, 3])})),
+    Case("a shape with negative numbers", 3, header({"a": entry(0, 8, shape=[-8])})),
+    Case("a size that does not match the shape", 3, header({"a": entry(0, 8, shape=[2, 3])})),
     Case("tensors that overlap", 3, header({"a": entry(0, 6), "b": entry(4, 8)})),
-    Case("a hole between tensors", 3, header({"a": entry(0, 3), "b": entry(4, 8)})),
+    Case("a gap between tensors", 3, header({"a": entry(0, 3), "b": entry(4, 8)})),
     Case("bytes after the last tensor", 3, header({"a": entry(0, 8)}, 12)),
-    Case("metadata of numbers", 3, header({"__metadata__": {"a": 1}, "a": entry(0, 8)})),
+    Case(
+        "metadata with numbers instead of strings",
+        3,
+        header({"__metadata__": {"a": 1}, "a": entry(0, 8)}),
+    ),
     Case("a file without tensors", 3, header({}, 0)),
-    Case("a name with escapes of a terminal", 3, header({"\x1b[2Jnew\n\u202eenil": entry(1, 8)})),
+    Case("a name with terminal escape codes", 3, header({"\x1b[2Jnew\n\u202eenil": entry(1, 8)})),
     # Indexes
-    Case("an index that is no JSON", 3, text(INDEX, "{")),
-    Case("an index without a map", 3, text(INDEX, "{}")),
+    Case("an index that is not JSON", 3, text(INDEX, "{")),
+    Case("an index without a weight map", 3, text(INDEX, "{}")),
     Case(
         "an index whose metadata is a list",
         3,
@@ -682,12 +692,12 @@ CASES = (
     ),
     Case("an index that names an absolute path", 3, index({"embed.weight": "/etc/passwd"})),
     Case(
-        "an index that leads out of its folder",
+        "an index with a path out of its folder",
         3,
         index({"embed.weight": "../base/model.safetensors"}),
     ),
-    Case("an index that names no text", 3, index({"embed.weight": 3})),
-    Case("an index that names a tensor that is nowhere", 3, index({"head.weight": SHARDS[0]})),
+    Case("an index whose file name is not a string", 3, index({"embed.weight": 3})),
+    Case("an index that names a missing tensor", 3, index({"head.weight": SHARDS[0]})),
     Case("an index that names the wrong file", 3, index({"embed.weight": SHARDS[1]})),
     Case("a tensor in two files", 3, with_pair(_two_files)),
     Case(
@@ -695,36 +705,36 @@ CASES = (
         3,
         with_pair(lambda folder: (shard(folder / "ft"), (folder / "ft" / SHARDS[1]).unlink())),
     ),
-    Case("a file that was not fetched to its end", 3, with_pair(_missing_shard)),
-    Case("a link to a file that is gone from the cache", 3, with_pair(_dangling_shard)),
+    Case("a file that was not fully downloaded", 3, with_pair(_missing_shard)),
+    Case("a link to a file that is no longer in the cache", 3, with_pair(_dangling_shard)),
     # Beside the weights
-    Case("a config that is no JSON", 3, text("config.json", '{"a" 1}')),
+    Case("a config that is not JSON", 3, text("config.json", '{"a" 1}')),
     Case("a config that is a list", 3, text("config.json", "[]")),
     Case("a config of 20 MB", 3, with_pair(_large_config)),
     Case("a config nested too deep", 3, text("config.json", '{"a":' * 999 + "1" + "}" * 999)),
     Case(
-        "a pipe in place of a tokenizer",
+        "a named pipe instead of a tokenizer file",
         3,
         with_pair(lambda folder: os.mkfifo(folder / "ft" / "tokenizer.json")),
     ),
     Case(
-        "a link that leads nowhere in place of a tokenizer",
+        "a broken link instead of a tokenizer file",
         3,
         with_pair(
             lambda folder: (folder / "ft" / "tokenizer.json").symlink_to("../../blobs/5d41402a")
         ),
     ),
-    Case("a link out of the folder in place of a tokenizer", 3, with_pair(_link_to_secret)),
-    Case("a link out of the folder in place of a module", 3, with_pair(_module_elsewhere)),
+    Case("a link out of the folder instead of a tokenizer file", 3, with_pair(_link_to_secret)),
+    Case("a link out of the folder instead of a module", 3, with_pair(_module_elsewhere)),
     Case(
-        "a folder in place of a model card",
+        "a folder instead of a model card",
         3,
         with_pair(lambda folder: (folder / "ft" / "README.md").mkdir()),
     ),
     # Two sides
     Case("no name in common", 3, changed(lambda values: {"encoder.0.w": torch.ones(3, 3)})),
     Case(
-        "another width",
+        "matrices of another width",
         3,
         changed(lambda values: {n: v[..., :20].contiguous() for n, v in values.items()}),
     ),
@@ -758,7 +768,7 @@ CASES = (
             }
         ),
     ),
-    Case("a quantisation that is only named", 3, quantised(config={"quantization_config": "int4"})),
+    Case("an unknown quantisation method", 3, quantised(config={"quantization_config": "int4"})),
     # Numbers
     Case("NaN in base", 3, poisoned("base", "layers.1.up.weight", float("nan"))),
     Case("NaN in the fine-tuned side", 3, poisoned("ft", "layers.1.up.weight", float("nan"))),
@@ -769,12 +779,14 @@ CASES = (
     ),
     Case("a result too large for its dtype", 3, options("--dtype", "float16", "--scale", "1e8")),
     # Data
-    Case("data that are not there", 3, evaluating(data="none.csv")),
-    Case("data of another format", 3, evaluating(change=_files(data__xlsx="PK"), data="data.xlsx")),
+    Case("missing data", 3, evaluating(data="none.csv")),
+    Case(
+        "data in an unknown format", 3, evaluating(change=_files(data__xlsx="PK"), data="data.xlsx")
+    ),
     Case("data without rows", 3, with_data("text,label\n")),
-    Case("a column that is not there", 3, evaluating("--text", "Text")),
-    Case("a row with a field too many", 3, with_data("text,label\nso, so,1\nbad,0\n")),
-    Case("a quote that is not closed", 3, with_data('text,label\n"great,1\nbad,0\n')),
+    Case("a missing column", 3, evaluating("--text", "Text")),
+    Case("a row with an extra field", 3, with_data("text,label\nso, so,1\nbad,0\n")),
+    Case("an unclosed quote", 3, with_data('text,label\n"great,1\nbad,0\n')),
     Case(
         "data in another encoding than UTF-8",
         3,
@@ -788,59 +800,55 @@ CASES = (
         with_data("text,label,source\ngreat,1,\nbad,0,b\n", "--group", "source"),
     ),
     Case(
-        "a group that all rows have",
+        "one group for all rows",
         3,
         with_data("text,label,source\ngreat,1,a\nbad,0,a\n", "--group", "source"),
     ),
-    Case("an `--aligned` column of words", 3, evaluating("--aligned", "source")),
-    Case(
-        "a column of group members that are no numbers", 3, evaluating("--group-columns", "source")
-    ),
-    Case("one label in all rows", 3, with_data("text,label\ngreat,1\nbad,1\n")),
-    Case("a label that the head has no class for", 3, with_data(f"{DATA}well,2,a,0\n")),
-    Case("`--labels` that the head has no classes for", 3, evaluating("--labels", "bad,good")),
-    Case("`--labels` for some labels alone", 3, evaluating("--labels", "0=LABEL_0")),
+    Case("an `--aligned` column with words", 3, evaluating("--aligned", "source")),
+    Case("a `--group-columns` column without numbers", 3, evaluating("--group-columns", "source")),
+    Case("the same label in all rows", 3, with_data("text,label\ngreat,1\nbad,1\n")),
+    Case("a label without a class in the head", 3, with_data(f"{DATA}well,2,a,0\n")),
+    Case("`--labels` without classes in the head", 3, evaluating("--labels", "bad,good")),
+    Case("`--labels` for only some labels", 3, evaluating("--labels", "0=LABEL_0")),
     Case("more `--labels` than labels", 3, evaluating("--labels", "bad,fair,good")),
     # Models to evaluate
     Case("a model without a tokenizer", 3, evaluating(change=_without_tokenizer)),
-    Case("a model that is no classifier", 3, with_model(head="ForMaskedLM")),
+    Case("a model that is not a classifier", 3, with_model(head="ForMaskedLM")),
     Case("a classifier without a trained head", 3, evaluating(change=_without_head)),
-    Case("a head of one class", 3, with_model(num_labels=1)),
+    Case("a head with one class", 3, with_model(num_labels=1)),
     Case(
-        "a head that may choose several classes",
+        "a multi-label head",
         3,
         with_model(problem_type="multi_label_classification"),
     ),
-    Case("a model of pickled weights to evaluate", 3, evaluating(change=_pickled)),
-    Case("an adapter to evaluate, that names no base", 3, evaluating(change=_adapter_alone)),
-    Case("a sweep on data, of no classifier", 3, sweeping(data=DATA), "out"),
+    Case("a model with pickled weights, to evaluate", 3, evaluating(change=_pickled)),
+    Case("an adapter that names no base, to evaluate", 3, evaluating(change=_adapter_alone)),
+    Case("a sweep on data with a model that is not a classifier", 3, sweeping(data=DATA), "out"),
     Case(
         "an `--eval-command` that cannot be run",
         3,
         sweeping("--eval-command", "./none {model}"),
         "out",
     ),
-    Case("a group of no DATA", 2, by_command("echo 0.9", "--group", "source")),
+    Case("`--group` without DATA", 2, by_command("echo 0.9", "--group", "source")),
     Case("an `--eval-command` that fails", 3, by_command("exit 7"), "out"),
     Case("an `--eval-command` that fails later", 3, by_command(GOOD_TWICE, "-k", "1,2"), "out"),
-    Case("an `--eval-command` that prints no JSON", 3, by_command("echo good"), "out"),
-    Case("an `--eval-command` that prints no text", 3, by_command("printf '\\377'"), "out"),
-    Case("an `--eval-command` that prints no accuracy", 3, by_command("echo 90"), "out"),
+    Case("an `--eval-command` that does not print JSON", 3, by_command("echo good"), "out"),
+    Case("an `--eval-command` that does not print text", 3, by_command("printf '\\377'"), "out"),
+    Case("an `--eval-command` that does not print an accuracy", 3, by_command("echo 90"), "out"),
     Case(
-        "factors of a sweep that the disk has changed",
+        "stored factors of a sweep that changed on disk",
         3,
         by_command(ONE_IN_TWO, "-k", "1", change=_swept_onto_a_bad_disk),
         "out",
     ),
     # Quality, output
-    Case("a tolerance that no route meets", 4, options("--tolerance", "1e-40")),
+    Case("a tolerance that no route can meet", 4, options("--tolerance", "1e-40")),
     Case("no rank within the tolerance", 4, by_command(ONE_IN_TWO), "out"),
     Case(
-        "an output in a folder that is a file",
+        "an output whose parent is a file",
         1,
         with_pair(_files(runs="a file"), "-o", "runs/out"),
     ),
-    Case(
-        "`--predictions` in a folder that is not there", 1, evaluating("--predictions", "to/a.csv")
-    ),
+    Case("`--predictions` in a missing folder", 1, evaluating("--predictions", "to/a.csv")),
 )

@@ -30,12 +30,12 @@ _DEVICE = torch.device("cuda:0")
 _HOST = torch.device("cpu")
 
 _COPIES = {"to", "copy_", "__setitem__"}
-"""What may take values from one device to another."""
+"""Functions that may move values between devices."""
 
 _HOST_MEMORY = {"numpy", "__array__", "data_ptr"}
 
 _WAITS = {"item", "__float__", "__int__", "__bool__", "tolist", "cpu", "equal", "__index__"}
-"""What needs a value from the device, and waits for all that it was told to do."""
+"""Functions that need a value from the device, and so wait for all queued work."""
 
 _ATTRIBUTES = {"__get__", "size", "dim", "is_contiguous", "numel", "stride", "__len__"}
 

@@ -1,4 +1,4 @@
-"""What a route returns: triplets of a matrix, and what is known about them.
+"""Data that routes return: triplets of a matrix, and bounds on them.
 
 It does not compute a decomposition; `dense`, `krylov` and `factored` do.
 """
@@ -28,7 +28,7 @@ class SolverError(Exception):
 
 
 def is_solver_failure(error: RuntimeError) -> bool:
-    """Whether a library of linear algebra failed, where another route may not."""
+    """Return whether a linear algebra library failed, so that another route may succeed."""
     if isinstance(error, torch.linalg.LinAlgError):  # type: ignore[attr-defined]
         return True
     # A status other than "no convergence" comes as a plain RuntimeError.
@@ -37,7 +37,7 @@ def is_solver_failure(error: RuntimeError) -> bool:
 
 @contextmanager
 def solver_errors() -> Iterator[None]:
-    """Turn the failure of a library, where no other route is left, into a `SolverError`."""
+    """Turn a library failure into a `SolverError`, for calls with no other route left."""
     try:
         yield
     except RuntimeError as failure:
@@ -124,15 +124,14 @@ class Leading:
 class Decomposition:
     """Triplets of one matrix with the facts that bound their error.
 
-    Memory is that of the matrix and its triplets; nothing is copied, but for the factors
-    of a product, which are scaled.
+    Nothing is copied, except that the factors of a product are scaled.
     """
 
     matrix: Tensor | Product
-    """The scaled matrix, (m, n), m >= n, as it was given: in full or as a product."""
+    """The scaled matrix, (m, n), m >= n, dense or as a product."""
 
     exponent: int
-    """The matrix in the caller's units is `matrix` times 2**exponent."""
+    """The caller's matrix is `matrix` times 2**exponent, transposed if `transposed`."""
 
     transposed: bool
     """Whether `matrix` is the transpose of the caller's."""
@@ -150,7 +149,7 @@ class Decomposition:
     """Largest squared singular value beyond the triplets at hand; 0 when there is none."""
 
     rejected: tuple[str, ...] = ()
-    """The routes that were tried before and missed the bound."""
+    """Routes that failed before, and why."""
 
     @property
     def full_rank(self) -> int:
@@ -164,7 +163,7 @@ class Decomposition:
 
     @property
     def num_triplets(self) -> int:
-        """How many triplets are at hand."""
+        """Number of triplets at hand."""
         return len(self.triplets.squares)
 
     def measured(self) -> MeasuredValues:
@@ -213,11 +212,11 @@ UNCOUNTED = 1 << 62
 """Bytes that a dense route asks for: as many as it takes."""
 
 PRODUCT_BYTES = 32 << 20
-"""Of a block of rows that a matrix product takes, in float64; on a GPU, of any block, as each
+"""Size of a block of rows in a matrix product, in float64; on a GPU, of any block, as each
 costs some launches of kernels whatever its size."""
 
 _PASS_BYTES = 2 << 20
-"""Of one that is only passed over: it stays in the cache, and the allocator reuses its
+"""Size of a block that is only read once: it stays in the cache, and the allocator reuses its
 place, where it would map a larger one anew, page by page (measured, CPU)."""
 
 
@@ -230,7 +229,7 @@ def row_blocks(
 ) -> list[tuple[int, int]]:
     """Return ranges of the rows of a matrix whose blocks take about `num_bytes` each.
 
-    On a GPU they are of `PRODUCT_BYTES`, whatever is asked for.
+    On a GPU they take `PRODUCT_BYTES` instead.
     """
     if device.type != "cpu":
         num_bytes = PRODUCT_BYTES
@@ -265,7 +264,7 @@ def sum_of_squares(a: Tensor) -> float:
     """Return the sum of squares of all entries, accumulated in float64."""
     total = torch.zeros((), dtype=torch.float64, device=a.device)
     for start, stop in row_blocks((a.shape[0], a[0].numel() if len(a) else 1), a.device):
-        # In place, unless it is the caller's own.
+        # A copy, because it is squared in place and may be the caller's own.
         block = a[start:stop].to(torch.float64, copy=True)
         total += block.square_().sum()
     return float(total)

@@ -13,17 +13,17 @@ from svdcut.svd.decomposition import PRODUCT_BYTES, Basis, Dominant, Triplets, r
 from svdcut.svd.lapack import leading_eigenpairs
 
 _TALL = 2
-"""From this aspect ratio on, a QR first makes the SVD that of a square matrix."""
+"""From this aspect ratio on, a QR comes first, so that the SVD is of a square matrix."""
 
 _NEAR = 1e-5
 """Relative margin of the proof above the last eigenvalue found."""
 
 _ROUNDING = 4 * torch.finfo(torch.float32).eps
-"""Rounding of a float32 Gram matrix and of the proof, relative to the energy: a seventh of it
-was seen in matrices of 100,000 rows, a thirtieth in smaller ones (measured)."""
+"""Bound on the rounding of a float32 Gram matrix and of the proof, relative to the energy. Measured
+at most a seventh of it for 100,000 rows, a thirtieth for smaller matrices."""
 
 _HIDDEN = 1e4
-"""Energies larger than an eigenvalue by this factor hide it in that rounding."""
+"""An energy larger than an eigenvalue by this factor hides it in that rounding."""
 
 _STEEP = 16.0
 """Eigenvalues larger than the first unwanted one by this factor may be dominant."""
@@ -75,7 +75,7 @@ def exact_triplets(a: Tensor) -> Triplets:
 
 
 def is_tall(a: Tensor) -> bool:
-    """Whether a QR of `a` (m, n) pays before its SVD."""
+    """Return whether a QR of `a` (m, n) before its SVD saves time."""
     return a.shape[0] >= _TALL * a.shape[1]
 
 
@@ -128,7 +128,7 @@ def gram_basis(a: Tensor, k: int, energy: float) -> Basis | Dominant | None:
 
     Notes
     -----
-    In float32: accurate enough, as the vectors are measured on `a` afterwards. m n^2 for the Gram
+    Works in float32, because the vectors are measured on `a` afterwards. m n^2 for the Gram
     matrix, 4/3 n^3 for its eigenvectors, n^3 / 3 for the proof.
     """
     product = gram(a, torch.float32)
@@ -148,9 +148,9 @@ def gram_basis(a: Tensor, k: int, energy: float) -> Basis | Dominant | None:
 
 
 def _bounds_complement(product: Tensor, right: Tensor, values: Tensor, beyond: float) -> bool:
-    """Whether `product` has no eigenvalue above `beyond` on the complement of `right`.
+    """Return True if `product` has no eigenvalue above `beyond` on the complement of `right`.
 
-    True if ``beyond + V S V.T - product`` has a Cholesky factor, for any `S`.
+    The proof: ``beyond + V S V.T - product`` has a Cholesky factor for some `S`.
     """
     difference = torch.addmm(product, right * values, right.T, beta=-1)
     difference.diagonal().add_(beyond)
@@ -162,8 +162,8 @@ def triangle(a: Tensor) -> Tensor:
 
     Notes
     -----
-    2 m n^2. Two float64 copies of `a`, or of a tall one three of a part of 2 n rows. What
-    is below the diagonal is of no meaning.
+    2 m n^2. Two float64 copies of `a`; if `a` is tall, three of 2 n of its rows. Ignore the
+    entries below the diagonal.
     """
     n = a.shape[1]
     if not is_tall(a):

@@ -22,8 +22,8 @@ from svdcut.svd.dense import exact_triplets
 from svdcut.svd.product import Product
 
 _ROUNDING = 4.0
-"""Backward error of the reduction in units of epsilon, by the norms of the factors: less
-than half of it was seen; `tests/svd/test_product.py` looks at it in extended precision."""
+"""Backward error of the reduction in units of epsilon, relative to the norms of the factors. Less
+than half was measured; `tests/svd/test_product.py` checks it in extended precision."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Reduced:
     """A product as a small core between orthonormal factors: ``left @ core @ right.T``."""
 
     left: Tensor
-    """(m, p), p = min(m, r); empty where no vectors were asked for."""
+    """(m, p), p = min(m, r); empty if no vectors were asked for."""
 
     core: Tensor
     """(p, q), q = min(n, r)."""
@@ -40,7 +40,7 @@ class Reduced:
     """(n, q), likewise."""
 
     rounding: float
-    """Norm of what the product may be off by, were the outer factors exactly orthonormal."""
+    """Bound on the error norm of the product, if the outer factors were exactly orthonormal."""
 
 
 def reduce_product(product: Product, *, vectors: bool = True) -> Reduced:
@@ -55,11 +55,11 @@ def reduce_product(product: Product, *, vectors: bool = True) -> Reduced:
 
     Notes
     -----
-    O((m + n) r^2), and r^3 for two norms. A QR is backward stable by the norm of what it
-    reduces. So the product of ``left + E`` and ``right + F`` is off by ``|E| |right| + |left|
-    |F|``: Frobenius norms of the errors, spectral norms of the factors. That can be more
-    than its own first value, where terms cancel; then no float64 arithmetic on the factors
-    knows the product better, and forming it rounds as much.
+    O((m + n) r^2), and r^3 for two norms. A QR is backward stable: its error is relative to
+    the norm of its input. So the product of ``left + E`` and ``right + F`` is off by
+    ``|E| |right| + |left| |F|``: Frobenius norms of the errors, spectral norms of the factors.
+    If terms cancel, that can exceed the product's first value. Then no float64 arithmetic on
+    the factors does better, and forming the product rounds as much.
     """
     mode = "reduced" if vectors else "r"
     left, upper = torch.linalg.qr(product.left, mode=mode)
@@ -91,11 +91,11 @@ def factored_triplets(product: Product) -> Triplets:
 
     Notes
     -----
-    O((m + n) r^2 + r^3), in some copies of the factors.
+    O((m + n) r^2 + r^3). Memory is a few copies of the factors.
 
-    The residuals are those of the core, measured, and what these cannot see: the rounding
-    of the reduction, times the value; and what the outer factors lack of being orthonormal,
-    measured, 5 to 17 epsilon, by which all that is multiplied with them is off.
+    The residuals are the measured ones of the core, plus two terms that these cannot show:
+    the rounding of the reduction times the value; and the measured departure of the outer
+    factors from orthonormality, 5 to 17 epsilon, times the first value and the value.
     """
     reduced = reduce_product(product)
     inner = exact_triplets(reduced.core)

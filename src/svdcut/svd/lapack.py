@@ -1,8 +1,7 @@
 """Leading eigenpairs by LAPACK's ssyevr, called without Python's global lock.
 
-scipy's own wrapper holds the lock, so that the threads of a pool wait for each other: two took
-as long as one after the other (measured, scipy 1.17). This calls the same function through the
-address that scipy exports for C code.
+scipy's own wrapper holds the lock, so the threads of a pool run one after the other (measured,
+scipy 1.17). This module calls the same function through the address that scipy exports for C code.
 """
 
 from __future__ import annotations
@@ -72,7 +71,7 @@ def leading_eigenpairs(product: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def _reference(value: Tensor | int | bytes) -> Any:  # noqa: ANN401 - of ctypes
-    """Return an argument as Fortran takes it."""
+    """Return an argument as a Fortran reference."""
     if isinstance(value, Tensor):
         return ctypes.c_void_p(value.data_ptr())
     return ctypes.byref(ctypes.c_int(value)) if isinstance(value, int) else value
@@ -80,7 +79,7 @@ def _reference(value: Tensor | int | bytes) -> Any:  # noqa: ANN401 - of ctypes
 
 @cache
 def _ssyevr() -> Any:  # noqa: ANN401
-    """Return the function, or None if this scipy exports another one by that name."""
+    """Return the function, or None if scipy exports none with this signature."""
     from scipy.linalg import cython_lapack
 
     capsule = cython_lapack.__pyx_capi__.get("ssyevr")

@@ -1,8 +1,9 @@
 """Leading triplets: find a basis, deflate dominant triplets, measure all on the matrix.
 
 The bases come from `krylov` or from `dense`. Rounding is proportional to the first singular
-value, and hides the small ones where a few dominant triplets are much larger, as in a LoRA
-update merged into the weights. So these are projected out, and the search goes on in the rest.
+value. If a few dominant triplets are much larger than the rest, as in a LoRA update merged into
+the weights, rounding hides the rest. Then the dominant triplets are projected out, and the search
+continues in the rest.
 """
 
 from __future__ import annotations
@@ -59,15 +60,15 @@ def leading_triplets(
     Returns
     -------
     Leading or None
-        In float32 if `a` is, and nothing was deflated; else in float64. None if no basis was
-        found.
+        In float32 if `a` is float32 and nothing was deflated, otherwise in float64. None if no
+        basis was found.
 
     Notes
     -----
     With `V` the dominant right vectors, searches ``a - a V V.T``. All vectors together are then
-    rotated and measured on `a`, so that an incomplete separation shows in their residuals. The
-    largest value beyond the basis of the rest is the largest of `a` beyond all of them, but for
-    the rounding of the rest to float32, which is added.
+    rotated and measured on `a`, so an incomplete separation shows in their residuals. The bound
+    on the values beyond the basis of the rest also bounds those of `a` beyond all vectors, after
+    the rounding of the rest to float32 is added.
     """
     rest, exponent, rounded = a, 0, 0.0
     squares: list[float] = []
@@ -107,7 +108,7 @@ def _deflate(a: Tensor, right: Tensor, rest: Tensor) -> tuple[list[float], int]:
     Returns
     -------
     tuple of list of float and int
-        Squared singular values of ``a V``, descending, as `rest` is scaled; and the power.
+        Squared singular values of ``a V``, descending, in the scale of `rest`, and the exponent.
     """
     left = multiply(a, right)
     for start, stop in row_blocks(a.shape, a.device):
@@ -125,15 +126,15 @@ def measure(a: Tensor, basis: Basis, *, dtype: torch.dtype, energy: float) -> Le
     ----------
     a : Tensor of shape (m, n), float32 or float64
     basis : Basis
-        Of j vectors, which need not be orthonormal.
+        j vectors, which need not be orthonormal.
     dtype : torch.dtype
-        Of the vectors returned, and of the products with `a`.
+        Dtype of the vectors returned, and of the products with `a`.
     energy : float
         Sum of squares of `a`.
 
     Notes
     -----
-    Two products with `a`, or one where the images of the basis are known: 2 m n j each; and
+    Two products with `a`, or one if the images of the basis are known, 2 m n j each. Plus
     O((m + n) j^2) in float64.
     """
     right, triangle = torch.linalg.qr(basis.right.double())

@@ -1,4 +1,4 @@
-"""A matrix that is known as a product of two thin factors, as the update of a LoRA adapter is."""
+"""A matrix given as a product of two thin factors, such as the update of a LoRA adapter."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch import Tensor
 class Product:
     """The matrix ``left @ right``, which need not be formed.
 
-    It is the sum of `r` terms: column `i` of `left` times row `i` of `right`. The scales of
-    these are free, as long as float64 holds the singular values of the sum.
+    It is the sum of `r` terms: column `i` of `left` times row `i` of `right`. Terms may have
+    any scale, if float64 can hold the singular values of the sum.
     """
 
     left: Tensor
@@ -36,12 +36,12 @@ class Product:
 
     @property
     def device(self) -> torch.device:
-        """Of both factors."""
+        """Device of both factors."""
         return self.left.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of both factors."""
+        """Dtype of both factors."""
         return self.left.dtype
 
     @property
@@ -51,7 +51,7 @@ class Product:
 
     @property
     def size(self) -> float:
-        """The largest entry of any term, in size; infinite or NaN where float64 has none."""
+        """Largest absolute entry of any term; infinite or NaN if it overflows float64."""
         left = torch.linalg.vector_norm(self.left, math.inf, dim=0)
         right = torch.linalg.vector_norm(self.right, math.inf, dim=1)
         return float((left * right).max())
@@ -61,19 +61,19 @@ class Product:
         return self.left @ self.right
 
     def normalised(self) -> tuple[Product, int]:
-        """Scale by powers of two so that no factor dwarfs the other, and nothing overflows.
+        """Scale by powers of two so that both factors have a like size and nothing overflows.
 
         Returns
         -------
         tuple of Product and int
-            The scaled product, and the power to multiply it with to have the old one.
+            The scaled product, and the exponent of two that undoes the scaling.
 
         Notes
         -----
-        Both parts of a term get the root of its size, the largest term a size near one.
-        Then the product of the norms of the factors, by which their rounding counts, is
-        near the least that scaling can make it, whatever their scales were. It is exact,
-        but for what is under 1e-300 of the largest term.
+        The largest term gets a size near one, and both parts of a term get the root of its
+        size. Rounding is proportional to the product of the norms of the factors, which is
+        then near the least that scaling can reach. Scaling is exact, except for terms below
+        1e-300 of the largest.
         """
         left = torch.linalg.vector_norm(self.left, math.inf, dim=0).tolist()
         right = torch.linalg.vector_norm(self.right, math.inf, dim=1).tolist()

@@ -7,7 +7,7 @@ from typing import TypeGuard
 
 
 class Route(str, Enum):
-    """Where the decomposition starts; the routes above remain as a way out."""
+    """Route that the decomposition starts with; slower ones may follow."""
 
     AUTO = "auto"
     EXACT = "exact"
@@ -16,20 +16,20 @@ class Route(str, Enum):
 
 
 _KRYLOV_MIN_SIDE = 1025
-"""Narrower matrices: eigenvectors of the Gram matrix are faster (measured, CPU)."""
+"""For narrower matrices, eigenvectors of the Gram matrix are faster (measured, CPU)."""
 
 _KRYLOV_MAX_SHARE = 6
-"""Iteration pays while the rank is below this part of the short side (measured, CPU)."""
+"""Iteration is faster up to this part of the short side as rank: 1 / 6 (measured, CPU)."""
 
 _FEW = 3
-"""Leading eigenvectors alone pay while they are at most this part of all (measured, CPU)."""
+"""Leading eigenvectors alone are faster up to this part of all: 1 / 3 (measured, CPU)."""
 
 _GRAM_SQUARES = 5
-"""Matrices of the short side squared, in float64, that the Gram route takes (measured)."""
+"""Memory of the Gram route in float64 matrices of n x n, n the short side (measured)."""
 
 
 def gram_bytes(short: int) -> int:
-    """Return the bytes that the Gram route takes beside a matrix, by its short side."""
+    """Return the bytes that the Gram route takes beside a matrix with this short side."""
     return _GRAM_SQUARES * 8 * short**2
 
 
@@ -49,5 +49,5 @@ def choose_route(full_rank: int, top: int | None) -> Route:
 
 
 def is_few(top: int | None, full_rank: int) -> TypeGuard[int]:
-    """Whether computing only the leading triplets pays."""
+    """Return whether computing only the leading triplets is faster."""
     return top is not None and (top + 1) * _FEW <= full_rank

@@ -1,6 +1,6 @@
 """All singular values of a matrix, without its vectors.
 
-Half the work and memory of a decomposition. It decides on no rank.
+This takes half the work and memory of a decomposition. It chooses no rank.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from svdcut.svd.factored import reduce_product
 from svdcut.svd.product import Product
 
 _ROUNDING = 4.0
-"""Backward error of a route in units of epsilon, by the Frobenius norm of what it reduces.
+"""Backward error of a route in units of epsilon, relative to the Frobenius norm of its input.
 
-Householder reductions are backward stable by that norm, with a factor that grows slowly
-in theory and stays below one in practice; `tests/svd/test_values.py` looks at it.
+Householder reductions are backward stable in that norm. The factor grows slowly in theory and
+stays below one in practice; `tests/svd/test_values.py` checks it.
 """
 
 
@@ -40,9 +40,9 @@ class Values:
 
     method: Method
     bound: float
-    """Relative error of any of them, at most; by rounding analysis, not by measurement.
+    """Bound on the relative error of each value, from rounding analysis, not measured.
 
-    Values below `VALUE_FLOOR` of the first are held to the accuracy that it has.
+    Errors of values below `VALUE_FLOOR` of the first are relative to that share of the first.
     """
 
 
@@ -59,7 +59,7 @@ def singular_values(
     a : Tensor of shape (m, n), float32 or float64, or Product
         Finite. A tensor is scaled in place by a power of two.
     tolerance : float
-        Relative error that is allowed; without a bound the first route is the last.
+        Relative error that is allowed; if infinite, the first route is the last.
     escalate : callable
         As for `svdcut.svd.engine.decompose`.
 
@@ -77,14 +77,14 @@ def singular_values(
     -----
     With ``m >= n``, the eigenvalues of the float64 Gram matrix `G`: O(m n^2) for it and
     4/3 n^3 for its reduction, in two float64 matrices of n x n. An eigenvalue is off by
-    eps times the norm of `G`, so that a value `s` is off by eps times the square of the first
-    over `s`, and by 1e-8 of the first at most. Where that is not enough the exact route
-    follows, a float64 SVD without vectors: 8/3 n^3, slower than its operations, in the
+    eps times the norm of `G`. So a value `s` is off by eps times the square of the first
+    over `s`, and by 1e-8 of the first at most. If that is not enough, the exact route
+    follows, a float64 SVD without vectors: 8/3 n^3, slower than this count suggests, in the
     memory of `exact_triplets`.
 
-    Those of a product are those of its core, O((m + n) r^2), with the rounding of
-    `reduce_product`. Where its terms cancel so far that this is not enough, the exact route
-    takes the product as float64 rounds it, and its bound is on that.
+    The values of a product are those of its core, O((m + n) r^2), with the rounding of
+    `reduce_product`. If its terms cancel so far that this is not enough, the exact route
+    takes the product as float64 rounds it, and the bound is for the rounded product.
     """
     found: Values | None
     tall = a if a.shape[0] >= a.shape[1] else a.T
