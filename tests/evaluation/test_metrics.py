@@ -301,7 +301,7 @@ def test_a_resample_has_the_gaps_of_its_rows(rows, data):
     drawn = np.zeros((1, len(kinds)), np.int64)
     for place in places:
         drawn[0, kinds.index(rows[place])] += 1
-    gaps = metrics._Resampled([(kind, 1) for kind in kinds]).gaps(drawn)
+    gaps = metrics._Cells([(kind, 1) for kind in kinds]).gaps(drawn)
     expected = evaluate_predictions(*split([rows[place] for place in places])).gap
     for name, values in gaps.items():
         gap = getattr(expected, name)

@@ -116,7 +116,7 @@ def _evaluator(options: SweepOptions) -> Evaluator:
     """Return the evaluator that was asked for, with its data read."""
     if options.data is not None:
         dataset = read_data(options.data, options)
-        return DataEvaluator(dataset, options.scoring, options.seed)
+        return DataEvaluator(dataset, options)
     if columns := options.columns.grouping:
         raise UsageError(
             f"{', '.join(map(quoted, columns))}: a column to group by, but no DATA",
@@ -125,7 +125,7 @@ def _evaluator(options: SweepOptions) -> Evaluator:
     if options.eval_command is not None:
         return CommandEvaluator(options.eval_command)
     assert options.evaluate is not None
-    return FunctionEvaluator(options.evaluate, options.scoring)
+    return FunctionEvaluator(options.evaluate, options)
 
 
 def _variants(options: SweepOptions) -> tuple[Variant, ...]:

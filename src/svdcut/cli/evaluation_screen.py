@@ -8,10 +8,9 @@ from rich.markup import escape
 
 from svdcut.cli.guard import note
 from svdcut.cli.screen import Column, no_room, open_screen, print_table
-from svdcut.evaluation.answers import Kind
+from svdcut.evaluation.answers import Kind, Predictions
 from svdcut.evaluation.dataset import Dataset
 from svdcut.evaluation.metrics import Evaluation
-from svdcut.evaluation.predictions import Predictions
 from svdcut.shown import counted, points, printable
 
 _GAPS = (

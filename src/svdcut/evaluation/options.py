@@ -1,4 +1,4 @@
-"""The options of `evaluate`, and those that `sweep` shares with it."""
+"""The options of `evaluate`, and the ones that `sweep` shares with it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from dataclasses import KW_ONLY
 from pathlib import Path
 
 from svdcut.choose.options import CallOptions, DeviceOptions
-from svdcut.evaluation.answers import ScoringOptions
+from svdcut.errors import UsageError
 from svdcut.evaluation.dataset import Columns
+from svdcut.files.jsonfile import quoted
 from svdcut.option import Panel, shared
 from svdcut.option_kinds import File, Side, Switch, Text, Texts, Whole, Words, options
 
@@ -22,7 +23,7 @@ class Prompt(Text[str | None]):
 
 @options
 class DataOptions(DeviceOptions):
-    """Options of the data, and of what a model is asked."""
+    """Options about the data, and about what a model is asked."""
 
     _: KW_ONLY
     text: Text[str] = Text("The text.", default="text", metavar="COLUMN", panel=Panel.COLUMNS)
@@ -103,20 +104,26 @@ class DataOptions(DeviceOptions):
 
     @property
     def columns(self) -> Columns:
-        """What is in which column."""
+        """The columns by their meaning."""
         return Columns(**shared(self, Columns))
 
-    @property
-    def scoring(self) -> ScoringOptions:
-        """What is asked of a model."""
-        return ScoringOptions(
-            prompt=self.prompt,
-            labels=self.labels,
-            normalize=self.normalize,
-            chat_template=self.chat_template,
-            batch_size=self.batch_size,
-            device=self.device,
-        )
+    def template(self) -> str:
+        """Return the prompt's template; refuse one that does not fit the data."""
+        has_pairs = self.text_pair is not None
+        if self.prompt is None:
+            return "{text}\n{text_pair}\n" if has_pairs else "{text}\n"
+        for name in ("text", "text_pair") if has_pairs else ("text",):
+            if f"{{{name}}}" not in self.prompt:
+                raise UsageError(
+                    f"--prompt {quoted(self.prompt)}: has no {{{name}}} in it",
+                    hint="As --prompt '{text} The review is ' --labels negative,positive.",
+                )
+        if not has_pairs and "{text_pair}" in self.prompt:
+            raise UsageError(
+                f"--prompt {quoted(self.prompt)}: {{text_pair}} needs pairs of texts",
+                hint="Name the column of the second text: --text-pair COLUMN.",
+            )
+        return self.prompt
 
 
 @options

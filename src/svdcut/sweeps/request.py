@@ -6,14 +6,14 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from svdcut.choose.options import Options
 from svdcut.errors import EvaluationError
-from svdcut.evaluation.answers import ScoringOptions
 from svdcut.evaluation.dataset import Dataset
 from svdcut.evaluation.metrics import Evaluation
+from svdcut.evaluation.options import DataOptions
 from svdcut.files.checkpoint import Checkpoint
 from svdcut.pair.plan import Plan
 from svdcut.record.progress import Observer, Progress
@@ -122,17 +122,13 @@ class DataEvaluator:
     writes_checkpoints: ClassVar[bool] = False
 
     dataset: Dataset
-    options: ScoringOptions
-    seed: int
+    options: DataOptions
 
     def identity(self) -> dict[str, str]:
         """Return the data by its hash, and the options."""
-        options = {
-            f"--{name.replace('_', '-')}": str(value)
-            for name, value in asdict(self.options).items()
-            if name != "device"
-        }
-        return {"DATA": _digest(self.dataset), "evaluation --seed": str(self.seed), **options}
+        names = ("prompt", "labels", "normalize", "chat_template", "batch_size")
+        options = {name: str(getattr(self.options, name)) for name in names}
+        return {"DATA": _digest(self.dataset), "seed": str(self.options.seed), **options}
 
     def open(self, request: SweepRequest, until_end: ExitStack, observe: Observer) -> Bench:  # noqa: ARG002
         """Load the model, and tokenise the data once."""
@@ -144,7 +140,9 @@ class DataEvaluator:
             predictor = load_predictor(
                 checkpoint, self.dataset, self.options, quiet=request.options.quiet
             )
-            return predictor.model, lambda: predictor.evaluate(seed=self.seed, observe=observe)[0]
+            return predictor.model, lambda: predictor.evaluate(
+                seed=self.options.seed, observe=observe
+            )[0]
 
         return open_in_memory(request, load, observe)
 
@@ -163,12 +161,12 @@ class FunctionEvaluator:
     writes_checkpoints: ClassVar[bool] = False
 
     function: Callable[[Any], object]
-    options: ScoringOptions
+    options: DataOptions
 
     def identity(self) -> dict[str, str]:
         """Return the name of the function: what is in it cannot be known."""
         name = getattr(self.function, "__qualname__", type(self.function).__qualname__)
-        return {"the evaluating function": name, "dtype": self.options.dtype}
+        return {"the evaluating function": name}
 
     def open(self, request: SweepRequest, until_end: ExitStack, observe: Observer) -> Bench:  # noqa: ARG002
         """Load the model."""
