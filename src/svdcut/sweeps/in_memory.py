@@ -1,4 +1,4 @@
-"""Put the weights of a cut into a model that is loaded. It knows no data."""
+"""Evaluate cuts in memory: put their weights into a model that is loaded once."""
 
 from __future__ import annotations
 
@@ -14,39 +14,18 @@ from torch import Tensor
 from svdcut.adapter.memory import Piece, parameters_by_any_name
 from svdcut.errors import EvaluationError
 from svdcut.evaluation.metrics import Evaluation
-from svdcut.evaluation.model import find_kind
+from svdcut.evaluation.model import find_kind, load_model
+from svdcut.evaluation.scoring import load_predictor
 from svdcut.files.checkpoint import Checkpoint
 from svdcut.files.tensorfile import TensorEntry, read_bytes
 from svdcut.pair.pairing import Action
 from svdcut.pair.plan import Plan, PlannedTensor
-from svdcut.record.progress import Observer
+from svdcut.record.progress import Observer, Progress
 from svdcut.streaming.stored_matrix import TORCH_DTYPES
 from svdcut.sweeps.decomposition import Decomposition, job_for
-from svdcut.sweeps.request import Measured, SweepRequest
-from svdcut.sweeps.result import Variant
+from svdcut.sweeps.options import SweepRequest
+from svdcut.sweeps.result import Measured, Variant, read_outcome
 from svdcut.truncation.reconstruction import measure_rounding
-
-
-def open_in_memory(
-    request: SweepRequest,
-    load: Callable[[Checkpoint], tuple[Any, Callable[[], Evaluation]]],
-    observe: Observer,
-) -> InMemoryBench:
-    """Load a model, and return where its cuts are evaluated.
-
-    Parameters
-    ----------
-    request : SweepRequest
-        Of the sweep.
-    load : callable
-        Loads a checkpoint; returns the model, and what evaluates it as it is then.
-    observe : callable
-        Told of each tensor that is merged.
-    """
-    find_kind(request.plan.finetuned)  # an adapter is not merged in vain
-    with request.loadable(observe) as loaded:
-        model, evaluate = load(loaded)
-        return InMemoryBench(evaluate, SwappedModel(model, request.plan, loaded))
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,22 +45,44 @@ class InMemoryBench:
         return Measured(self.evaluate_model(), rounding_error)
 
 
+def open_in_memory(request: SweepRequest, observe: Observer) -> InMemoryBench:
+    """Load the fine-tuned model, to be evaluated on the data or by the user's function."""
+    find_kind(request.plan.finetuned)  # refuses before an adapter is merged
+    with request.loadable(observe) as loaded:
+        model, evaluate = _load(request, loaded, observe)
+        return InMemoryBench(evaluate, SwappedModel(model, request.plan, loaded))
+
+
+def _load(
+    request: SweepRequest, checkpoint: Checkpoint, observe: Observer
+) -> tuple[Any, Callable[[], Evaluation]]:
+    """Return a model, and a function that evaluates it with the weights it then has."""
+    options, dataset = request.options, request.dataset
+    if dataset is not None:
+        observe(Progress("load", checkpoint.source, 0, 0))
+        predictor = load_predictor(checkpoint, dataset, options, quiet=options.quiet)
+        return predictor.model, lambda: predictor.evaluate(seed=options.seed, observe=observe)[0]
+    assert options.evaluate is not None
+    function, model = options.evaluate, load_model(checkpoint, options, quiet=options.quiet).model
+    return model, lambda: read_outcome(function(model), "evaluate")
+
+
 class SwappedModel:
     """A model whose matrices are replaced in place.
 
     Parameters
     ----------
     model : transformers.PreTrainedModel
-        As it was loaded.
+        The model as it was loaded.
     plan : Plan
-        Of the two sides.
+        The plan of the two sides.
     loaded : Checkpoint
-        What it was loaded from: the fine-tuned side, or an adapter merged into its base.
+        The checkpoint it was loaded from: the fine-tuned side, an adapter merged.
 
     Raises
     ------
     EvaluationError
-        If a truncated tensor is no parameter of the model: then it could not be replaced.
+        If a truncated tensor is not a parameter of the model, and so cannot be replaced.
     """
 
     def __init__(self, model: Any, plan: Plan, loaded: Checkpoint) -> None:  # noqa: ANN401
@@ -90,24 +91,12 @@ class SwappedModel:
         self._has_rest = False
 
     def put(self, decomposed: Decomposition, variant: Variant) -> float:
-        """Replace every truncated tensor, as ``svdcut truncate`` would write it.
-
-        Parameters
-        ----------
-        decomposed : Decomposition
-            Of the same plan.
-        variant : Variant
-            How to cut.
+        """Replace every truncated tensor with what ``svdcut truncate`` would store.
 
         Returns
         -------
         float
             Norm of what storing the tensors rounds.
-
-        Notes
-        -----
-        Numbers are those of the checkpoint to the last bit of float64, before they are
-        rounded to the dtype that the checkpoint would be stored in.
         """
         with torch.no_grad():
             self._put_rest()
@@ -119,7 +108,7 @@ class SwappedModel:
         return math.sqrt(math.fsum(squares))
 
     def _put_rest(self) -> None:
-        """Put in what comes from base as it is, once."""
+        """Put in the tensors that are copied from base, once."""
         if self._has_rest:
             return
         for planned in self._plan.tensors:
@@ -132,7 +121,7 @@ class SwappedModel:
     def _put_tensor(
         self, decomposed: Decomposition, planned: PlannedTensor, variant: Variant
     ) -> float:
-        """Replace a tensor; return the sum of squares of what storing it rounds."""
+        """Replace a tensor; return the square of its rounding error's norm."""
         target = self._parameters[planned.pair.name].view(-1)
         dtype = TORCH_DTYPES[planned.target.dtype]
         job = job_for([variant], decomposed.options)
@@ -150,20 +139,20 @@ class SwappedModel:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where a tensor of the file may be in memory."""
+    """A parameter, or a part of one, that a tensor of the file may have become."""
 
     parameter: str
     shape: tuple[int, ...]
-    """Of the parameter."""
+    """Shape of the parameter."""
 
     piece: Piece
-    """Which part of it the tensor is."""
+    """The part of it that the tensor is."""
 
     is_whole: bool
     """Whether the tensor is all of it."""
 
     def within(self, parameter: Tensor) -> Tensor | None:
-        """Return the tensor's part of a parameter, as a view, if the shapes allow for it."""
+        """Return a view of the tensor's part of a parameter, if the shapes fit."""
         if parameter.shape != self.shape:
             return None
         if self.is_whole:
@@ -173,7 +162,7 @@ class _Place:
 
 
 def _match(model: Any, plan: Plan, loaded: Checkpoint) -> dict[str, Tensor]:  # noqa: ANN401
-    """Return what each tensor to be replaced became in memory, known by its values."""
+    """Return the parameter, or the part of one, of each tensor to replace; values must agree."""
     state: dict[str, Tensor] = model.state_dict()
     places = _places(model, loaded)
     found = {}
@@ -190,7 +179,7 @@ def _match(model: Any, plan: Plan, loaded: Checkpoint) -> dict[str, Tensor]:  # 
 
 
 def _places(model: Any, loaded: Checkpoint) -> Mapping[str, list[_Place]]:  # noqa: ANN401
-    """Return where each tensor may be: as it is, renamed, or as a part of a stack of experts."""
+    """Return where each tensor may be: as it is, renamed, or as part of a stack of experts."""
     prefix = f"{model.base_model_prefix}."
     types = (model.config.model_type, model.config.get_text_config().model_type)
     shapes = {name: entry.shape for name, entry in loaded.tensors.items()}
