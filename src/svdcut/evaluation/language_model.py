@@ -146,19 +146,14 @@ def _encode(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:  # noqa: A
     """
     prefix = _prefix_id(tokenizer)
     mark = None if prefix is None else tokenizer.decode(prefix)
-
-    def encode(texts: Sequence[str], **options: object) -> list[list[int]]:
-        found: list[list[int]] = tokenizer(texts, verbose=False, **options)["input_ids"]
-        return found
-
-    is_marked = [mark is not None and text.startswith(mark) for text in texts]
-    marked = [text for text, flag in zip(texts, is_marked, strict=True) if flag]
-    others = [text for text, flag in zip(texts, is_marked, strict=True) if not flag]
-    found = {
-        True: iter(encode(marked, add_special_tokens=False) if marked else ()),
-        False: iter(encode(others) if others else ()),
-    }
-    return [next(found[flag]) for flag in is_marked]
+    return [
+        tokenizer(
+            text,
+            add_special_tokens=mark is None or not text.startswith(mark),
+            verbose=False,
+        )["input_ids"]
+        for text in texts
+    ]
 
 
 def _prefix_id(tokenizer: Any) -> int | None:  # noqa: ANN401

@@ -25,13 +25,16 @@ from pydantic import Field
 from svdcut.errors import CheckpointError, EvaluationError
 from svdcut.evaluation.metrics import Evaluation, GroupResult
 from svdcut.files.jsonfile import Bounds, parse_dataclass, quoted, read_json
+from svdcut.pair.pairing import Pair
 from svdcut.pair.plan import Output
 from svdcut.record.progress import Observer
 from svdcut.record.provenance import InputHashes
 from svdcut.sweeps.decomposition import Decomposition
 from svdcut.sweeps.options import SweepRequest
 from svdcut.sweeps.result import Measured, Variant, read_outcome
+from svdcut.truncation.reconstruction import CutMatrix
 from svdcut.truncation.run import run_truncation
+from svdcut.truncation.tensor_job import Job
 
 CHECKPOINT_NAME = "checkpoint"
 """Name of the folder, within the sweep's own, that a command evaluates."""
@@ -70,13 +73,17 @@ class CommandBench:
     def evaluate(self, decomposed: Decomposition, variant: Variant) -> Measured:
         """Write a cut as a checkpoint, and evaluate that."""
         request = self.request
+
+        def cut(job: Job, pair: Pair) -> Iterator[list[CutMatrix]]:
+            return ([matrix] for matrix in decomposed.cut_tensor(variant, pair, job.device))
+
         with _own_folder(request.options.out / CHECKPOINT_NAME) as folder:
             (made,) = run_truncation(
                 request.plan,
                 [Output(folder, variant.rule, restart=True)],
                 replace(request.shape, keep=variant.keep),
                 self.hashes,
-                cutter=decomposed.cut_tensor,
+                cutter=cut,
             )
             return Measured(self._run(folder, str(folder)), made.totals.rounding_error)
 

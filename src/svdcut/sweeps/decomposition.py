@@ -7,7 +7,8 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, partial
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -196,13 +197,12 @@ class Decomposition:
     def _kept(self, variant: Variant) -> Kept:
         """Return ranks and norms of a cut that every matrix serves."""
         ranks, full_ranks, norms, full_rank = [], [], [], 0
-        for pair in self.pairs:
-            for (matrix,) in self.cut_tensor(job_for([variant], self.options), pair):
-                cut, measured = matrix.result.cut, matrix.result.measured
-                ranks.append(cut.rank)
-                full_ranks.append(measured.full_rank)
-                norms.append((cut.kept_norm, cut.tail_norm))
-                full_rank += measured.full_rank if measured.energy else 0
+        for matrix in chain.from_iterable(self.cut_tensor(variant, pair) for pair in self.pairs):
+            cut, measured = matrix.result.cut, matrix.result.measured
+            ranks.append(cut.rank)
+            full_ranks.append(measured.full_rank)
+            norms.append((cut.kept_norm, cut.tail_norm))
+            full_rank += measured.full_rank if measured.energy else 0
         norm, tail_norm = (math.hypot(*side) for side in zip(*norms, strict=True))
         return Kept(tuple(ranks), tuple(full_ranks), full_rank, norm, tail_norm)
 
@@ -217,43 +217,42 @@ class Decomposition:
         is_plain = self.options.scale == 1 and not self.plan.finetuned.updates
         return same and kept.ranks == kept.full_ranks and is_plain
 
-    def cut_tensor(self, job: Job, pair: Pair) -> Iterator[list[CutMatrix]]:
-        """Yield the cuts of each matrix of a tensor, as `tensor_job.cut_tensor` does.
+    def cut_tensor(
+        self, variant: Variant, pair: Pair, device: torch.device | None = None
+    ) -> Iterator[CutMatrix]:
+        """Yield the cut of each matrix of a tensor; its factors go to `device`, or the default.
 
         A `CheckpointError` is raised if a file is damaged, for factors when they are read.
         """
-        keeps = job.keeps or (job.options.keep,) * len(job.rules)
-        variants = [Variant(*cut) for cut in zip(job.rules, keeps, strict=True)]
+        job = job_for([variant], self.options)
         for sides in matrix_sides(pair):
             matrix = self.read(pair, sides.number)
             if matrix is None:
                 raise self._damaged(pair, sides.number, "its facts")
-            cuts = []
-            for variant, request in zip(variants, job.requests(pair, sides.number), strict=True):
-                cut = matrix.cut(sides, variant, request, self.options)
-                assert cut is not None
-                cuts.append(self._cut_matrix(pair, sides, matrix, cut, job.device))
-            yield cuts
+            (request,) = job.requests(pair, sides.number)
+            cut = matrix.cut(sides, variant, request, self.options)
+            assert cut is not None
+            factors = partial(self._factors, pair, sides.number, matrix, device or job.device)
+            facts = (matrix.measured, matrix.zero_fraction, matrix.equal_bytes)
+            yield CutMatrix(sides, MatrixResult(cut, *facts), factors, matrix.is_wide)
 
-    def _cut_matrix(
-        self, pair: Pair, sides: MatrixSides, matrix: StoredMatrix, cut: Cut, device: torch.device
-    ) -> CutMatrix:
-        def factors(chosen: Sequence[int]) -> tuple[Tensor, Tensor]:
-            place = {index: position for position, index in enumerate(matrix.indices)}
-            picked = torch.tensor([place[index] for index in chosen], dtype=torch.long)
-            stored = self._vectors(pair, sides.number, matrix)
-            left, right = (vectors.index_select(1, picked).to(device) for vectors in stored)
-            return left, right.T
-
-        facts = (matrix.measured, matrix.zero_fraction, matrix.equal_bytes)
-        return CutMatrix(sides, MatrixResult(cut, *facts), factors, matrix.is_wide)
-
-    def _vectors(self, pair: Pair, number: int, matrix: StoredMatrix) -> list[Tensor]:
+    def _factors(
+        self,
+        pair: Pair,
+        number: int,
+        matrix: StoredMatrix,
+        device: torch.device,
+        chosen: Sequence[int],
+    ) -> tuple[Tensor, Tensor]:
+        """Return the factors (m, k) and (k, n) of chosen triplets."""
         tensors = load_file(self.path(pair, number))
         for side in _SIDES:
             if _sha256(to_bytes(tensors[side])) != matrix.hashes[side]:
                 raise self._damaged(pair, number, side)
-        return [tensors[side] for side in _SIDES]
+        place = {index: position for position, index in enumerate(matrix.indices)}
+        picked = torch.tensor([place[index] for index in chosen], dtype=torch.long)
+        left, right = (tensors[side].index_select(1, picked).to(device) for side in _SIDES)
+        return left, right.T
 
     def _damaged(self, pair: Pair, number: int, part: str) -> CheckpointError:
         path = self.path(pair, number)

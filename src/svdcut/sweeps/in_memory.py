@@ -22,7 +22,7 @@ from svdcut.pair.pairing import Action
 from svdcut.pair.plan import Plan, PlannedTensor
 from svdcut.record.progress import Observer, Progress
 from svdcut.streaming.stored_matrix import TORCH_DTYPES
-from svdcut.sweeps.decomposition import Decomposition, job_for
+from svdcut.sweeps.decomposition import Decomposition
 from svdcut.sweeps.options import SweepRequest
 from svdcut.sweeps.result import Measured, Variant, read_outcome
 from svdcut.truncation.reconstruction import measure_rounding
@@ -124,12 +124,11 @@ class SwappedModel:
         """Replace a tensor; return the square of its rounding error's norm."""
         target = self._parameters[planned.pair.name].view(-1)
         dtype = TORCH_DTYPES[planned.target.dtype]
-        job = job_for([variant], decomposed.options)
         square = 0.0
-        for (matrix,) in decomposed.cut_tensor(job, planned.pair):
+        for matrix in decomposed.cut_tensor(variant, planned.pair):
             sides = matrix.sides
             start = sides.finetuned.first
-            for rows in matrix.rows(dtype, job.options.scale):
+            for rows in matrix.rows(dtype, decomposed.options.scale):
                 stop = start + rows.stored.numel()
                 target[start:stop].copy_(rows.stored.reshape(-1))
                 square += measure_rounding(planned, sides, rows)
