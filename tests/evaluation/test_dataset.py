@@ -18,6 +18,7 @@ from examples import write_csv, write_everything, write_lines, write_parquet
 from svdcut.errors import DataError, UsageError
 from svdcut.evaluation import dataset
 from svdcut.evaluation.dataset import Columns, read_dataset
+from svdcut.evaluation.options import DataOptions
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12)
 VALUES = st.sampled_from(["positive", "négatif", "x, y", 'a "b"', "=", "-1", "1.50", "07"])
@@ -351,10 +352,9 @@ def test_a_column_that_is_two_things_is_refused(tmp_path, columns):
 
 
 @pytest.mark.parametrize("limit", [0, -1])
-def test_a_limit_below_one_is_refused(tmp_path, limit):
-    write_csv(tmp_path / "a.csv", PAIR)
-    with pytest.raises(UsageError, match="at least 1"):
-        read_dataset(tmp_path / "a.csv", Columns(), limit=limit)
+def test_a_limit_below_one_is_refused(limit):
+    with pytest.raises(UsageError, match=f"--limit {limit}: "):
+        DataOptions(limit=limit)
 
 
 def test_what_is_no_file_is_refused(tmp_path):

@@ -134,14 +134,14 @@ def read_dataset(
     Raises
     ------
     UsageError
-        If one column has two meanings, or the limit is not positive.
+        If one column has two meanings.
     DataError
         As `read_rows` does; if a label is empty; if there is only one label, or one value of a
         group column; if a membership is not a number from 0 to 1, or an alignment neither 0
         nor 1.
     """
     path = Path(path)
-    _check_request(columns, limit)
+    _check_columns(columns)
     table = _read_table(path, columns)
     _check_values(path, table, columns)
     dataset = Dataset(
@@ -156,9 +156,7 @@ def read_dataset(
     return dataset if limit is None else dataset.sample(limit, seed)
 
 
-def _check_request(columns: Columns, limit: int | None) -> None:
-    if limit is not None and limit < 1:
-        raise UsageError(f"a limit of {limit} rows: at least 1 is needed")
+def _check_columns(columns: Columns) -> None:
     aligned = () if columns.aligned is None else (columns.aligned,)
     grouping = (columns.group, columns.group_columns, (columns.label, *aligned))
     for names in ((*columns.texts, *columns.values), *grouping):

@@ -28,41 +28,41 @@ class DataOptions(DeviceOptions):
     _: KW_ONLY
     text: Text[str] = Text("The text.", default="text", metavar="COLUMN", panel=Panel.COLUMNS)
     text_pair: Text[str | None] = Text(
-        "The other text, where the task is on pairs.",
+        "The second text, for a task on pairs.",
         default=None,
         metavar="COLUMN",
         panel=Panel.COLUMNS,
     )
     label: Text[str] = Text("The label.", default="label", metavar="COLUMN", panel=Panel.COLUMNS)
     group: Texts = Texts(
-        "What parts the texts into groups; of several columns, the values together.",
+        "A group for each value of the column; of several columns, for each combination.",
         default=(),
         metavar="COLUMN",
         panel=Panel.COLUMNS,
     )
     group_columns: Words = Words(
-        "Columns of numbers from 0 to 1, each of a group that a text is in from 0.5 up, and "
-        "that its label parts; they may overlap.",
+        "Columns of numbers from 0 to 1 that make overlapping groups, one for each column and "
+        "label; a text belongs to a column's from 0.5 up.",
         default=(),
         metavar="COLUMN,COLUMN",
         panel=Panel.COLUMNS,
     )
     aligned: Text[str | None] = Text(
-        "1 where the shortcut leads to the right label, 0 where to a wrong one.",
+        "1 if the shortcut leads to the right label, 0 if it leads to a wrong one.",
         default=None,
         metavar="COLUMN",
         panel=Panel.COLUMNS,
     )
     prompt: Prompt = Prompt(
         r"Prompt of a language model, with {text} in it, and {text_pair} for pairs; \n is a new "
-        "line. A word follows after a space, where the prompt ends without one.",
+        "line. A space follows a prompt that ends without one.",
         default=None,
         metavar="TEMPLATE",
         panel=Panel.MODEL,
         shown_default="the text and a new line",
     )
     labels: Words = Words(
-        "What the model calls the labels, in their order, or as LABEL=WORD,LABEL=WORD: words "
+        "The model's names for the labels, in their order or as LABEL=WORD,LABEL=WORD: words "
         "after the prompt, or classes of the head.",
         default=(),
         metavar="WORD,WORD",
@@ -75,8 +75,8 @@ class DataOptions(DeviceOptions):
         panel=Panel.MODEL,
     )
     chat_template: Switch = Switch(
-        "Ask by the bare prompt even a model that has a chat template, as "
-        "lm-evaluation-harness does without --apply_chat_template.",
+        "Use the bare prompt even if the model has a chat template, as lm-evaluation-harness "
+        "does without --apply_chat_template.",
         default=True,
         panel=Panel.MODEL,
     )
@@ -140,7 +140,7 @@ class EvaluateOptions(CallOptions, DataOptions):
     )
     _: KW_ONLY
     base: Side[str | Path | None] = Side(
-        "Of an adapter: the base to evaluate it on, a directory or a Hub id.",
+        "The base to evaluate an adapter on: a directory or a Hub id.",
         default=None,
         metavar="BASE",
         panel=Panel.INPUTS,

@@ -67,7 +67,7 @@ class SweepOptions(CallOptions, ShapeOptions, DataOptions, SidesOptions):
         suggestions=EXAMPLES,
     )
     controls: Words = Words(
-        "Try the same ranks of the last triplets, or of a random set, too.",
+        "Also try the same ranks of the last triplets, or of a random set.",
         default=(),
         metavar="bottom,random",
         panel=Panel.RANK,
@@ -81,15 +81,15 @@ class SweepOptions(CallOptions, ShapeOptions, DataOptions, SidesOptions):
         panel=Panel.CHOICE,
     )
     evaluate: PythonOnly[EvaluateFunction | None, EvaluateFunction | None] = PythonOnly(
-        "Takes the model, whose weights are those of a cut, and returns its accuracy, a mapping "
-        "as ``svdcut evaluate --json`` prints, or an `Evaluation`.",
+        "Takes the model with the weights of a cut; returns its accuracy, a mapping as "
+        "``svdcut evaluate --json`` prints, or an `Evaluation`.",
         default=None,
     )
     eval_command: Text[str | None] = Text(
-        "Evaluate by this command instead of on DATA: {model} in it stands for the folder of a "
-        "checkpoint; it prints JSON as evaluate --json does, or "
-        '{"accuracy": 0.9}. With {out} in it, for an empty folder, the results of lm_eval are '
-        "read from there: lm_eval --output_path {out}.",
+        "Command to evaluate by, instead of DATA. {model} in it becomes the folder of a "
+        "checkpoint. "
+        'It prints {"accuracy": 0.9}, or what evaluate --json prints. {out} in it becomes an empty '
+        "folder, and the results of lm_eval are read from there: lm_eval --output_path {out}.",
         default=None,
         metavar="COMMAND",
         panel=Panel.MODEL,
