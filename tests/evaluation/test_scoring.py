@@ -44,7 +44,7 @@ from svdcut.evaluation.answers import (
     name_labels,
     sort_labels,
 )
-from svdcut.evaluation.dataset import Columns, read_dataset
+from svdcut.evaluation.dataset import read_dataset
 from svdcut.evaluation.language_model import encode_pairs
 from svdcut.evaluation.options import DataOptions
 from svdcut.evaluation.scoring import load_predictor
@@ -52,7 +52,7 @@ from text_models import ANSWERS, make_examples, save, word_tokenizer, write_csv
 
 CLASSIFIERS = ("bert", "roberta", "gpt2_classifier")
 LANGUAGE_MODELS = ("gpt2", "gpt2_short", "llama", "llama_chat")
-COLUMNS = Columns(group=("group",))
+COLUMNS = DataOptions(group=("group",))
 WORDS = DataOptions(labels=ANSWERS, device="cpu")
 
 
@@ -80,7 +80,7 @@ def dataset(tmp_path_factory):
 def two(tmp_path_factory):
     """Thirty pairs of texts of two labels."""
     path = write_csv(tmp_path_factory.mktemp("data") / "two.csv", make_examples(30))
-    return read_dataset(path, Columns(text_pair="other"))
+    return read_dataset(path, DataOptions(text_pair="other"))
 
 
 def options_for(name, **changes):
@@ -98,14 +98,15 @@ def reorder(dataset, order):
 
     return replace(
         dataset,
-        table={name: pick(values) for name, values in dataset.table.items()},
+        texts=pick(dataset.texts),
+        labels=pick(dataset.labels),
         groups=pick(dataset.groups),
         rows=pick(dataset.rows),
     )
 
 
 def without_pairs(dataset):
-    return replace(dataset, columns=replace(dataset.columns, text_pair=None))
+    return replace(dataset, pairs=None)
 
 
 def distance(ours, theirs):
@@ -192,7 +193,7 @@ def test_neither_batch_size_nor_order_changes_anything(name, models, dataset, tw
         other = predict(folder, data, options_for(name, batch_size=size))
         assert distance(first.scores, other.scores) < 1e-5
         assert first.predicted == other.predicted
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(1)).tolist()
+    order = torch.randperm(len(data.rows), generator=torch.Generator().manual_seed(1)).tolist()
     shuffled = predict(folder, reorder(data, order), options_for(name, batch_size=4))
     assert distance([first.scores[n] for n in order], shuffled.scores) < 1e-5
     assert [first.predicted[n] for n in order] == list(shuffled.predicted)
@@ -365,7 +366,7 @@ def test_a_chat_template_gets_its_mark_once(models, dataset):
 def test_words_of_one_token_share_a_pass(models, dataset):
     predictor = load_predictor(models("gpt2"), dataset, replace(WORDS, prompt="{text}\nSentiment:"))
     counts = sorted(len(item.continuations) for batch in predictor.batches for item in batch)
-    assert counts == [1] * len(dataset) + [2] * len(dataset)
+    assert counts == [1] * len(dataset.rows) + [2] * len(dataset.rows)
 
 
 def test_the_longest_come_first(models, dataset):
@@ -426,7 +427,7 @@ def test_narrow_dtypes_come_near(dtype, models, dataset, monkeypatch):
 
 def test_what_is_too_long_is_counted(models, two):
     texts = ("film " * 100, *two.texts[1:])
-    long = without_pairs(replace(two, table={**two.table, "text": texts}))
+    long = without_pairs(replace(two, texts=texts))
     found = predict(models("bert"), long, DataOptions(device="cpu"))
     assert found.num_truncated == 1
     expected = class_scores(models("bert"), long.texts, truncation=True, max_length=64)
@@ -498,7 +499,7 @@ def test_a_model_that_sees_what_it_predicts_is_refused(is_decoder, dataset, tmp_
     model = BertLMHeadModel(BertConfig(**text_models.SIZES, **fields))
     folder = save(model, text_models.byte_tokenizer(), tmp_path / "model")
     if is_decoder:
-        assert len(load_predictor(folder, dataset, WORDS).predict().predicted) == len(dataset)
+        assert len(load_predictor(folder, dataset, WORDS).predict().predicted) == len(dataset.rows)
     else:
         assert "in both directions" in refuse(folder, dataset, labels=ANSWERS)
 
@@ -539,7 +540,7 @@ def test_code_beside_a_model_is_never_run(model_type, two, tmp_path):
     own = {"model_type": model_type, "auto_map": dict.fromkeys(names, "modeling_own.Model")}
     path.write_text(json.dumps(config | own))
     if model_type == "bert":
-        assert len(predict(folder, two, DataOptions(device="cpu")).predicted) == len(two)
+        assert len(predict(folder, two, DataOptions(device="cpu")).predicted) == len(two.rows)
     else:
         message = refuse(folder, two, CheckpointError)
         assert "code of their own" in message

@@ -75,7 +75,7 @@ def prepare_evaluation(options: EvaluateOptions) -> EvaluationRequest:
 def read_data(data: str | Path, options: DataOptions) -> Dataset:
     """Check options and read the data."""
     options.template()  # refuses a prompt that does not fit
-    return read_dataset(data, options.columns, limit=options.limit, seed=options.seed)
+    return read_dataset(data, options)
 
 
 def carry_out_evaluation(

@@ -108,7 +108,7 @@ def _check_evaluator(options: SweepOptions) -> None:
 def _read_data(options: SweepOptions) -> Dataset | None:
     if options.data is not None:
         return read_data(options.data, options)
-    if columns := options.columns.grouping:
+    if columns := options.grouping:
         raise UsageError(
             f"{', '.join(map(quoted, columns))}: a column to group by, but no DATA",
             hint='The evaluator itself reports groups: {"accuracy": ..., "groups": ...}.',

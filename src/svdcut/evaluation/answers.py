@@ -269,9 +269,9 @@ def save_predictions(predictions: Predictions, dataset: Dataset, path: Path) -> 
 
 def _rows(predictions: Predictions, dataset: Dataset) -> Iterator[dict[str, Any]]:
     extra = {
-        name: dataset.table[name]
-        for name in dataset.columns.values
-        if dataset.table[name] != dataset.labels  # labels have their own column
+        name: column
+        for name, column in dataset.columns.items()
+        if column != dataset.labels  # labels have their own column
     }
     for place, number in enumerate(dataset.rows):
         label, predicted = dataset.labels[place], predictions.predicted[place]

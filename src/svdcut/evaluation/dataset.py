@@ -9,11 +9,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from svdcut.errors import DataError, UsageError
-from svdcut.evaluation.metrics import Grouping
+from svdcut.evaluation.options import DataOptions
 from svdcut.evaluation.tables import read_rows
 from svdcut.files.jsonfile import quoted
+
+T = TypeVar("T")
 
 _MAX_GROUPS = 10_000
 
@@ -25,57 +28,31 @@ _Table = Mapping[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True, slots=True)
-class Columns:
-    """The columns of a table by their meaning."""
-
-    text: str = "text"
-    label: str = "label"
-    text_pair: str | None = None
-    group: tuple[str, ...] = ()
-    """Columns whose product makes disjoint groups, named ``col=value``, joined by ``, ``.
-
-    As in group DRO, where label and negation make six groups of MultiNLI.
-    Sagawa et al. 2020, https://arxiv.org/abs/1911.08731
-    """
-
-    group_columns: tuple[str, ...] = ()
-    """Columns that make overlapping groups: a row is a member from 0.5 up, of 0 to 1.
-
-    Each group is a column with a label, named ``male, label=1``. A row that belongs to no group
-    counts in the average only. As in CivilComments-WILDS, where eight identities make sixteen
-    groups. Koh et al. 2021, https://arxiv.org/abs/2012.07421
-    """
-
-    aligned: str | None = None
-    """Column of 0 or 1: whether the shortcut agrees with the label."""
-
-    @property
-    def texts(self) -> tuple[str, ...]:
-        """The columns of texts."""
-        return (self.text,) if self.text_pair is None else (self.text, self.text_pair)
-
-    @property
-    def values(self) -> tuple[str, ...]:
-        """The columns of labels and groups, each once."""
-        return tuple(dict.fromkeys((self.label, *self.grouping)))
-
-    @property
-    def grouping(self) -> tuple[str, ...]:
-        """The columns that groups are made of, each once; with the label, if it splits some."""
-        label = (self.label,) if self.group_columns else ()
-        aligned = () if self.aligned is None else (self.aligned,)
-        return tuple(dict.fromkeys((*label, *self.group, *self.group_columns, *aligned)))
-
-
-@dataclass(frozen=True, slots=True)
-class Dataset(Grouping):
-    """Labelled examples."""
+class Dataset:
+    """Labelled examples; each column has one cell per row."""
 
     source: str
-    columns: Columns
-    table: Mapping[str, tuple[str, ...]]
-    """The cells of every named column, as in the file: ``1``, ``positive``; ``1.0`` in a column
-    of numbers is ``1``."""
+    texts: tuple[str, ...]
+    pairs: tuple[str, ...] | None
+    """The second texts, for a task on pairs."""
+
+    labels: tuple[str, ...]
+    columns: Mapping[str, tuple[str, ...]]
+    """The columns of labels and groups, with cells as in the file: ``1``, ``positive``; ``1.0``
+    in a column of numbers is ``1``."""
+
+    groups: tuple[tuple[str, ...], ...]
+    """The groups of each row; none, one or several.
+
+    A product of columns makes disjoint groups, named ``col=value`` and joined by ``, ``: as in
+    group DRO, where label and negation make six groups of MultiNLI (Sagawa et al. 2020,
+    https://arxiv.org/abs/1911.08731). A column of memberships makes a group for each label,
+    named ``male, label=1``: as in CivilComments-WILDS, where eight identities make sixteen
+    groups (Koh et al. 2021, https://arxiv.org/abs/2012.07421).
+    """
+
+    aligned: tuple[bool, ...] | None
+    """Whether a shortcut agrees with the label; None if that is not known."""
 
     rows: tuple[int, ...]
     """The number of each row in the file, from 1; the header is not counted."""
@@ -83,53 +60,33 @@ class Dataset(Grouping):
     classes: tuple[str, ...]
     """The distinct labels of the whole file, in its order, whatever a sample leaves out."""
 
-    @property
-    def texts(self) -> tuple[str, ...]:
-        """The text of each row."""
-        return self.table[self.columns.text]
-
-    @property
-    def pairs(self) -> tuple[str, ...] | None:
-        """The second text of each row, for a task on pairs."""
-        name = self.columns.text_pair
-        return None if name is None else self.table[name]
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """The label of each row."""
-        return self.table[self.columns.label]
-
     def sample(self, limit: int, seed: int) -> Dataset:
         """Return a random sample of the rows, in their order."""
         # Only random() gives the same numbers in every version of Python.
         draw = random.Random(seed).random  # noqa: S311
         keys = [draw() for _ in self.rows]
         taken = sorted(sorted(range(len(keys)), key=keys.__getitem__)[:limit])
+
+        def take(column: Sequence[T]) -> tuple[T, ...]:
+            return tuple(column[place] for place in taken)
+
         return replace(
             self,
-            groups=tuple(self.groups[i] for i in taken),
-            aligned=None if self.aligned is None else tuple(self.aligned[i] for i in taken),
-            table={name: tuple(column[i] for i in taken) for name, column in self.table.items()},
-            rows=tuple(self.rows[i] for i in taken),
+            texts=take(self.texts),
+            pairs=None if self.pairs is None else take(self.pairs),
+            labels=take(self.labels),
+            columns={name: take(column) for name, column in self.columns.items()},
+            groups=take(self.groups),
+            aligned=None if self.aligned is None else take(self.aligned),
+            rows=take(self.rows),
         )
 
 
-def read_dataset(
-    path: str | Path, columns: Columns, *, limit: int | None = None, seed: int = 0
-) -> Dataset:
-    """Read labelled examples.
+def read_dataset(path: str | Path, options: DataOptions) -> Dataset:
+    """Read labelled examples from CSV, TSV, JSON Lines, JSON or Parquet, by the suffix.
 
-    Parameters
-    ----------
-    path : str or Path
-        CSV, TSV, JSON Lines, JSON or Parquet, by its suffix.
-    columns : Columns
-        The columns by their meaning.
-    limit : int, optional
-        Take a random sample of that many rows, without replacement, in the order of the
-        file. A smaller sample is part of a larger one. The whole file is checked.
-    seed : int
-        Seed of the sample.
+    With `limit` it is a random sample, without replacement, in the order of the file. A smaller
+    sample is part of a larger one. The whole file is checked.
 
     Raises
     ------
@@ -141,25 +98,30 @@ def read_dataset(
         nor 1.
     """
     path = Path(path)
-    _check_columns(columns)
-    table = _read_table(path, columns)
-    _check_values(path, table, columns)
+    _check_columns(options)
+    names = tuple(dict.fromkeys((options.label, *options.grouping)))
+    table = _read_table(path, options.text_columns, names)
+    _check_values(path, {name: table[name] for name in names}, options.label)
+    labels = table[options.label]
     dataset = Dataset(
-        groups=_make_groups(path, table, columns),
-        aligned=_read_alignment(path, table, columns.aligned),
         source=str(path),
-        columns=columns,
-        table=table,
-        rows=tuple(range(1, len(table[columns.label]) + 1)),
-        classes=tuple(dict.fromkeys(table[columns.label])),
+        texts=table[options.text],
+        pairs=None if options.text_pair is None else table[options.text_pair],
+        labels=labels,
+        columns={name: table[name] for name in names},
+        groups=_make_groups(path, table, options),
+        aligned=_read_alignment(path, table, options.aligned),
+        rows=tuple(range(1, len(labels) + 1)),
+        classes=tuple(dict.fromkeys(labels)),
     )
-    return dataset if limit is None else dataset.sample(limit, seed)
+    return dataset if options.limit is None else dataset.sample(options.limit, options.seed)
 
 
-def _check_columns(columns: Columns) -> None:
-    aligned = () if columns.aligned is None else (columns.aligned,)
-    grouping = (columns.group, columns.group_columns, (columns.label, *aligned))
-    for names in ((*columns.texts, *columns.values), *grouping):
+def _check_columns(options: DataOptions) -> None:
+    aligned = () if options.aligned is None else (options.aligned,)
+    others = dict.fromkeys((options.label, *options.grouping))
+    grouping = (options.group, options.group_columns, (options.label, *aligned))
+    for names in ((*options.text_columns, *others), *grouping):
         for twice in _repeated(names):
             raise UsageError(
                 f"the column {quoted(twice)} is named for two things",
@@ -174,19 +136,19 @@ def _repeated(names: Iterable[str]) -> list[str]:
 # Cells
 
 
-def _read_table(path: Path, columns: Columns) -> _Table:
-    """Return the cells of each column as text; label and group columns may hold numbers."""
-    wanted = (*columns.texts, *columns.values)
+def _read_table(path: Path, texts: Sequence[str], others: Sequence[str]) -> _Table:
+    """Return the cells of each column as text; the columns that are not texts may hold numbers."""
+    wanted = (*texts, *others)
     table: dict[str, list[str]] = {name: [] for name in wanted}
     known: dict[str, str] = {}  # keeps a label that many rows share in memory once
     for number, row in enumerate(read_rows(path, wanted), 1):
         for name, cell in zip(wanted, row, strict=True):
-            is_text = name in columns.texts
+            is_text = name in texts
             text = _to_text(path, number, name, cell, only_text=is_text)
             table[name].append(text if is_text else known.setdefault(text, text))
-    if not table[columns.label]:
+    if not table[wanted[0]]:
         raise DataError(f"{path}: no rows")
-    for name in columns.values:
+    for name in others:
         table[name] = _drop_zero_fractions(table[name])
     return {name: tuple(column) for name, column in table.items()}
 
@@ -222,15 +184,15 @@ def _cell_error(path: Path, number: int, name: str, found: str, expected: str) -
     )
 
 
-def _check_values(path: Path, table: _Table, columns: Columns) -> None:
-    for name in columns.values:
+def _check_values(path: Path, table: _Table, label: str) -> None:
+    for name, column in table.items():
         what, hint = "value", "It tells no groups apart; leave it out, or name another."
-        if name == columns.label:
+        if name == label:
             what, hint = "label", "With one class, accuracy tells nothing."
-        for number, text in enumerate(table[name], 1):
+        for number, text in enumerate(column, 1):
             if not text.strip():
                 raise _cell_error(path, number, name, "nothing", f"a {what}")
-        only, *others = set(table[name])
+        only, *others = set(column)
         if not others:
             raise DataError(
                 f"{path}: column {quoted(name)}: every row has the {what} {quoted(only)}, "
@@ -242,18 +204,18 @@ def _check_values(path: Path, table: _Table, columns: Columns) -> None:
 # Groups
 
 
-def _make_groups(path: Path, table: _Table, columns: Columns) -> tuple[tuple[str, ...], ...]:
+def _make_groups(path: Path, table: _Table, options: DataOptions) -> tuple[tuple[str, ...], ...]:
     """Return the names of each row's groups."""
-    labels = table[columns.label]
+    labels = table[options.label]
     parts: list[list[str | None]] = []
     names: list[str] = []
-    if columns.group:
-        keys = list(zip(*(table[name] for name in columns.group), strict=True))
-        product = {key: _product_name(columns.group, key) for key in dict.fromkeys(keys)}
+    if options.group:
+        keys = list(zip(*(table[name] for name in options.group), strict=True))
+        product = {key: _product_name(options.group, key) for key in dict.fromkeys(keys)}
         names += product.values()
         parts.append([product[key] for key in keys])
-    for name in columns.group_columns:
-        with_label = {label: f"{name}, {columns.label}={label}" for label in dict.fromkeys(labels)}
+    for name in options.group_columns:
+        with_label = {label: f"{name}, {options.label}={label}" for label in dict.fromkeys(labels)}
         names += with_label.values()
         shares = _numbers(path, table, name, "a number from 0 to 1", lambda x: 0 <= x <= 1)
         members = zip(shares, labels, strict=True)

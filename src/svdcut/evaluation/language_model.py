@@ -63,7 +63,7 @@ def _fill_prompts(template: str, dataset: Dataset, tokenizer: Any) -> list[str]:
 
     Other braces than ``{text}`` and ``{text_pair}`` stay, in the template and in texts.
     """
-    pairs = dataset.pairs or ("",) * len(dataset)
+    pairs = dataset.pairs or ("",) * len(dataset.rows)
     prompts = [_fill(template, *texts) for texts in zip(dataset.texts, pairs, strict=True)]
     return [_chat(text, tokenizer) for text in prompts] if tokenizer.chat_template else prompts
 

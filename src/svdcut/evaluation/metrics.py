@@ -37,20 +37,6 @@ _ALL = slice(None)
 
 
 @dataclass(frozen=True, slots=True)
-class Grouping:
-    """The groups of some rows."""
-
-    groups: tuple[tuple[str, ...], ...]
-    """The groups of each row; none, one or several."""
-
-    aligned: tuple[bool, ...] | None
-    """Whether a shortcut agrees with the label of each row; None if that is not known."""
-
-    def __len__(self) -> int:
-        return len(self.groups)
-
-
-@dataclass(frozen=True, slots=True)
 class Interval:
     """A 95 % confidence interval; `str` gives it in percent."""
 
@@ -201,15 +187,23 @@ def _named(pair: object) -> object:
     return {"low": low, "high": high}
 
 
-def evaluate_predictions(correct: Sequence[bool], data: Grouping, *, seed: int = 0) -> Evaluation:
+def evaluate_predictions(
+    correct: Sequence[bool],
+    groups: Sequence[tuple[str, ...]],
+    aligned: Sequence[bool] | None = None,
+    *,
+    seed: int = 0,
+) -> Evaluation:
     """Return the accuracies of all rows and of each group, and their gaps.
 
     Parameters
     ----------
     correct : sequence of bool
-        Whether the prediction for each row is right.
-    data : Grouping
-        The rows in the same order, such as a `Dataset`. The order itself does not matter.
+        Whether the prediction for each row is right. The order of rows does not matter.
+    groups : sequence of tuple of str
+        The groups of each row; none, one or several.
+    aligned : sequence of bool, optional
+        Whether a shortcut agrees with the label of each row.
     seed : int
         Seed of the resampling behind the intervals of gaps.
 
@@ -218,17 +212,17 @@ def evaluate_predictions(correct: Sequence[bool], data: Grouping, *, seed: int =
     ValueError
         If there are no rows, or not as many as predictions.
     """
-    if not 0 < len(data) == len(correct):
-        raise ValueError(f"{len(correct)} predictions for {len(data)} rows")
-    aligned = data.aligned or (False,) * len(data)
+    if not 0 < len(groups) == len(correct):
+        raise ValueError(f"{len(correct)} predictions for {len(groups)} rows")
+    sides = (False,) * len(groups) if aligned is None else aligned
     right = map(bool, correct)
-    cells = _Cells(sorted(Counter(zip(data.groups, aligned, right, strict=True)).items()))
+    cells = _Cells(sorted(Counter(zip(groups, sides, right, strict=True)).items()))
     everything = cells.result()
     found = Evaluation(
         accuracy=everything.accuracy,
         size=everything.size,
         groups={name: cells.result(places) for name, places in cells.groups.items()},
-        aligned_conflicting=None if data.aligned is None else cells.aligned_gap(),
+        aligned_conflicting=None if aligned is None else cells.aligned_gap(),
     )
     return replace(found, intervals=_gap_intervals(cells, found.gap, seed=seed))
 

@@ -7,9 +7,8 @@ from pathlib import Path
 
 from svdcut.choose.options import CallOptions, DeviceOptions
 from svdcut.errors import UsageError
-from svdcut.evaluation.dataset import Columns
 from svdcut.files.jsonfile import quoted
-from svdcut.option import Panel, shared
+from svdcut.option import Panel
 from svdcut.option_kinds import File, Side, Switch, Text, Texts, Whole, Words, options
 
 
@@ -103,9 +102,16 @@ class DataOptions(DeviceOptions):
     )
 
     @property
-    def columns(self) -> Columns:
-        """The columns by their meaning."""
-        return Columns(**shared(self, Columns))
+    def text_columns(self) -> tuple[str, ...]:
+        """The columns that a model reads."""
+        return (self.text,) if self.text_pair is None else (self.text, self.text_pair)
+
+    @property
+    def grouping(self) -> tuple[str, ...]:
+        """The columns that groups are made of, each once; with the label, if it splits some."""
+        label = (self.label,) if self.group_columns else ()
+        aligned = () if self.aligned is None else (self.aligned,)
+        return tuple(dict.fromkeys((*label, *self.group, *self.group_columns, *aligned)))
 
     def template(self) -> str:
         """Return the prompt's template; refuse one that does not fit the data."""

@@ -47,9 +47,10 @@ class Predictor:
         It observes and raises as `predict` does.
         """
         predictions = self.predict(observe)
-        correct = predictions.matches(self.dataset.labels)
+        data = self.dataset
+        correct = predictions.matches(data.labels)
         evaluation = replace(
-            evaluate_predictions(correct, self.dataset, seed=seed),
+            evaluate_predictions(correct, data.groups, data.aligned, seed=seed),
             num_truncated=predictions.num_truncated,
             chat_template=predictions.chat_template,
         )
@@ -80,7 +81,7 @@ class Predictor:
         A classifier takes one pass for each row. A language model takes one for each word, or
         one for all words of a single token.
         """
-        total, num_items = len(self.dataset), len(self.task.items)
+        total, num_items = len(self.dataset.rows), len(self.task.items)
         scores = [[math.nan] * len(self.task.answers.labels) for _ in range(total)]
         done = told = 0
         self.model.eval()
