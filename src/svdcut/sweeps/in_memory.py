@@ -88,7 +88,9 @@ class SwappedModel:
     def __init__(self, model: Any, plan: Plan, loaded: Checkpoint) -> None:  # noqa: ANN401
         self._plan = plan
         self._parameters = _match(model, plan, loaded)
-        self._has_rest = False
+        pairs = [planned.pair for planned in plan.tensors if planned.pair.name in self._parameters]
+        self._rest = [pair for pair in pairs if pair.action is Action.COPY_BASE]
+        """Tensors that are copied from base, until the first cut."""
 
     def put(self, decomposed: Decomposition, variant: Variant) -> float:
         """Replace every truncated tensor with what ``svdcut truncate`` would store.
@@ -99,24 +101,16 @@ class SwappedModel:
             Norm of what storing the tensors rounds.
         """
         with torch.no_grad():
-            self._put_rest()
+            while self._rest:
+                pair = self._rest.pop()
+                assert pair.base is not None
+                self._parameters[pair.name].copy_(_read(pair.base))
             squares = [
                 self._put_tensor(decomposed, planned, variant)
                 for planned in self._plan.tensors
                 if planned.pair.action is Action.TRUNCATE
             ]
         return math.sqrt(math.fsum(squares))
-
-    def _put_rest(self) -> None:
-        """Put in the tensors that are copied from base, once."""
-        if self._has_rest:
-            return
-        for planned in self._plan.tensors:
-            base = planned.pair.base
-            if planned.pair.name in self._parameters and planned.pair.action is Action.COPY_BASE:
-                assert base is not None
-                self._parameters[planned.pair.name].copy_(_read(base))
-        self._has_rest = True
 
     def _put_tensor(
         self, decomposed: Decomposition, planned: PlannedTensor, variant: Variant
@@ -136,28 +130,8 @@ class SwappedModel:
         return square
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """A parameter, or a part of one, that a tensor of the file may have become."""
-
-    parameter: str
-    shape: tuple[int, ...]
-    """Shape of the parameter."""
-
-    piece: Piece
-    """The part of it that the tensor is."""
-
-    is_whole: bool
-    """Whether the tensor is all of it."""
-
-    def within(self, parameter: Tensor) -> Tensor | None:
-        """Return a view of the tensor's part of a parameter, if the shapes fit."""
-        if parameter.shape != self.shape:
-            return None
-        if self.is_whole:
-            return parameter
-        expert = parameter[self.piece.expert]
-        return expert if self.piece.rows is None else expert[slice(*self.piece.rows)]
+_Place = tuple[str, tuple[int, ...], Piece]
+"""Name and shape of a parameter, and the part of it that a tensor of the file may be."""
 
 
 def _match(model: Any, plan: Plan, loaded: Checkpoint) -> dict[str, Tensor]:  # noqa: ANN401
@@ -186,24 +160,25 @@ def _places(model: Any, loaded: Checkpoint) -> Mapping[str, list[_Place]]:  # no
     for name, parameter in parameters_by_any_name(shapes, types).items():
         names = dict.fromkeys((name, prefix + name, name.removeprefix(prefix)))
         for piece in parameter.pieces:
-            is_whole = parameter.shape == shapes[piece.tensor]
-            found[piece.tensor] += [_Place(n, parameter.shape, piece, is_whole) for n in names]
+            found[piece.tensor] += [(known, parameter.shape, piece) for known in names]
     return found
 
 
 def _differ(ours: TensorEntry | None, theirs: TensorEntry) -> bool:
-    same = ours is not None and (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)
-    return not (same and ours is not None and read_bytes(ours) == read_bytes(theirs))
+    if ours is None or (ours.dtype, ours.shape) != (theirs.dtype, theirs.shape):
+        return True
+    return read_bytes(ours) != read_bytes(theirs)
 
 
 def _find(state: Mapping[str, Tensor], places: Iterable[_Place], entry: TensorEntry) -> Tensor:
+    """Return the parameter, or the part of one, that holds the values of a tensor."""
     expected = _read(entry)
-    for place in places:
-        parameter = state.get(place.parameter)
-        part = None if parameter is None else place.within(parameter)
-        if part is None or not part.is_contiguous():
+    for name, shape, piece in places:
+        parameter = state.get(name)
+        if parameter is None or parameter.shape != shape:
             continue
-        if torch.equal(part, expected.to(part.device, part.dtype)):
+        part = parameter if shape == entry.shape else _part(parameter, piece)
+        if part.is_contiguous() and torch.equal(part, expected.to(part.device, part.dtype)):
             return part
     raise EvaluationError(
         f"tensor {entry.name!r} of the fine-tuned side, {list(entry.shape)}: transformers loads "
@@ -211,6 +186,11 @@ def _find(state: Mapping[str, Tensor], places: Iterable[_Place], entry: TensorEn
         "cannot be replaced in memory",
         hint="Leave the tensor out with --skip, or evaluate written checkpoints: --eval-command.",
     )
+
+
+def _part(parameter: Tensor, piece: Piece) -> Tensor:
+    expert = parameter[piece.expert]
+    return expert if piece.rows is None else expert[slice(*piece.rows)]
 
 
 def _read(entry: TensorEntry) -> Tensor:
