@@ -90,7 +90,6 @@ class Predictions:
     chat_template: bool | None
     """Whether prompts were messages in a chat template; None for a classifier."""
 
-    device: str
     dtype: str
 
     def matches(self, labels: Sequence[str]) -> list[bool]:

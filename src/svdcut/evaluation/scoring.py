@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from svdcut.device import device_name
 from svdcut.errors import NonFiniteError, SvdcutError
 from svdcut.evaluation.answers import Item, Kind, Predictions, Task
 from svdcut.evaluation.classifier import ask_classifier
@@ -126,7 +125,6 @@ class Predictor:
             scores=tuple(map(tuple, scores)),
             num_truncated=self.task.num_truncated,
             chat_template=None if is_classifier else bool(loaded.tokenizer.chat_template),
-            device=device_name(self.model.device),
             dtype=str(self.model.dtype).removeprefix("torch."),
         )
 
