@@ -6,10 +6,7 @@ import bz2
 import csv
 import gzip
 import json
-from collections.abc import Sequence
 from pathlib import Path
-
-from svdcut.evaluation.dataset import Columns, Dataset
 
 BOM = "\ufeff"
 
@@ -63,17 +60,3 @@ def write_everything(folder: Path, table: dict[str, list]) -> list[Path]:
     write_lines(as_lines, table)
     zipped = [compressed(paths[0], ".gz"), compressed(paths[3], ".bz2"), compressed(as_list, ".gz")]
     return [*paths, as_list, as_lines, *zipped]
-
-
-def dataset(groups: Sequence[tuple[str, ...]], *, aligned: Sequence[bool] | None = None) -> Dataset:
-    """Return rows of nothing but groups."""
-    nothing = ("",) * len(groups)
-    return Dataset(
-        groups=tuple(groups),
-        aligned=None if aligned is None else tuple(aligned),
-        source="",
-        columns=Columns(),
-        table={"text": nothing, "label": nothing},
-        rows=tuple(range(1, len(groups) + 1)),
-        classes=("",),
-    )

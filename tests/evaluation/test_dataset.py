@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,8 @@ from hypothesis import strategies as st
 from examples import write_csv, write_everything, write_lines, write_parquet
 from svdcut.errors import DataError, UsageError
 from svdcut.evaluation import dataset
-from svdcut.evaluation.dataset import Columns, read_dataset
+from svdcut.evaluation.dataset import read_dataset
+from svdcut.evaluation.options import DataOptions
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12)
 VALUES = st.sampled_from(["positive", "négatif", "x, y", 'a "b"', "=", "-1", "1.50", "07"])
@@ -54,13 +56,13 @@ def at(folder, content, name="data.csv"):
 def test_every_format_says_the_same(table):
     with tempfile.TemporaryDirectory() as folder:
         for path in write_everything(Path(folder), table):
-            found = read_dataset(path, Columns(text_pair="other", group=("group",)))
+            found = read_dataset(path, DataOptions(text_pair="other", group=("group",)))
             assert found.texts == tuple(table["text"]), path
             assert found.pairs == tuple(table["other"]), path
             assert found.labels == tuple(table["label"]), path
             assert found.groups == tuple((f"group={value}",) for value in table["group"]), path
-            assert found.rows == tuple(range(1, len(found) + 1))
-            assert {n: found.table[n] for n in found.columns.values} == {
+            assert found.rows == tuple(range(1, len(found.texts) + 1))
+            assert found.columns == {
                 "label": found.labels,
                 "group": tuple(table["group"]),
             }
@@ -74,11 +76,13 @@ def test_parquet_says_the_same(table):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "a.parquet"
         write_parquet(path, table)
-        found = read_dataset(path, Columns(text_pair="other", group=("group",)))
+        found = read_dataset(path, DataOptions(text_pair="other", group=("group",)))
         write_csv(path.with_suffix(".csv"), table)
-        same = read_dataset(path.with_suffix(".csv"), Columns(text_pair="other", group=("group",)))
+        same = read_dataset(
+            path.with_suffix(".csv"), DataOptions(text_pair="other", group=("group",))
+        )
         assert (found.texts, found.pairs, found.labels) == (same.texts, same.pairs, same.labels)
-        assert (found.groups, found.table) == (same.groups, same.table)
+        assert (found.groups, found.columns) == (same.groups, same.columns)
 
 
 @pytest.mark.parametrize("write", [write_csv, write_lines, write_parquet])
@@ -100,8 +104,8 @@ def test_labels_that_are_numbers(tmp_path, write, labels, expected):
             pytest.skip("Parquet has no such integers")
     path = tmp_path / {write_csv: "a.csv", write_lines: "a.jsonl"}.get(write, "a.parquet")
     write(path, {"text": ["a", "b", "c"], "label": labels})
-    found = read_dataset(path, Columns())
-    assert found.labels == found.table["label"] == expected
+    found = read_dataset(path, DataOptions())
+    assert found.labels == found.columns["label"] == expected
 
 
 @given(two_values(st.floats(0, 1)))
@@ -112,14 +116,14 @@ def test_members_have_at_least_half(shares):
             path = Path(folder) / name
             labels = [number % 2 for number in range(len(shares))]
             write(path, {"text": ["a"] * len(shares), "label": labels, "male": shares})
-            found = read_dataset(path, Columns(group_columns=("male",)))
+            found = read_dataset(path, DataOptions(group_columns=("male",)))
             assert [bool(names) for names in found.groups] == [x >= 0.5 for x in shares]
 
 
 def test_truths_are_labels_and_members(tmp_path):
     path = tmp_path / "a.jsonl"
     write_lines(path, {"text": ["a", "b"], "label": [True, False], "male": [False, True]})
-    found = read_dataset(path, Columns(group_columns=("male",), aligned="male"))
+    found = read_dataset(path, DataOptions(group_columns=("male",), aligned="male"))
     assert found.labels == ("true", "false")
     assert found.groups == ((), ("male, label=false",))
     assert found.aligned == (False, True)
@@ -139,7 +143,7 @@ def test_parquet_of_many_types(tmp_path):
     }
     path = tmp_path / "a.parquet"
     write_parquet(path, table)
-    found = read_dataset(path, Columns(group_columns=("male",), aligned="aligned"))
+    found = read_dataset(path, DataOptions(group_columns=("male",), aligned="aligned"))
     assert found.texts == tuple(map(str, range(size)))
     assert found.labels == tuple(words[code] for code in codes)
     assert found.groups[:2] == ((), ("male, label=good",))
@@ -148,20 +152,20 @@ def test_parquet_of_many_types(tmp_path):
 
 def test_blank_lines_are_no_rows(tmp_path):
     path = at(tmp_path, "text,label\n\na,0\r\n\r\nb,1\n\n")
-    assert read_dataset(path, Columns()).texts == ("a", "b")
+    assert read_dataset(path, DataOptions()).texts == ("a", "b")
     path = at(tmp_path, '{"text": "a", "label": 0}\n \n{"text": "", "label": 1}', "a.jsonl")
-    assert read_dataset(path, Columns()).texts == ("a", "")
+    assert read_dataset(path, DataOptions()).texts == ("a", "")
 
 
 def test_columns_of_any_names_and_places(tmp_path):
     path = at(tmp_path, ',"a, b",x,\n0,1,some,\n1,0,more,\n')
-    found = read_dataset(str(path), Columns(text="x", label="a, b"))
+    found = read_dataset(str(path), DataOptions(text="x", label="a, b"))
     assert (found.texts, found.labels) == (("some", "more"), ("1", "0"))
 
 
 def test_old_line_ends_and_breaks_within_a_field(tmp_path):
     path = at(tmp_path, 'text,label\ra,0\r"b\r\nc",1\r')
-    assert read_dataset(path, Columns()).texts == ("a", "b\r\nc")
+    assert read_dataset(path, DataOptions()).texts == ("a", "b\r\nc")
 
 
 # Groups
@@ -176,7 +180,7 @@ def test_groups_of_both_kinds_are_all_those_of_a_row(tmp_path):
         "black": [1, 0, "0.6", 0],
     }
     write_csv(tmp_path / "a.csv", table)
-    columns = Columns(group=("site", "label"), group_columns=("male", "black"))
+    columns = DataOptions(group=("site", "label"), group_columns=("male", "black"))
     found = read_dataset(tmp_path / "a.csv", columns)
     assert found.groups == (
         ("site=x, label=0", "male, label=0", "black, label=0"),
@@ -184,18 +188,18 @@ def test_groups_of_both_kinds_are_all_those_of_a_row(tmp_path):
         ("site=x, label=1", "male, label=1", "black, label=1"),
         ("site=y, label=0",),
     )
-    assert found.table["male"] == ("0.5", "0.49", "1", "0")
-    assert list(found.columns.values) == ["label", "site", "male", "black"]
+    assert found.columns["male"] == ("0.5", "0.49", "1", "0")
+    assert list(found.columns) == ["label", "site", "male", "black"]
 
 
 def test_without_group_columns_there_are_no_groups(tmp_path):
     write_csv(tmp_path / "a.csv", PAIR)
-    assert read_dataset(tmp_path / "a.csv", Columns()).groups == ((), ())
+    assert read_dataset(tmp_path / "a.csv", DataOptions()).groups == ((), ())
 
 
 def test_groups_name_the_column_of_labels(tmp_path):
     write_csv(tmp_path / "a.csv", {"text": ["a", "b"], "toxic": [0, 1], "male": [0, 1]})
-    found = read_dataset(tmp_path / "a.csv", Columns(label="toxic", group_columns=("male",)))
+    found = read_dataset(tmp_path / "a.csv", DataOptions(label="toxic", group_columns=("male",)))
     assert found.groups == ((), ("male, toxic=1",))
 
 
@@ -203,14 +207,14 @@ def test_two_groups_of_one_name_are_refused(tmp_path):
     table = {"a": ["1, b=2", "1"], "b": ["3", "2, b=3"]}
     write_csv(tmp_path / "a.csv", PAIR | table)
     with pytest.raises(DataError, match="two groups would be named 'a=1, b=2, b=3'"):
-        read_dataset(tmp_path / "a.csv", Columns(group=("a", "b")))
+        read_dataset(tmp_path / "a.csv", DataOptions(group=("a", "b")))
 
 
 def test_groups_are_bounded_in_number(tmp_path, monkeypatch):
     monkeypatch.setattr(dataset, "_MAX_GROUPS", 3)
     write_csv(tmp_path / "a.csv", {"text": "abcd", "label": "0101", "id": "1234"})
     with pytest.raises(DataError, match="4 groups, where at most 3"):
-        read_dataset(tmp_path / "a.csv", Columns(group=("id",)))
+        read_dataset(tmp_path / "a.csv", DataOptions(group=("id",)))
 
 
 # Samples
@@ -224,25 +228,25 @@ def test_samples(size, some, more, seed):
         labels = [number % 2 for number in range(size)]
         table = {"text": list(range(size)), "pair": list(range(size)), "label": labels}
         write_csv(path, table | {"male": labels, "same": labels})
-        columns = Columns(text_pair="pair", group_columns=("male",), aligned="same")
+        columns = DataOptions(text_pair="pair", group_columns=("male",), aligned="same")
         whole = read_dataset(path, columns)
-        sample = read_dataset(path, columns, limit=some, seed=seed)
-        assert len(sample) == min(some, size)
+        sample = read_dataset(path, replace(columns, limit=some, seed=seed))
+        assert len(sample.rows) == min(some, size)
         assert list(sample.rows) == sorted(set(sample.rows))
         for place, row in enumerate(sample.rows):
             for field in ("texts", "pairs", "labels", "groups", "aligned"):
                 assert getattr(sample, field)[place] == getattr(whole, field)[row - 1]
-            assert all(c[place] == whole.table[n][row - 1] for n, c in sample.table.items())
-        assert sample == read_dataset(path, columns, limit=some, seed=seed)
+            assert all(c[place] == whole.columns[n][row - 1] for n, c in sample.columns.items())
+        assert sample == read_dataset(path, replace(columns, limit=some, seed=seed))
         assert sample.classes == read_dataset(path, columns).classes
-        other = read_dataset(path, columns, limit=more, seed=seed)
+        other = read_dataset(path, replace(columns, limit=more, seed=seed))
         smaller, larger = sorted([set(sample.rows), set(other.rows)], key=len)
         assert smaller <= larger
 
 
 def test_samples_are_the_same_in_every_version(tmp_path):
     write_csv(tmp_path / "a.csv", {"text": range(100), "label": [0, 1] * 50})
-    rows = [read_dataset(tmp_path / "a.csv", Columns(), limit=5, seed=s).rows for s in (0, 1)]
+    rows = [read_dataset(tmp_path / "a.csv", DataOptions(limit=5, seed=s)).rows for s in (0, 1)]
     assert rows == [(36, 41, 53, 76, 98), (10, 14, 21, 36, 92)]
 
 
@@ -325,7 +329,7 @@ REFUSALS = [
 def test_refusals(tmp_path, name, content, columns, what):
     path = at(tmp_path, content, name)
     with pytest.raises((DataError, UsageError)) as caught:
-        read_dataset(path, Columns(**columns))
+        read_dataset(path, DataOptions(**columns))
     assert what in caught.value.what
     assert isinstance(caught.value, UsageError) or str(path) in caught.value.what
     assert len(str(caught.value)) < 700
@@ -347,34 +351,33 @@ def test_refusals(tmp_path, name, content, columns, what):
 def test_a_column_that_is_two_things_is_refused(tmp_path, columns):
     write_csv(tmp_path / "a.csv", PAIR)
     with pytest.raises(UsageError, match="is named for two things"):
-        read_dataset(tmp_path / "a.csv", Columns(**columns))
+        read_dataset(tmp_path / "a.csv", DataOptions(**columns))
 
 
 @pytest.mark.parametrize("limit", [0, -1])
-def test_a_limit_below_one_is_refused(tmp_path, limit):
-    write_csv(tmp_path / "a.csv", PAIR)
-    with pytest.raises(UsageError, match="at least 1"):
-        read_dataset(tmp_path / "a.csv", Columns(), limit=limit)
+def test_a_limit_below_one_is_refused(limit):
+    with pytest.raises(UsageError, match=f"--limit {limit}: "):
+        DataOptions(limit=limit)
 
 
 def test_what_is_no_file_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"no\.csv: no such file"):
-        read_dataset(tmp_path / "no.csv", Columns())
+        read_dataset(tmp_path / "no.csv", DataOptions())
     for name in ("pipe.csv", "pipe.json", "pipe.parquet"):
         os.mkfifo(tmp_path / name)
         if name.endswith("parquet"):
             pytest.importorskip("pyarrow")
         with pytest.raises(DataError, match="not a regular file"):
-            read_dataset(tmp_path / name, Columns())
+            read_dataset(tmp_path / name, DataOptions())
     (tmp_path / "folder.csv").mkdir()
     with pytest.raises(DataError, match="not a regular file"):
-        read_dataset(tmp_path / "folder.csv", Columns())
+        read_dataset(tmp_path / "folder.csv", DataOptions())
 
 
 def test_parquet_without_pyarrow(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(DataError, match="needs pyarrow") as caught:
-        read_dataset(at(tmp_path, "", "a.parquet"), Columns())
+        read_dataset(at(tmp_path, "", "a.parquet"), DataOptions())
     assert "pip install pyarrow" in str(caught.value)
 
 
@@ -383,15 +386,15 @@ def test_bad_parquet_is_refused(tmp_path):
     path = tmp_path / "a.parquet"
     write_parquet(path, {"text": ["a" * 999, "b" * 999, "c"], "label": [0, 1, None]})
     with pytest.raises(DataError, match="row 3, column 'label': null"):
-        read_dataset(path, Columns())
+        read_dataset(path, DataOptions())
     with pytest.raises(DataError, match="no column 'labels'") as caught:
-        read_dataset(path, Columns(label="labels"))
+        read_dataset(path, DataOptions(label="labels"))
     assert "did you mean 'label'?" in str(caught.value)
     whole = path.read_bytes()
     for damaged in (b"", b"PAR1", whole[:-20], whole[:4] + b"\xff" * 60 + whole[64:]):
         path.write_bytes(damaged)
         with pytest.raises(DataError, match=r"not readable as Parquet|cannot be read|expected"):
-            read_dataset(path, Columns())
+            read_dataset(path, DataOptions())
 
 
 def test_labels_share_memory(tmp_path):
@@ -399,10 +402,10 @@ def test_labels_share_memory(tmp_path):
     path = tmp_path / "a.csv"
     write_csv(path, {"text": [""] * 20_000, "label": [label, "other"] * 10_000})
     tracemalloc.start()
-    found = read_dataset(path, Columns(group=("label",)))
+    found = read_dataset(path, DataOptions(group=("label",)))
     held, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert len(found) == 20_000
+    assert len(found.rows) == 20_000
     assert held < 2.5e6
 
 

@@ -14,9 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score
 
-from examples import dataset
 from svdcut.evaluation import metrics
-from svdcut.evaluation.dataset import Columns, read_dataset
+from svdcut.evaluation.dataset import read_dataset
 from svdcut.evaluation.metrics import (
     Evaluation,
     GroupResult,
@@ -24,6 +23,7 @@ from svdcut.evaluation.metrics import (
     evaluate_predictions,
     wilson_interval,
 )
+from svdcut.evaluation.options import DataOptions
 
 IDENTITIES = (
     *("male", "female", "LGBTQ", "christian"),
@@ -35,13 +35,13 @@ ROWS = st.lists(st.tuples(GROUP_SETS, st.booleans(), st.booleans()), min_size=1,
 
 def split(rows):
     groups, aligned, correct = zip(*rows, strict=True)
-    return list(correct), dataset(groups, aligned=aligned)
+    return list(correct), groups, aligned
 
 
 def some(correct, names=None, aligned=None, **options):
     """Evaluate rows of one group each."""
     names = names or "a" * len(correct)
-    return evaluate_predictions(correct, dataset([(n,) for n in names], aligned=aligned), **options)
+    return evaluate_predictions(correct, [(n,) for n in names], aligned, **options)
 
 
 # Accuracies
@@ -74,8 +74,8 @@ def test_overlapping_groups_are_those_of_civilcomments_wilds(tmp_path):
         print("text", *IDENTITIES, "label", sep=",", file=file)
         for row, label in zip(shares, labels, strict=True):
             print("some", *row.tolist(), label, sep=",", file=file)
-    data = read_dataset(path, Columns(group_columns=IDENTITIES))
-    result = evaluate_predictions(list(correct), data)
+    data = read_dataset(path, DataOptions(group_columns=IDENTITIES))
+    result = evaluate_predictions(list(correct), data.groups)
     expected = {}
     for (place, name), label in itertools.product(enumerate(IDENTITIES), (0, 1)):
         mask = (shares[:, place] >= 0.5) & (labels == label)
@@ -99,8 +99,8 @@ def test_disjoint_groups_are_those_of_group_dro(tmp_path):
         print("text,label,negation", file=file)
         for label, has in zip(labels, negation, strict=True):
             print("some", label, has, sep=",", file=file)
-    data = read_dataset(path, Columns(group=("label", "negation")))
-    result = evaluate_predictions(list(correct), data)
+    data = read_dataset(path, DataOptions(group=("label", "negation")))
+    result = evaluate_predictions(list(correct), data.groups)
     number = labels * 2 + negation  # as the authors' code numbers them
     by_number = [correct[number == g].mean() for g in range(6)]
     assert [group.accuracy for group in result.groups.values()] == pytest.approx(by_number)
@@ -139,7 +139,7 @@ def test_what_follows_from_the_accuracies(rows):
 
 
 def test_rows_without_groups_have_an_accuracy_alone():
-    result = evaluate_predictions([True, False], dataset([(), ()]))
+    result = evaluate_predictions([True, False], [(), ()])
     assert (result.accuracy, result.groups, result.intervals) == (0.5, {}, {})
     assert (result.worst_group, result.worst_group_accuracy) == (None, None)
     assert result.to_json()["gap"] == {
@@ -158,7 +158,7 @@ def test_of_equally_bad_groups_the_worst_is_the_largest_then_the_first():
 @pytest.mark.parametrize(("predictions", "rows"), [(0, 0), (1, 2), (3, 2)])
 def test_predictions_and_rows_are_as_many(predictions, rows):
     with pytest.raises(ValueError, match=f"{predictions} predictions for {rows} rows"):
-        evaluate_predictions([True] * predictions, dataset([("a",)] * rows))
+        evaluate_predictions([True] * predictions, [("a",)] * rows)
 
 
 def test_truths_of_numpy_are_taken():
@@ -301,7 +301,7 @@ def test_a_resample_has_the_gaps_of_its_rows(rows, data):
     drawn = np.zeros((1, len(kinds)), np.int64)
     for place in places:
         drawn[0, kinds.index(rows[place])] += 1
-    gaps = metrics._Resampled([(kind, 1) for kind in kinds]).gaps(drawn)
+    gaps = metrics._Cells([(kind, 1) for kind in kinds]).gaps(drawn)
     expected = evaluate_predictions(*split([rows[place] for place in places])).gap
     for name, values in gaps.items():
         gap = getattr(expected, name)
@@ -330,12 +330,12 @@ def test_intervals_are_those_of_a_bootstrap_by_rows():
 
 
 def test_the_seed_alone_decides_the_intervals(monkeypatch):
-    correct, data = split(random_rows(200, seed=1))
-    first = evaluate_predictions(correct, data, seed=1)
-    assert evaluate_predictions(correct, data, seed=1) == first
-    assert evaluate_predictions(correct, data, seed=2).intervals != first.intervals
+    data = split(random_rows(200, seed=1))
+    first = evaluate_predictions(*data, seed=1)
+    assert evaluate_predictions(*data, seed=1) == first
+    assert evaluate_predictions(*data, seed=2).intervals != first.intervals
     monkeypatch.setattr(metrics, "_MAX_DRAWN", 70)  # how many resamples are drawn at once does not
-    assert evaluate_predictions(correct, data, seed=1) == first
+    assert evaluate_predictions(*data, seed=1) == first
 
 
 def test_a_gap_between_sides_is_covered():
@@ -361,10 +361,9 @@ def test_groups_of_one_row_may_be_missing_in_a_resample():
 def test_memory_is_bounded_where_every_row_has_groups_of_its_own():
     chance = random.Random(0)
     groups = [tuple(f"g{i}" for i in range(40) if chance.random() < 0.5) for _ in range(8000)]
-    data = dataset(groups)
     correct = [chance.random() < 0.5 for _ in groups]
     tracemalloc.start()
-    evaluate_predictions(correct, data)
+    evaluate_predictions(correct, groups)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 120e6

@@ -38,10 +38,8 @@ from svdcut.pair.plan import make_plan
 from svdcut.svd.certificate import Method
 from svdcut.sweeps.choice import choose, explain
 from svdcut.sweeps.decompose import decompose_update
-from svdcut.sweeps.request import read_outcome
-from svdcut.sweeps.result import BASE, Row, Variant
-from svdcut.sweeps.rows import ROW, ROWS_NAME
-from svdcut.sweeps.swap import SwappedModel
+from svdcut.sweeps.in_memory import SwappedModel
+from svdcut.sweeps.result import BASE, ROW, ROWS_NAME, Row, Variant, read_outcome
 from svdcut.truncation import preflight
 from svdcut.write.journal import count_finished
 from text_models import make_examples, write_csv
@@ -504,9 +502,9 @@ def test_rows_that_do_not_say_how_many_texts_were_cut_are_refused(place, tmp_pat
     """As they were before the format of the rows had a number."""
     sweep(place, tmp_path)
     log = tmp_path / "rows.jsonl"
-    text = log.read_text().replace(', "the format of the rows": "3"', "")
+    text = log.read_text().replace(', "the format of the rows": "4"', "")
     log.write_text(text.replace('"num_truncated": 0, ', ""))
-    with pytest.raises(svdcut.OutputExistsError, match=r"format of the rows was absent, is 3"):
+    with pytest.raises(svdcut.OutputExistsError, match=r"format of the rows was absent, is 4"):
         sweep(place, tmp_path)
 
 

@@ -25,8 +25,8 @@ from svdcut.choose.ranks import parse_rule
 from svdcut.files.checkpoint import open_checkpoint
 from svdcut.pair.plan import make_plan
 from svdcut.sweeps.decompose import decompose_update
+from svdcut.sweeps.in_memory import SwappedModel
 from svdcut.sweeps.result import Variant
-from svdcut.sweeps.swap import SwappedModel
 from svdcut.truncation.merging import loadable
 from text_models import SIZES, make_examples, write_csv
 from trained_adapters import quietly, randomize

@@ -17,7 +17,7 @@ import svdcut
 import text_models
 from svdcut.errors import EvaluationError, UsageError
 from svdcut.evaluation.metrics import wilson_interval
-from svdcut.sweeps.harness import read_harness
+from svdcut.sweeps.command import read_harness
 
 
 def golden(name):

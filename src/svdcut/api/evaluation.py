@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 
 from svdcut.adapter.reading import OpenedModel, open_model
 from svdcut.api.public import public
-from svdcut.choose.options import Options, StoredDtype, ignore
+from svdcut.choose.options import Options, ignore
+from svdcut.evaluation.answers import Predictions, check_suffix, save_predictions
 from svdcut.evaluation.dataset import Dataset, read_dataset
 from svdcut.evaluation.metrics import Evaluation
 from svdcut.evaluation.options import DataOptions, EvaluateOptions
-from svdcut.evaluation.predictions import Predictions, check_suffix, save_predictions
-from svdcut.evaluation.prompts import check_prompt
 from svdcut.files import hub
 from svdcut.write.destination import check_target
 
@@ -75,10 +74,8 @@ def prepare_evaluation(options: EvaluateOptions) -> EvaluationRequest:
 
 def read_data(data: str | Path, options: DataOptions) -> Dataset:
     """Check options and read the data."""
-    columns = options.columns
-    if options.prompt is not None:
-        check_prompt(options.prompt, has_pairs=columns.text_pair is not None)
-    return read_dataset(data, columns, limit=options.limit, seed=options.seed)
+    options.template()  # refuses a prompt that does not fit
+    return read_dataset(data, options)
 
 
 def carry_out_evaluation(
@@ -86,17 +83,19 @@ def carry_out_evaluation(
 ) -> tuple[Evaluation, Predictions]:
     """Evaluate what was prepared, and write its predictions; see `evaluate`."""
     # Later: the import of torch takes a second or two.
-    from svdcut.evaluation.model import dtype_name, find_kind
+    from svdcut.device import resolve_device
+    from svdcut.evaluation.model import compute_dtype, find_kind
     from svdcut.evaluation.scoring import load_predictor
     from svdcut.record.progress import Progress
     from svdcut.truncation.merging import loadable
 
-    model, options, scoring = request.model, request.options, request.options.scoring
-    merge = Options(device=scoring.device, dtype=StoredDtype(dtype_name(scoring)))
+    model, options = request.model, request.options
+    dtype = str(compute_dtype(resolve_device(options.device))).removeprefix("torch.")
+    merge = Options(device=options.device, dtype=dtype)
     find_kind(model.checkpoint)  # an adapter is not merged in vain
     with loadable(model.base, model.checkpoint, merge, observe=observe) as checkpoint:
         observe(Progress("load", checkpoint.source, 0, 0))
-        predictor = load_predictor(checkpoint, request.dataset, scoring, quiet=options.quiet)
+        predictor = load_predictor(checkpoint, request.dataset, options, quiet=options.quiet)
     evaluation, predictions = predictor.evaluate(seed=options.seed, observe=observe)
     if options.predictions is not None:
         save_predictions(predictions, request.dataset, options.predictions)

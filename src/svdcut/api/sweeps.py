@@ -11,20 +11,13 @@ from svdcut.api.public import public
 from svdcut.choose.keep import Keep
 from svdcut.choose.options import Options, ShapeOptions, ignore
 from svdcut.errors import UsageError
+from svdcut.evaluation.dataset import Dataset
 from svdcut.files.checkpoint import open_checkpoint
 from svdcut.files.jsonfile import quoted
 from svdcut.option import shared
 from svdcut.pair.plan import make_plan
-from svdcut.sweeps.options import SweepOptions
-from svdcut.sweeps.request import (
-    CommandEvaluator,
-    DataEvaluator,
-    Evaluator,
-    FunctionEvaluator,
-    SweepRequest,
-)
-from svdcut.sweeps.result import PICTURE_NAME, Sweep, Variant
-from svdcut.sweeps.rows import ROW, ROWS_NAME
+from svdcut.sweeps.options import SweepOptions, SweepRequest
+from svdcut.sweeps.result import PICTURE_NAME, ROW, ROWS_NAME, Sweep, Variant
 from svdcut.write.destination import check_apart
 from svdcut.write.journal import count_finished
 
@@ -64,13 +57,13 @@ def prepare_sweep(options: SweepOptions) -> SweepRequest:
     _check_evaluator(options)
     variants = _variants(options)
     shape = Options(**shared(options, ShapeOptions))
-    evaluator = _evaluator(options)
+    dataset = _read_data(options)
     ours = open_checkpoint(options.base, quiet=options.quiet)
     theirs = open_finetuned(options.finetuned, ours, renames=shape.map, quiet=options.quiet)
     check_apart(options.out, [side.directory or side.files[0].path for side in (ours, theirs)])
     if options.out.exists() and not options.out.is_dir():
         raise UsageError(f"{options.out}: a file is there; name a folder")
-    return SweepRequest(make_plan(ours, theirs, shape), shape, variants, evaluator, options)
+    return SweepRequest(make_plan(ours, theirs, shape), shape, variants, dataset, options)
 
 
 def carry_out_sweep(request: SweepRequest, *, observe: Observer = ignore) -> Sweep:
@@ -112,20 +105,15 @@ def _check_evaluator(options: SweepOptions) -> None:
         )
 
 
-def _evaluator(options: SweepOptions) -> Evaluator:
-    """Return the evaluator that was asked for, with its data read."""
+def _read_data(options: SweepOptions) -> Dataset | None:
     if options.data is not None:
-        dataset = read_data(options.data, options)
-        return DataEvaluator(dataset, options.scoring, options.seed)
-    if columns := options.columns.grouping:
+        return read_data(options.data, options)
+    if columns := options.grouping:
         raise UsageError(
             f"{', '.join(map(quoted, columns))}: a column to group by, but no DATA",
             hint='The evaluator itself reports groups: {"accuracy": ..., "groups": ...}.',
         )
-    if options.eval_command is not None:
-        return CommandEvaluator(options.eval_command)
-    assert options.evaluate is not None
-    return FunctionEvaluator(options.evaluate, options.scoring)
+    return None
 
 
 def _variants(options: SweepOptions) -> tuple[Variant, ...]:

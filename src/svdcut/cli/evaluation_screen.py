@@ -8,10 +8,9 @@ from rich.markup import escape
 
 from svdcut.cli.guard import note
 from svdcut.cli.screen import Column, no_room, open_screen, print_table
-from svdcut.evaluation.answers import Kind
+from svdcut.evaluation.answers import Kind, Predictions
 from svdcut.evaluation.dataset import Dataset
 from svdcut.evaluation.metrics import Evaluation
-from svdcut.evaluation.predictions import Predictions
 from svdcut.shown import counted, points, printable
 
 _GAPS = (
@@ -67,7 +66,7 @@ def print_evaluation(
 
 def _title(checkpoint: str, dataset: Dataset, predictions: Predictions) -> Iterator[str]:
     names = [escape(printable(name)) for name in (checkpoint, dataset.source)]
-    count = counted(len(dataset), "text")
+    count = counted(len(dataset.rows), "text")
     yield f"[bold]{names[0]} on {names[1]}[/bold]: {count}"
     pairs = list(zip(predictions.answers.labels, predictions.answers.words, strict=True))
     shown = [label if label == word else f"{label} as {word!r}" for label, word in pairs]

@@ -1,53 +1,32 @@
-"""How a model is asked for labels, and which class or word stands for which label.
+"""The answers a model chooses from, the questions it is asked, and the labels it predicted.
 
-It knows no models, and imports no torch.
+It imports no torch and knows no model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
+from typing import Any
 
 from svdcut.errors import EvaluationError, UsageError, listed
+from svdcut.evaluation.dataset import Dataset
+from svdcut.files.atomic_write import write_whole
 from svdcut.files.jsonfile import quoted
+from svdcut.shown import write_csv
 
 
 class Kind(str, Enum):
-    """How a model says which label a text has."""
+    """How a model chooses a label."""
 
     CLASSIFIER = "classifier"
-    """By a head with a class for each label."""
+    """By a head with one class per label."""
 
     LANGUAGE_MODEL = "language model"
-    """By how likely a word for each label is after a prompt."""
-
-
-@dataclass(frozen=True, slots=True)
-class ScoringOptions:
-    """How to ask a model for the labels of texts."""
-
-    prompt: str | None = None
-    """Of a language model: a template with ``{text}``, and ``{text_pair}`` where there are
-    pairs; None for the texts themselves, a line each."""
-
-    labels: tuple[str, ...] = ()
-    """What the model calls the labels of the data: a word for each in their order, or
-    ``LABEL=WORD``; nothing where it calls them by their own names."""
-
-    normalize: bool = False
-    """Of a language model: divide log-likelihoods by the number of characters of the word."""
-
-    chat_template: bool = True
-    """Whether a prompt is a message in the chat template of a language model that has one."""
-
-    batch_size: int = 32
-    max_length: int | None = None
-    """Tokens of a text at most; None for what the model allows."""
-
-    device: str = "auto"
-    dtype: str = "auto"
-    """``auto`` (bfloat16 on CUDA, float32 on a CPU), ``float32``, ``bfloat16`` or ``float16``."""
+    """By the likelihood of one word per label after a prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,40 +34,95 @@ class Answers:
     """The labels that a model chooses from."""
 
     labels: tuple[str, ...]
-    """As the data has them; what it has none for keeps the model's own name."""
+    """As the data spells them. A class that no label matches keeps its own name."""
 
     words: tuple[str, ...]
-    """What the model calls each: the name of a class, or the word after the prompt."""
+    """The model's name for each label: a class of the head, or a word after the prompt."""
 
 
-def sort_labels(labels: Iterable[str]) -> tuple[str, ...]:
-    """Return the different labels: by number if all are integers, else by the alphabet."""
+@dataclass(frozen=True, slots=True)
+class Item:
+    """Tokens that go through the model once."""
+
+    row: int
+    """Index of the text in the dataset."""
+
+    ids: tuple[int, ...]
+    types: tuple[int, ...] | None = None
+    """For each token, which text of a pair it belongs to; None if the model has no types."""
+
+    continuations: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    """For a language model: the tokens of each word to score, by the index of its answer. The
+    words share all tokens but their last."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A dataset, tokenised for a model."""
+
+    answers: Answers
+    items: list[Item]
+    """One or more for each row."""
+
+    num_truncated: int
+    """Rows that were too long and were cut."""
+
+    score: Callable[[Any, Sequence[Item]], list[dict[int, float]]]
+    """Runs a model on a batch; returns scores by the index of the answer, for each item."""
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """The label that a model predicts for each row, and the scores behind it."""
+
+    kind: Kind
+    answers: Answers
+    predicted: tuple[str, ...]
+    """One label for each row; the first of those with the best score."""
+
+    scores: tuple[tuple[float, ...], ...]
+    """For each row and label, the log-probability of the class, or of the word given the
+    prompt. With ``normalize`` the latter is divided by the number of characters."""
+
+    num_truncated: int
+    """Rows that were too long for the model and were cut."""
+
+    chat_template: bool | None
+    """Whether prompts were messages in a chat template; None for a classifier."""
+
+    dtype: str
+
+    def matches(self, labels: Sequence[str]) -> list[bool]:
+        """Return which rows have the right label."""
+        return [ours == theirs for ours, theirs in zip(self.predicted, labels, strict=True)]
+
+
+# Labels and words
+
+
+def sort_labels(labels: Iterable[str]) -> list[str]:
+    """Return the distinct labels: by number if all are integers, else alphabetically."""
     found = sorted(set(labels))
-    return tuple(sorted(found, key=int)) if all(map(_is_integer, found)) else tuple(found)
+    return sorted(found, key=int) if all(map(_is_integer, found)) else found
 
 
 def name_labels(labels: Iterable[str], words: Sequence[str]) -> dict[str, str]:
-    """Return what a model calls each label.
+    """Return the model's word for each label.
 
     Parameters
     ----------
     labels : iterable of str
-        Those of the data; they may come more than once.
+        The labels of the data; repeats are ignored.
     words : sequence of str
-        A word for each label in the order of `sort_labels`; or ``LABEL=WORD`` each, which
-        may also name labels that no row has; or nothing where the labels are the words.
-
-    Returns
-    -------
-    dict
-        From label to word, in the order of `sort_labels`, or of `words`.
+        One word for each label in the order of `sort_labels`; or ``LABEL=WORD`` each, which
+        may name further labels; or nothing if the labels are the words.
 
     Raises
     ------
     UsageError
-        If the words cannot be meant.
+        If the words contradict each other.
     EvaluationError
-        If they leave out a label of the data.
+        If a label has no word.
     """
     known = sort_labels(labels)
     if not words:
@@ -98,12 +132,17 @@ def name_labels(labels: Iterable[str], words: Sequence[str]) -> dict[str, str]:
         named = {label: word for label, _, word in pairs}
     elif any(equals for _, equals, _ in pairs):
         raise UsageError(
-            f"--labels {','.join(words)!r}: some words have a label before them and some none",
+            f"--labels {','.join(words)!r}: some words name their label and some do not",
             hint="As --labels negative,positive or --labels 0=negative,1=positive.",
         )
+    elif len(words) != len(known):
+        raise EvaluationError(
+            f"--labels: {len(words)} words, {_list(words)}, for {len(known)} labels of the data, "
+            f"{_list(known)}",
+            hint="Say which is which, as --labels 0=negative,1=positive.",
+        )
     else:
-        named = dict(zip(known, words, strict=False))
-        _check_count(known, words)
+        named = dict(zip(known, words, strict=True))
     _check_words(words, named)
     if missing := [label for label in known if label not in named]:
         raise EvaluationError(
@@ -113,22 +152,14 @@ def name_labels(labels: Iterable[str], words: Sequence[str]) -> dict[str, str]:
     return named
 
 
-def _check_count(known: Sequence[str], words: Sequence[str]) -> None:
-    if len(words) != len(known):
-        raise EvaluationError(
-            f"--labels: {len(words)} words, {_list(words)}, for {len(known)} labels of the data, "
-            f"{_list(known)}",
-            hint="Say which is which, as --labels 0=negative,1=positive.",
-        )
-
-
 def _check_words(words: Sequence[str], named: Mapping[str, str]) -> None:
-    if len(named) != len(words):
-        raise UsageError(f"--labels {','.join(words)!r}: a label twice")
-    if not all(word.strip() for word in named.values()):
-        raise UsageError(f"--labels {','.join(words)!r}: an empty word")
-    if len(set(named.values())) != len(named):
-        raise UsageError(f"--labels {','.join(words)!r}: one word for two labels")
+    for is_wrong, what in (
+        (len(named) != len(words), "a label twice"),
+        (not all(word.strip() for word in named.values()), "an empty word"),
+        (len(set(named.values())) != len(named), "one word for two labels"),
+    ):
+        if is_wrong:
+            raise UsageError(f"--labels {','.join(words)!r}: {what}")
 
 
 def match_words(labels: Iterable[str], words: Sequence[str]) -> Answers:
@@ -136,79 +167,144 @@ def match_words(labels: Iterable[str], words: Sequence[str]) -> Answers:
     named = name_labels(labels, words)
     if len(named) < 2:
         raise EvaluationError(
-            f"the data has one label alone, {_list(named)}: nothing to choose from",
+            f"the data has only one label, {_list(named)}: nothing to choose from",
             hint="Name the others too, as --labels 0=negative,1=positive.",
         )
     return Answers(tuple(named), tuple(named.values()))
 
 
-def match_classes(
-    labels: Iterable[str], words: Sequence[str], classes: Mapping[int, str]
-) -> Answers:
-    """Return the classes of a head, with the labels of the data that they stand for.
+def match_classes(labels: Iterable[str], words: Sequence[str], names: Sequence[str]) -> Answers:
+    """Return the classes of a head in their order, with the labels they stand for.
 
     Parameters
     ----------
     labels, words
-        As for `name_labels`; the words are then names or numbers of classes.
-    classes : mapping
-        From number to name, as ``id2label`` of a config.
-
-    Returns
-    -------
-    Answers
-        In the order of the head. Names that differ in case alone are the same, where no
-        two classes do.
+        As for `name_labels`; a word is the name or the number of a class.
+    names : sequence of str
+        The class names. If all match without regard to case, case is ignored.
 
     Raises
     ------
     EvaluationError
-        If a label of the data is neither a name nor a number of a class.
+        If a label of the data matches no class.
     """
     named = name_labels(labels, words)
-    names = [classes[number] for number in range(len(classes))]
-    numbers = _by_name(named, names) or _by_number(named, len(names))
+    exact, folded = list(names), [name.casefold() for name in names]
+    numbers = (
+        _find(named, exact, str)
+        or _find(named, folded, str.casefold)
+        or _find(named, [str(number) for number in range(len(names))], str)
+    )
     if numbers is None:
         about = f"the data's labels are {_list(named)}"
         if words:
-            about = f"--labels calls the data's labels {_list(list(named.values()))}"
+            about = f"--labels calls the data's labels {_list(named.values())}"
         heads = [f"{number}: {quoted(name)}" for number, name in enumerate(names)]
         raise EvaluationError(
             f"{about}, and not all are classes of the model's head:{listed(heads)}",
             hint="Say which is which by --labels LABEL=CLASS,LABEL=CLASS.",
         )
-    ours = {number: label for label, number in numbers.items()}
-    taken = set(ours.values())
-    rest = (_unlike(name, number, taken) for number, name in enumerate(names))
-    return Answers(tuple(ours.get(n, other) for n, other in enumerate(rest)), tuple(names))
+    # A class without a label keeps its name, unless a label of the data is called so.
+    found = [f"class {number}" if name in named else name for number, name in enumerate(names)]
+    for label, number in numbers.items():
+        found[number] = label
+    return Answers(tuple(found), tuple(names))
 
 
-def _by_name(named: Mapping[str, str], names: Sequence[str]) -> dict[str, int] | None:
-    for fold in (str, str.casefold):
-        places = {fold(name): number for number, name in enumerate(names)}
-        words = {fold(word) for word in named.values()}
-        if len(places) == len(names) and len(words) == len(named) and words <= places.keys():
-            return {label: places[fold(word)] for label, word in named.items()}
-    return None
-
-
-def _by_number(named: Mapping[str, str], count: int) -> dict[str, int] | None:
-    places = {str(number): number for number in range(count)}
-    if all(word in places for word in named.values()):
-        return {label: places[word] for label, word in named.items()}
-    return None
-
-
-def _unlike(name: str, number: int, taken: set[str]) -> str:
-    """Return a name for a class that the data has no label for, unlike all that it has."""
-    return f"class {number}" if name in taken else name
+def _find(
+    named: Mapping[str, str], names: Sequence[str], fold: Callable[[str], str]
+) -> dict[str, int] | None:
+    """Return the index of each label's word among distinct names, if each word has its own."""
+    numbers = {name: number for number, name in enumerate(names)}
+    found = {label: numbers.get(fold(word)) for label, word in named.items()}
+    known = {label: number for label, number in found.items() if number is not None}
+    is_clear = len(numbers) == len(names) and len(set(known.values())) == len(named)
+    return known if is_clear else None
 
 
 def _is_integer(label: str) -> bool:
-    return label.isdecimal() or (label[:1] == "-" and label[1:].isdecimal())
+    return label.removeprefix("-").isdecimal()
 
 
 def _list(labels: Iterable[str]) -> str:
     found = list(labels)
     more = f" and {len(found) - 10} more" if len(found) > 10 else ""
     return ", ".join(map(quoted, found[:10])) + more
+
+
+# The file of predictions
+
+
+def check_suffix(path: Path) -> None:
+    """Refuse a name that ends neither in ``.csv`` nor in ``.jsonl``."""
+    if path.suffix not in _WRITERS:
+        raise UsageError(
+            f"--predictions {path}: expected a name that ends in {' or '.join(_WRITERS)}"
+        )
+
+
+def save_predictions(predictions: Predictions, dataset: Dataset, path: Path) -> None:
+    """Write predictions beside labels and groups, one row for each row of the data.
+
+    Parameters
+    ----------
+    predictions : Predictions
+        The predictions to write.
+    dataset : Dataset
+        The rows they belong to.
+    path : Path
+        A ``.csv`` file, whose columns are ``row``, ``label``, ``predicted``, ``correct`` (1
+        or 0), ``groups`` (with ``;`` between them), the further columns of the data, and
+        ``score:LABEL`` for each label; or a ``.jsonl`` file of objects with the same keys,
+        where ``columns`` and ``scores`` are objects and ``groups`` is a list.
+
+    Raises
+    ------
+    OutputError
+        If the file cannot be written; a file that was there stays.
+    """
+    write_whole(path, lambda place: _WRITERS[path.suffix](place, _rows(predictions, dataset)))
+
+
+def _rows(predictions: Predictions, dataset: Dataset) -> Iterator[dict[str, Any]]:
+    extra = {
+        name: column
+        for name, column in dataset.columns.items()
+        if column != dataset.labels  # labels have their own column
+    }
+    for place, number in enumerate(dataset.rows):
+        label, predicted = dataset.labels[place], predictions.predicted[place]
+        scores = zip(predictions.answers.labels, predictions.scores[place], strict=True)
+        yield {
+            "row": number,
+            "label": label,
+            "predicted": predicted,
+            "correct": predicted == label,
+            "groups": list(dataset.groups[place]),
+            "columns": {name: values[place] for name, values in extra.items()},
+            "scores": dict(scores),
+        }
+
+
+def _write_jsonl(path: Path, rows: Iterator[dict[str, Any]]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+
+
+def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    columns, scores = row.pop("columns"), row.pop("scores")
+    row |= {"correct": int(row["correct"]), "groups": ";".join(row["groups"])}
+    scores = {f"score:{label}": score for label, score in scores.items()}
+    # A column of the data whose name is taken gets another one.
+    taken = row.keys() | scores.keys()
+    return (
+        row
+        | {f"data:{name}" if name in taken else name: value for name, value in columns.items()}
+        | scores
+    )
+
+
+_WRITERS: dict[str, Callable[[Path, Iterator[dict[str, Any]]], None]] = {
+    ".csv": lambda path, rows: write_csv(path, map(_flat, rows)),
+    ".jsonl": _write_jsonl,
+}

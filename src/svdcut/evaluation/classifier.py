@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import torch
 
 from svdcut.errors import EvaluationError, UsageError
-from svdcut.evaluation.answers import Answers, ScoringOptions, match_classes
-from svdcut.evaluation.batches import Item, Side, Task, pad
+from svdcut.evaluation.answers import Answers, Item, Task, match_classes
 from svdcut.evaluation.dataset import Dataset
-from svdcut.evaluation.model import LoadedModel, find_max_length, tokenizer_limit
+from svdcut.evaluation.model import LoadedModel, find_max_length, pad, tokenizer_limit
+from svdcut.evaluation.options import DataOptions
 
-_FILLED_LEFT = frozenset({"xlnet"})
-"""Types of models that read the label off the last place, whatever token is there."""
+_PADDED_LEFT = ("xlnet",)
+"""Types of models that read the label off the last position, even of a padding token."""
 
 
-def ask_classifier(loaded: LoadedModel, dataset: Dataset, options: ScoringOptions) -> Task:
-    """Match the labels with the classes of the head, and tokenise the texts or pairs.
+def ask_classifier(loaded: LoadedModel, dataset: Dataset, options: DataOptions) -> Task:
+    """Match labels with the classes of the head, and tokenise the texts.
 
-    Of texts that are too long the ends are cut, that of the longer one of a pair first.
+    Texts that are too long lose their end; of a pair, the longer text loses it first.
 
     Raises
     ------
     UsageError
-        If an option is of language models.
+        If an option applies to language models only.
     EvaluationError
-        If the head cannot choose one label of several, or they do not match.
+        If the head does not choose one label of several, or labels and classes do not match.
     """
     for option, value in (
         ("--prompt", options.prompt),
@@ -36,17 +36,20 @@ def ask_classifier(loaded: LoadedModel, dataset: Dataset, options: ScoringOption
         ("--no-chat-template", not options.chat_template),
     ):
         if value:
-            raise UsageError(f"{option} is of language models; {loaded.source} is a classifier")
-    answers = _read_classes(loaded, dataset.classes, options.labels)
-    items, num_truncated = _encode_texts(loaded, dataset, options)
-    pad_id = _find_padding(loaded, items)
-    side = Side.LEFT if loaded.model.config.model_type in _FILLED_LEFT else Side.RIGHT
-    return Task(answers, items, num_truncated, partial(_score, pad_id, side))
+            raise UsageError(f"{option} is for language models; {loaded.source} is a classifier")
+    answers = _match_labels(loaded, dataset, options)
+    limit = _max_length(loaded)
+    items = _tokenize(loaded, dataset)
+    num_truncated = 0 if limit is None else sum(len(item.ids) > limit for item in items)
+    if num_truncated:
+        items = _tokenize(loaded, dataset, truncation=True, max_length=limit)
+    side = "left" if loaded.model.config.model_type in _PADDED_LEFT else "right"
+    return Task(answers, items, num_truncated, partial(_score, _find_padding(loaded, items), side))
 
 
 def _score(
     pad_id: int,
-    side: Side,
+    side: str,
     model: Any,  # noqa: ANN401
     batch: Sequence[Item],
 ) -> list[dict[int, float]]:
@@ -56,8 +59,7 @@ def _score(
     return [dict(enumerate(row)) for row in found]
 
 
-def _read_classes(loaded: LoadedModel, labels: Iterable[str], words: Sequence[str]) -> Answers:
-    """Match the labels of the data with the classes of a head."""
+def _match_labels(loaded: LoadedModel, dataset: Dataset, options: DataOptions) -> Answers:
     config = loaded.model.config
     if config.num_labels < 2:
         raise EvaluationError(
@@ -69,100 +71,69 @@ def _read_classes(loaded: LoadedModel, labels: Iterable[str], words: Sequence[st
             f"{loaded.source}: its head says yes or no to each label (problem_type "
             "'multi_label_classification'); expected one that chooses a label",
         )
-    classes: Mapping[int, str] = {int(n): str(name) for n, name in config.id2label.items()}
-    return match_classes(labels, words, classes)
+    names = {int(number): str(name) for number, name in config.id2label.items()}
+    return match_classes(dataset.classes, options.labels, [names[n] for n in range(len(names))])
 
 
-def _encode_texts(
-    loaded: LoadedModel, dataset: Dataset, options: ScoringOptions
-) -> tuple[list[Item], int]:
-    """Return an item for each row, and how many rows were cut."""
-    tokenizer = loaded.tokenizer
-    limit = _max_length(loaded, options)
-    encoded = _tokenize(tokenizer, dataset.texts, dataset.pairs)
-    long = [row for row, (ids, _) in enumerate(encoded) if limit is not None and len(ids) > limit]
-    if long:
-        texts = [dataset.texts[row] for row in long]
-        pairs = None if dataset.pairs is None else [dataset.pairs[row] for row in long]
-        cut = _tokenize(tokenizer, texts, pairs, truncation=True, max_length=limit)
-        for row, found in zip(long, cut, strict=True):
-            encoded[row] = found
-    return [Item(row, ids, types) for row, (ids, types) in enumerate(encoded)], len(long)
-
-
-def _tokenize(
-    tokenizer: Any,  # noqa: ANN401
-    texts: Sequence[str],
-    pairs: Sequence[str] | None,
-    **options: object,
-) -> list[tuple[tuple[int, ...], tuple[int, ...] | None]]:
-    """Return tokens and their types for each text; with the marks that the model expects."""
-    found = tokenizer(
-        list(texts),
-        None if pairs is None else list(pairs),
+def _tokenize(loaded: LoadedModel, dataset: Dataset, **options: object) -> list[Item]:
+    """Return an item for each row, with the special tokens that the model expects."""
+    found = loaded.tokenizer(
+        list(dataset.texts),
+        None if dataset.pairs is None else list(dataset.pairs),
         return_attention_mask=False,
         verbose=False,
         padding_side="right",
         **options,
     )
-    ids = map(tuple, found["input_ids"])
-    if "token_type_ids" not in found:
-        return [(row, None) for row in ids]
-    return list(zip(ids, map(tuple, found["token_type_ids"]), strict=True))
+    ids = found["input_ids"]
+    types = map(tuple, found["token_type_ids"]) if "token_type_ids" in found else [None] * len(ids)
+    rows = enumerate(zip(map(tuple, ids), types, strict=True))
+    return [Item(row, tokens, kinds) for row, (tokens, kinds) in rows]
 
 
-def _max_length(loaded: LoadedModel, options: ScoringOptions) -> int | None:
+def _max_length(loaded: LoadedModel) -> int | None:
     limits = [
-        options.max_length,
         tokenizer_limit(loaded.tokenizer),
         find_max_length(loaded.model.config, loaded.tokenizer),
-        _places(loaded.model),
+        *_num_positions(loaded.model),
     ]
     return min((limit for limit in limits if limit is not None), default=None)
 
 
-def _places(model: torch.nn.Module) -> int | None:
-    """Return for how many tokens there are embeddings of places, if the model has a table.
+def _num_positions(model: torch.nn.Module) -> list[int]:
+    """Return the usable positions of each table whose positions start after the padding's.
 
-    As in RoBERTa, whose places are counted from the one after that of the padding.
+    RoBERTa has such a table.
     """
-    found = [
+    return [
         int(module.num_embeddings) - int(module.padding_idx) - 1
         for name, module in model.named_modules()
         if name.endswith("position_embeddings")
         and isinstance(module, torch.nn.Embedding)
         and module.padding_idx is not None
     ]
-    return min(found, default=None)
 
 
 def _find_padding(loaded: LoadedModel, items: Sequence[Item]) -> int:
-    """Return the token that fills up batches; the model knows it as its padding.
+    """Return the padding token, and make sure that the model knows it.
 
-    The padding that the model was built with comes first: models like GPT-2 find the last
-    token by it, and models like RoBERTa count places by it. Where it has none, a token that
-    no text has serves, and the model is told.
+    The padding in the model's config comes first: GPT-2 finds the last token by it, and RoBERTa
+    counts positions by it. Without one, a token serves that no text contains.
     """
-    text_config = loaded.model.config.get_text_config()
-    pad_id, size = text_config.pad_token_id, _vocabulary(loaded)
-    if pad_id is None or not 0 <= pad_id < size:
-        text_config.pad_token_id = _unused_id(loaded, items)
-    return int(text_config.pad_token_id)
+    config = loaded.model.config.get_text_config()
+    size = int(loaded.model.get_input_embeddings().num_embeddings)
+    if config.pad_token_id is None or not 0 <= config.pad_token_id < size:
+        config.pad_token_id = _unused_id(loaded, items, size)
+    return int(config.pad_token_id)
 
 
-def _unused_id(loaded: LoadedModel, items: Sequence[Item]) -> int:
+def _unused_id(loaded: LoadedModel, items: Sequence[Item], size: int) -> int:
     used = {token for item in items for token in item.ids}
-    wanted = [loaded.tokenizer.pad_token_id, loaded.tokenizer.eos_token_id]
-    size = _vocabulary(loaded)
-    free = (n for n in (*wanted, *range(size)) if n is not None and n < size and n not in used)
-    found: int | None = next(free, None)
-    if found is None:
-        raise EvaluationError(
-            f"{loaded.source}: config.json names no pad_token_id, and every token is in the data",
-            hint="Name in config.json the padding that the model was trained with.",
-        )
-    return found
-
-
-def _vocabulary(loaded: LoadedModel) -> int:
-    return int(loaded.model.get_input_embeddings().num_embeddings)
+    wanted = (loaded.tokenizer.pad_token_id, loaded.tokenizer.eos_token_id)
+    for token in (*wanted, *range(size)):
+        if token is not None and token < size and token not in used:
+            return int(token)
+    raise EvaluationError(
+        f"{loaded.source}: config.json names no pad_token_id, and every token is in the data",
+        hint="Name in config.json the padding that the model was trained with.",
+    )

@@ -1,6 +1,6 @@
-"""Accuracies of groups, the gaps between them, and how sure they are.
+"""Accuracies of groups, the gaps between them, and their confidence intervals.
 
-It knows which predictions are right, and no model. Accuracies and the worst group are as in
+It takes predictions as right or wrong, and knows no model. Accuracies and the worst group are as in
 group DRO (Sagawa et al. 2020, https://arxiv.org/abs/1911.08731, section 2) and WILDS (Koh et
 al. 2021, https://arxiv.org/abs/2012.07421, appendix on CivilComments).
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,33 +24,16 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
     Counts = NDArray[np.int64]
+    _Places = Counts | slice
 
 _Z = 1.959963984540054
 """Quantile of the standard normal distribution at 0.975."""
 
 _RESAMPLES = 1000
 _MAX_DRAWN = 1 << 22
-"""Counts in memory at a time."""
+"""Counts of resamples in memory at a time."""
 
-_Cell = tuple[tuple[str, ...], bool, bool]
-"""What a row is to a gap: its groups, whether it is aligned, whether it is right."""
-
-_Cells = Sequence[tuple[_Cell, int]]
-"""Kinds of rows, and how many there are of each."""
-
-
-@dataclass(frozen=True, slots=True)
-class Grouping:
-    """Rows, of which only the groups are known."""
-
-    groups: tuple[tuple[str, ...], ...]
-    """The groups that each row belongs to; may be none, or several."""
-
-    aligned: tuple[bool, ...] | None
-    """Whether a shortcut agrees with the label of each row, where that is known."""
-
-    def __len__(self) -> int:
-        return len(self.groups)
+_ALL = slice(None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +53,11 @@ class GroupResult:
 
     accuracy: Annotated[float, Ge(0), Le(1)]
     size: Annotated[int, Ge(0)] = 0
-    """How many rows there are; 0 where that is not known."""
+    """Number of rows; 0 if not known."""
 
     @property
     def interval(self) -> Interval:
-        """The interval of the accuracy: see `wilson_interval`. From 0 to 1 without a size."""
+        """The Wilson interval of the accuracy; from 0 to 1 if the size is not known."""
         if not self.size:
             return Interval(0.0, 1.0)
         return wilson_interval(round(self.accuracy * self.size), self.size)
@@ -82,7 +65,7 @@ class GroupResult:
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Differences of accuracies; None where the data does not say."""
+    """Differences of accuracies; None if the data does not define them."""
 
     best_worst: float | None
     """Accuracy of the best group minus that of the worst."""
@@ -91,33 +74,33 @@ class Gap:
     """Accuracy of all rows minus that of the worst group."""
 
     aligned_conflicting: float | None
-    """Accuracy where a shortcut agrees with the label, minus that of the other rows."""
+    """Accuracy of rows where a shortcut agrees with the label, minus that of the others."""
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation(GroupResult):
-    """How often a classifier is right, on all rows and on each group of them."""
+    """Accuracy of a model on all rows and on each group."""
 
     __repr__ = brief
 
     groups: Mapping[str, GroupResult] = field(default_factory=dict)
-    """By name, sorted by it."""
+    """By name, sorted."""
 
     aligned_conflicting: float | None = None
     """As in `Gap`."""
 
     intervals: Mapping[str, Interval] = field(default_factory=dict)
-    """The interval of each gap that there is, by its name in `Gap`: see `gap_intervals`."""
+    """The 95 % bootstrap interval of each gap, by its name in `Gap`."""
 
     num_truncated: int | None = None
-    """Rows that were too long for the model, and were cut; None where that is not known."""
+    """Rows that were too long for the model and were cut; None if not known."""
 
     chat_template: bool | None = None
-    """Whether the prompts of a language model were messages in its chat template; else None."""
+    """Whether prompts were messages in a chat template; None for a classifier, or if not known."""
 
     @property
     def worst_group(self) -> str | None:
-        """The group of the lowest accuracy; of several, the largest, then the first by name."""
+        """The group with the lowest accuracy; of equals the largest, then the first by name."""
         ranked = ((g.accuracy, -g.size, name) for name, g in self.groups.items())
         return min(ranked)[2] if self.groups else None
 
@@ -128,7 +111,7 @@ class Evaluation(GroupResult):
 
     @property
     def gap(self) -> Gap:
-        """How far the accuracies are apart."""
+        """The gaps between the accuracies."""
         worst = self.worst_group_accuracy
         if worst is None:
             return Gap(None, None, self.aligned_conflicting)
@@ -136,7 +119,7 @@ class Evaluation(GroupResult):
         return Gap(best - worst, self.accuracy - worst, self.aligned_conflicting)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the JSON object; all intervals are together in it, as pairs."""
+        """Return the JSON object, with all intervals in one place, as pairs."""
         return {
             "accuracy": self.accuracy,
             "size": self.size,
@@ -155,13 +138,13 @@ class Evaluation(GroupResult):
 
     @staticmethod
     def from_json(document: Mapping[str, Any]) -> Evaluation:
-        """Return the evaluation that an object describes.
+        """Read an evaluation.
 
         Parameters
         ----------
         document : mapping
-            As `to_json` returns it. Only ``accuracy`` is needed; what follows from other
-            values is not read, nor are further keys.
+            As `to_json` returns it. Only ``accuracy`` is required. Derived values and unknown
+            keys are ignored.
 
         Raises
         ------
@@ -197,75 +180,59 @@ def _pair(interval: Interval) -> list[float]:
 
 
 def _named(pair: object) -> object:
-    """Return a pair of numbers as an interval has them; what is no pair, as it is."""
+    """Return a pair as the fields of an interval; anything else unchanged."""
     if not isinstance(pair, Sequence) or len(pair) != 2:
         return pair
     low, high = pair
     return {"low": low, "high": high}
 
 
-def evaluate_predictions(correct: Sequence[bool], data: Grouping, *, seed: int = 0) -> Evaluation:
+def evaluate_predictions(
+    correct: Sequence[bool],
+    groups: Sequence[tuple[str, ...]],
+    aligned: Sequence[bool] | None = None,
+    *,
+    seed: int = 0,
+) -> Evaluation:
     """Return the accuracies of all rows and of each group, and their gaps.
 
     Parameters
     ----------
     correct : sequence of bool
-        Whether the prediction for a row is right.
-    data : Grouping
-        The rows, in the same order; which order does not matter. A `Dataset` is one.
+        Whether the prediction for each row is right. The order of rows does not matter.
+    groups : sequence of tuple of str
+        The groups of each row; none, one or several.
+    aligned : sequence of bool, optional
+        Whether a shortcut agrees with the label of each row.
     seed : int
-        Of the resampling behind the intervals of gaps.
+        Seed of the resampling behind the intervals of gaps.
 
     Raises
     ------
     ValueError
         If there are no rows, or not as many as predictions.
     """
-    if not 0 < len(data) == len(correct):
-        raise ValueError(f"{len(correct)} predictions for {len(data)} rows")
-    aligned = data.aligned or (False,) * len(data)
+    if not 0 < len(groups) == len(correct):
+        raise ValueError(f"{len(correct)} predictions for {len(groups)} rows")
+    sides = (False,) * len(groups) if aligned is None else aligned
     right = map(bool, correct)
-    cells = sorted(Counter(zip(data.groups, aligned, right, strict=True)).items())
-    overall = _count(cells)
+    cells = _Cells(sorted(Counter(zip(groups, sides, right, strict=True)).items()))
+    everything = cells.result()
     found = Evaluation(
-        accuracy=overall.accuracy,
-        size=overall.size,
-        groups=_count_groups(cells),
-        aligned_conflicting=None if data.aligned is None else _aligned_gap(cells),
+        accuracy=everything.accuracy,
+        size=everything.size,
+        groups={name: cells.result(places) for name, places in cells.groups.items()},
+        aligned_conflicting=None if aligned is None else cells.aligned_gap(),
     )
-    return replace(found, intervals=gap_intervals(cells, found.gap, seed=seed))
-
-
-def _count(cells: Iterable[tuple[_Cell, int]]) -> GroupResult:
-    size = num_right = 0
-    for (_, _, is_right), count in cells:
-        size += count
-        num_right += count * is_right
-    return GroupResult(num_right / size, size)
-
-
-def _count_groups(cells: _Cells) -> dict[str, GroupResult]:
-    members: dict[str, list[tuple[_Cell, int]]] = {}
-    for cell, count in cells:
-        for name in cell[0]:
-            members.setdefault(name, []).append((cell, count))
-    return {name: _count(members[name]) for name in sorted(members)}
-
-
-def _aligned_gap(cells: _Cells) -> float | None:
-    sides = [[item for item in cells if item[0][1] is aligned] for aligned in (True, False)]
-    if not all(sides):
-        return None
-    aligned, conflicting = map(_count, sides)
-    return aligned.accuracy - conflicting.accuracy
+    return replace(found, intervals=_gap_intervals(cells, found.gap, seed=seed))
 
 
 def wilson_interval(num_right: int, size: int) -> Interval:
-    """Return the score interval of a share.
+    """Return the Wilson score interval of a share.
 
-    Unlike the normal approximation it stays within 0 and 1, and covers small groups and
-    accuracies near 1. Wilson 1927, https://doi.org/10.1080/01621459.1927.10502953; compared
-    with others in Brown, Cai and DasGupta 2001, https://doi.org/10.1214/ss/1009213286
+    It stays within 0 and 1, and holds for small groups and accuracies near 1. Wilson 1927,
+    https://doi.org/10.1080/01621459.1927.10502953; compared with others in Brown, Cai and
+    DasGupta 2001, https://doi.org/10.1214/ss/1009213286
     """
     share = num_right / size
     weight = _Z**2 / size
@@ -276,88 +243,91 @@ def wilson_interval(num_right: int, size: int) -> Interval:
     return Interval(low, high)
 
 
-def gap_intervals(cells: _Cells, gap: Gap, *, seed: int) -> dict[str, Interval]:
-    """Return the bootstrap interval of each gap that there is.
+class _Cells:
+    """Kinds of rows that say the same: groups, whether aligned, whether right; and their counts."""
 
-    Rows are drawn anew with all they say, so that accuracies of one resample belong together;
-    which group is the worst is decided in each. How often each kind of row is drawn is
-    multinomial, so that no row is drawn one by one. A resample without a row of any group,
-    or of one side, says nothing. Percentiles of 1000 resamples: Efron and Tibshirani 1993,
-    An Introduction to the Bootstrap, chapter 13.
+    def __init__(self, counted: Sequence[tuple[tuple[tuple[str, ...], bool, bool], int]]) -> None:
+        import numpy as np
+
+        kinds, counts = zip(*counted, strict=True)
+        names, aligned, right = zip(*kinds, strict=True)
+        self.counts: Counts = np.array(counts, dtype=np.int64)
+        self.right = np.array(right)
+        self.sides = (np.flatnonzero(aligned), np.flatnonzero(~np.array(aligned)))
+        """The cells where a shortcut agrees with the label, and where it does not."""
+        members: dict[str, list[int]] = {}
+        for place, own in enumerate(names):
+            for name in own:
+                members.setdefault(name, []).append(place)
+        self.groups = {name: np.array(members[name]) for name in sorted(members)}
+        """The cells of each group."""
+
+    def result(self, places: _Places = _ALL) -> GroupResult:
+        """Return the accuracy of some cells."""
+        size = int(self.counts[places].sum())
+        return GroupResult(float(self.accuracies(self.counts, places)), size)
+
+    def aligned_gap(self) -> float | None:
+        """Return the accuracy of the aligned rows minus that of the others, if there are both."""
+        if not all(map(len, self.sides)):
+            return None
+        aligned, conflicting = (self.result(side).accuracy for side in self.sides)
+        return aligned - conflicting
+
+    def accuracies(self, drawn: Counts, places: _Places = _ALL) -> Floats:
+        """Return the accuracy of some cells (...) for counts of all (..., cells), or NaN."""
+        import numpy as np
+
+        own = drawn[..., places]
+        size = own.sum(axis=-1)
+        num_right = own[..., self.right[places]].sum(axis=-1)
+        shares: Floats = np.full(size.shape, np.nan)
+        np.divide(num_right, size, out=shares, where=size > 0)
+        return shares
+
+    def gaps(self, drawn: Counts) -> dict[str, Floats]:
+        """Return each gap for each resample (resamples, cells); NaN or infinity without rows."""
+        import numpy as np
+
+        worst = np.full(len(drawn), np.inf)
+        best = np.full(len(drawn), -np.inf)
+        for places in self.groups.values():
+            accuracy = self.accuracies(drawn, places)
+            worst, best = np.fmin(worst, accuracy), np.fmax(best, accuracy)
+        aligned, conflicting = (self.accuracies(drawn, side) for side in self.sides)
+        return {
+            "best_worst": best - worst,
+            "average_worst": self.accuracies(drawn) - worst,
+            "aligned_conflicting": aligned - conflicting,
+        }
+
+
+def _gap_intervals(cells: _Cells, gap: Gap, *, seed: int) -> dict[str, Interval]:
+    """Return the bootstrap interval of each gap that is not None.
+
+    Each resample draws whole rows, and finds its own worst group. The count of each kind of row
+    is multinomial, so that no row is drawn one by one. A resample that lacks every group, or one
+    side, is left out. Percentiles of 1000 resamples: Efron and Tibshirani 1993, An Introduction
+    to the Bootstrap, chapter 13.
 
     The difference of a largest and a smallest accuracy is biased upwards by chance, in the
-    resamples more than in the data: with small groups the interval lies high.
-
-    Parameters
-    ----------
-    cells : sequence
-        Kinds of rows, and how many there are of each.
-    gap : Gap
-        Of the data itself.
-    seed : int
-        Of the resampling.
+    resamples more than in the data: for small groups the interval lies high.
     """
     import numpy as np
 
     present = [item.name for item in fields(gap) if getattr(gap, item.name) is not None]
     if not present:
         return {}
-    statistics = _Resampled(cells)
-    samples: list[dict[str, Floats]] = []
-    counts = np.array([count for _, count in cells], dtype=np.int64)
-    size = int(counts.sum())
+    size = int(cells.counts.sum())
     generator = np.random.default_rng(seed)
-    step = max(1, _MAX_DRAWN // len(cells))
+    step = max(1, _MAX_DRAWN // len(cells.counts))
+    samples: list[dict[str, Floats]] = []
     for start in range(0, _RESAMPLES, step):
         num = min(step, _RESAMPLES - start)
-        drawn = generator.multinomial(size, counts / size, size=num)
-        samples.append(statistics.gaps(drawn))
+        samples.append(cells.gaps(generator.multinomial(size, cells.counts / size, size=num)))
     joined = {name: np.concatenate([sample[name] for sample in samples]) for name in present}
     finite = {name: values[np.isfinite(values)] for name, values in joined.items()}
     return {name: _percentiles(values) for name, values in finite.items() if values.size}
-
-
-class _Resampled:
-    """Gaps of resamples: how often each cell was drawn, one resample a row."""
-
-    def __init__(self, cells: _Cells) -> None:
-        import numpy as np
-
-        self._right = np.array([right for (_, _, right), _ in cells])
-        self._aligned = np.array([aligned for (_, aligned, _), _ in cells])
-        members: dict[str, list[int]] = {}
-        for place, ((names, _, _), _) in enumerate(cells):
-            for name in names:
-                members.setdefault(name, []).append(place)
-        self._members = [np.array(places) for places in members.values()]
-
-    def gaps(self, drawn: Counts) -> dict[str, Floats]:
-        """Return each gap of each resample; NaN or infinity where it has none."""
-        import numpy as np
-
-        worst = np.full(len(drawn), np.inf)
-        best = np.full(len(drawn), -np.inf)
-        for places in self._members:
-            accuracy = self._accuracy(drawn[:, places], self._right[places])
-            worst, best = np.fmin(worst, accuracy), np.fmax(best, accuracy)
-        aligned, conflicting = (
-            self._accuracy(drawn[:, side], self._right[side])
-            for side in (self._aligned, ~self._aligned)
-        )
-        return {
-            "best_worst": best - worst,
-            "average_worst": self._accuracy(drawn, self._right) - worst,
-            "aligned_conflicting": aligned - conflicting,
-        }
-
-    @staticmethod
-    def _accuracy(drawn: Counts, right: NDArray[np.bool_]) -> Floats:
-        import numpy as np
-
-        size = drawn.sum(axis=1)
-        shares = np.full(len(drawn), np.nan)
-        np.divide(drawn[:, right].sum(axis=1), size, out=shares, where=size > 0)
-        return shares
 
 
 def _percentiles(values: Floats) -> Interval:

@@ -1,23 +1,22 @@
-"""Load a model and its tokenizer by transformers, or say why it cannot be evaluated.
-
-It asks the model nothing.
-"""
+"""Load a model and its tokenizer by transformers, or say why it cannot be evaluated."""
 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from svdcut.choose.options import StoredDtype
 from svdcut.device import resolve_device
 from svdcut.errors import CheckpointError, EvaluationError, SvdcutError, UsageError, listed
-from svdcut.evaluation.answers import Kind, ScoringOptions
+from svdcut.evaluation.answers import Item, Kind
+from svdcut.evaluation.options import DataOptions
 from svdcut.files.checkpoint import Checkpoint, open_checkpoint
 from svdcut.files.jsonfile import quoted
 from svdcut.shown import byte_size
@@ -34,10 +33,10 @@ _TOKENIZER_FILES = (
     "*.tiktoken",
     "prophetnet.tokenizer",
 )
-"""Without one of them transformers makes up a tokenizer that knows no word."""
+"""Without any of these, transformers makes up a tokenizer that knows no word."""
 
 _UNLIMITED = 10**12
-"""More tokens than this is how a tokenizer says that it knows no limit."""
+"""Tokenizers give a larger number for "no limit"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,63 +44,56 @@ class LoadedModel:
     """A model that is ready to be asked."""
 
     source: str
-    """As the user named it."""
+    """The user's name for it."""
 
     kind: Kind
     model: Any
-    """Of transformers, in evaluation mode."""
+    """A model of transformers, in evaluation mode."""
 
     tokenizer: Any
 
 
 def load_model(
-    source: str | Path | Checkpoint, options: ScoringOptions, *, quiet: bool = False
+    source: str | Path | Checkpoint, options: DataOptions, *, quiet: bool = False
 ) -> LoadedModel:
-    """Load a classifier or a language model from safetensors.
+    """Load a classifier or a language model from safetensors onto the device.
 
     Parameters
     ----------
     source : str, Path or Checkpoint
-        A directory, a Hub id ``org/name[@revision]``, or a checkpoint that is open; no
-        adapter.
-    options : ScoringOptions
-        Device, dtype and chat template are looked at.
+        A directory, a Hub id ``org/name[@revision]``, or an open checkpoint; no adapter.
+    options : DataOptions
+        `device` and `chat_template` matter here.
     quiet : bool
         Whether downloads show no progress.
-
-    Returns
-    -------
-    LoadedModel
-        On the device.
 
     Raises
     ------
     CheckpointError, HubError
         If it is not a readable safetensors checkpoint.
     EvaluationError
-        If it is no model that can be evaluated.
+        If it is not a model that can be evaluated.
     """
     device = resolve_device(options.device)
-    dtype = _resolve_dtype(options.dtype, device)
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, quiet=quiet)
     kind = find_kind(checkpoint)
     with _quiet_transformers():
         tokenizer = _load_tokenizer(checkpoint)
         if not options.chat_template:
             tokenizer.chat_template = None
-        model = _load_weights(checkpoint, kind, dtype)
+        model = _load_weights(checkpoint, kind, compute_dtype(device))
     if kind is Kind.LANGUAGE_MODEL:
         _check_causal(checkpoint, model.config)
     return LoadedModel(checkpoint.source, kind, _move(checkpoint, model, device), tokenizer)
 
 
 def find_kind(checkpoint: Checkpoint) -> Kind:
-    """Return what a model is, before it is loaded; or of an adapter, what it makes of its base.
+    """Return what a model is before it is loaded; an adapter is what it makes of its base.
 
     Raises
     ------
     EvaluationError
-        If its config and its small files say that it cannot be evaluated.
+        If its config and its small files show that it cannot be evaluated.
     UsageError
         If transformers cannot be imported.
     """
@@ -112,22 +104,9 @@ def find_kind(checkpoint: Checkpoint) -> Kind:
     return kind
 
 
-def dtype_name(options: ScoringOptions) -> str:
-    """Return the dtype that a model is computed in, as ``float32``."""
-    found = _resolve_dtype(options.dtype, resolve_device(options.device))
-    return str(found).removeprefix("torch.")
-
-
-def _resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    try:
-        wanted = StoredDtype(name)
-    except ValueError:
-        allowed = ", ".join(dtype.value for dtype in StoredDtype)
-        raise UsageError(f"dtype {name!r}: expected one of {allowed}") from None
-    if wanted is StoredDtype.AUTO:
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    dtype: torch.dtype = getattr(torch, wanted.value)
-    return dtype
+def compute_dtype(device: torch.device) -> torch.dtype:
+    """Return the dtype that models are evaluated in."""
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
 def _require_transformers() -> None:
@@ -142,7 +121,7 @@ def _require_transformers() -> None:
 
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """Let transformers neither warn nor draw: what matters of that is an error here."""
+    """Silence transformers: the warnings that matter are errors here."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -157,7 +136,7 @@ def _quiet_transformers() -> Iterator[None]:
 
 
 def _find_kind(checkpoint: Checkpoint) -> Kind:
-    """Return what the config says that the model is."""
+    """Return the kind that the config names."""
     from transformers.models.auto import modeling_auto
 
     if checkpoint.directory is None:
@@ -231,7 +210,7 @@ def _move(checkpoint: Checkpoint, model: Any, device: torch.device) -> Any:  # n
 
 
 def _check_complete(checkpoint: Checkpoint, found: Mapping[str, Any]) -> None:
-    """Refuse a model of which a part would be random numbers."""
+    """Refuse a model if transformers would fill a part with random numbers."""
     missing = sorted(found["missing_keys"])
     if missing:
         raise EvaluationError(
@@ -242,7 +221,7 @@ def _check_complete(checkpoint: Checkpoint, found: Mapping[str, Any]) -> None:
 
 
 def _check_causal(checkpoint: Checkpoint, config: Any) -> None:  # noqa: ANN401
-    """Refuse a model that sees what it is to predict: one made to fill gaps in a text."""
+    """Refuse a model that sees the word it is to predict, as one that fills gaps does."""
     from transformers.models.auto import modeling_auto
 
     fills_gaps = config.model_type in {*modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES, "xlnet"}
@@ -256,7 +235,7 @@ def _check_causal(checkpoint: Checkpoint, config: Any) -> None:  # noqa: ANN401
 
 @contextmanager
 def _explained(checkpoint: Checkpoint, what: str) -> Iterator[None]:
-    """Turn what transformers raises, which may be anything, into an error that names a source."""
+    """Turn any exception of transformers into an error that names the source."""
     from transformers import __version__
 
     try:
@@ -274,7 +253,7 @@ def _explained(checkpoint: Checkpoint, what: str) -> Iterator[None]:
 
 
 def _named(checkpoint: Checkpoint, text: str) -> str:
-    """Return a text with what the user named, where it has the folder that this lies in."""
+    """Return a text with the user's name of a checkpoint in place of its folder."""
     folder = checkpoint.directory
     if folder is None or folder == Path(checkpoint.source):
         return text
@@ -282,10 +261,9 @@ def _named(checkpoint: Checkpoint, text: str) -> str:
 
 
 def find_max_length(config: Any, tokenizer: Any) -> int | None:  # noqa: ANN401
-    """Return how many tokens a model takes, as lm-evaluation-harness finds it.
+    """Return how many tokens a model takes: from the config, else from the tokenizer, or None.
 
-    ``lm_eval.models.utils_hf.resolve_max_length`` of version 0.4.13: from the config, else
-    from the tokenizer; None where neither says.
+    As lm-evaluation-harness 0.4.13 does: ``lm_eval.models.utils_hf.resolve_max_length``.
     """
     text_config = getattr(config, "text_config", None) or config
     for name in ("n_positions", "max_position_embeddings", "n_ctx"):
@@ -296,6 +274,29 @@ def find_max_length(config: Any, tokenizer: Any) -> int | None:  # noqa: ANN401
 
 
 def tokenizer_limit(tokenizer: Any) -> int | None:  # noqa: ANN401
-    """Return how many tokens a tokenizer says that its model takes, or None."""
+    """Return how many tokens the model takes, as its tokenizer says, or None."""
     limit = getattr(tokenizer, "model_max_length", None)
     return None if limit is None or limit > _UNLIMITED else int(limit)
+
+
+def pad(items: Sequence[Item], pad_id: int, side: str, device: torch.device) -> dict[str, Tensor]:
+    """Return the inputs of a batch, padded to its longest item at the left or the right.
+
+    Returns
+    -------
+    dict
+        ``input_ids`` and ``attention_mask``, and ``token_type_ids`` if the items have types:
+        each (items, length of the longest), int64.
+    """
+
+    def stack(rows: Iterable[Sequence[int]], filler: int) -> Tensor:
+        tensors = [torch.tensor(row, dtype=torch.int64) for row in rows]
+        padded = pad_sequence(tensors, batch_first=True, padding_value=filler, padding_side=side)
+        return padded.to(device)
+
+    inputs = {
+        "input_ids": stack((item.ids for item in items), pad_id),
+        "attention_mask": stack(([1] * len(item.ids) for item in items), 0),
+    }
+    types = [item.types for item in items if item.types is not None]
+    return inputs | ({"token_type_ids": stack(types, 0)} if types else {})

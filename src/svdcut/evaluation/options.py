@@ -1,4 +1,4 @@
-"""The options of `evaluate`, and those that `sweep` shares with it."""
+"""The options of `evaluate`, and the ones that `sweep` shares with it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from dataclasses import KW_ONLY
 from pathlib import Path
 
 from svdcut.choose.options import CallOptions, DeviceOptions
-from svdcut.evaluation.answers import ScoringOptions
-from svdcut.evaluation.dataset import Columns
-from svdcut.option import Panel, shared
+from svdcut.errors import UsageError
+from svdcut.files.jsonfile import quoted
+from svdcut.option import Panel
 from svdcut.option_kinds import File, Side, Switch, Text, Texts, Whole, Words, options
 
 
@@ -22,46 +22,46 @@ class Prompt(Text[str | None]):
 
 @options
 class DataOptions(DeviceOptions):
-    """Options of the data, and of what a model is asked."""
+    """Options about the data, and about what a model is asked."""
 
     _: KW_ONLY
     text: Text[str] = Text("The text.", default="text", metavar="COLUMN", panel=Panel.COLUMNS)
     text_pair: Text[str | None] = Text(
-        "The other text, where the task is on pairs.",
+        "The second text, for a task on pairs.",
         default=None,
         metavar="COLUMN",
         panel=Panel.COLUMNS,
     )
     label: Text[str] = Text("The label.", default="label", metavar="COLUMN", panel=Panel.COLUMNS)
     group: Texts = Texts(
-        "What parts the texts into groups; of several columns, the values together.",
+        "A group for each value of the column; of several columns, for each combination.",
         default=(),
         metavar="COLUMN",
         panel=Panel.COLUMNS,
     )
     group_columns: Words = Words(
-        "Columns of numbers from 0 to 1, each of a group that a text is in from 0.5 up, and "
-        "that its label parts; they may overlap.",
+        "Columns of numbers from 0 to 1 that make overlapping groups, one for each column and "
+        "label; a text belongs to a column's from 0.5 up.",
         default=(),
         metavar="COLUMN,COLUMN",
         panel=Panel.COLUMNS,
     )
     aligned: Text[str | None] = Text(
-        "1 where the shortcut leads to the right label, 0 where to a wrong one.",
+        "1 if the shortcut leads to the right label, 0 if it leads to a wrong one.",
         default=None,
         metavar="COLUMN",
         panel=Panel.COLUMNS,
     )
     prompt: Prompt = Prompt(
         r"Prompt of a language model, with {text} in it, and {text_pair} for pairs; \n is a new "
-        "line. A word follows after a space, where the prompt ends without one.",
+        "line. A space follows a prompt that ends without one.",
         default=None,
         metavar="TEMPLATE",
         panel=Panel.MODEL,
         shown_default="the text and a new line",
     )
     labels: Words = Words(
-        "What the model calls the labels, in their order, or as LABEL=WORD,LABEL=WORD: words "
+        "The model's names for the labels, in their order or as LABEL=WORD,LABEL=WORD: words "
         "after the prompt, or classes of the head.",
         default=(),
         metavar="WORD,WORD",
@@ -74,8 +74,8 @@ class DataOptions(DeviceOptions):
         panel=Panel.MODEL,
     )
     chat_template: Switch = Switch(
-        "Ask by the bare prompt even a model that has a chat template, as "
-        "lm-evaluation-harness does without --apply_chat_template.",
+        "Use the bare prompt even if the model has a chat template, as lm-evaluation-harness "
+        "does without --apply_chat_template.",
         default=True,
         panel=Panel.MODEL,
     )
@@ -102,21 +102,34 @@ class DataOptions(DeviceOptions):
     )
 
     @property
-    def columns(self) -> Columns:
-        """What is in which column."""
-        return Columns(**shared(self, Columns))
+    def text_columns(self) -> tuple[str, ...]:
+        """The columns that a model reads."""
+        return (self.text,) if self.text_pair is None else (self.text, self.text_pair)
 
     @property
-    def scoring(self) -> ScoringOptions:
-        """What is asked of a model."""
-        return ScoringOptions(
-            prompt=self.prompt,
-            labels=self.labels,
-            normalize=self.normalize,
-            chat_template=self.chat_template,
-            batch_size=self.batch_size,
-            device=self.device,
-        )
+    def grouping(self) -> tuple[str, ...]:
+        """The columns that groups are made of, each once; with the label, if it splits some."""
+        label = (self.label,) if self.group_columns else ()
+        aligned = () if self.aligned is None else (self.aligned,)
+        return tuple(dict.fromkeys((*label, *self.group, *self.group_columns, *aligned)))
+
+    def template(self) -> str:
+        """Return the prompt's template; refuse one that does not fit the data."""
+        has_pairs = self.text_pair is not None
+        if self.prompt is None:
+            return "{text}\n{text_pair}\n" if has_pairs else "{text}\n"
+        for name in ("text", "text_pair") if has_pairs else ("text",):
+            if f"{{{name}}}" not in self.prompt:
+                raise UsageError(
+                    f"--prompt {quoted(self.prompt)}: has no {{{name}}} in it",
+                    hint="As --prompt '{text} The review is ' --labels negative,positive.",
+                )
+        if not has_pairs and "{text_pair}" in self.prompt:
+            raise UsageError(
+                f"--prompt {quoted(self.prompt)}: {{text_pair}} needs pairs of texts",
+                hint="Name the column of the second text: --text-pair COLUMN.",
+            )
+        return self.prompt
 
 
 @options
@@ -133,7 +146,7 @@ class EvaluateOptions(CallOptions, DataOptions):
     )
     _: KW_ONLY
     base: Side[str | Path | None] = Side(
-        "Of an adapter: the base to evaluate it on, a directory or a Hub id.",
+        "The base to evaluate an adapter on: a directory or a Hub id.",
         default=None,
         metavar="BASE",
         panel=Panel.INPUTS,

@@ -1,25 +1,23 @@
-"""Predict labels: tokenise a dataset once, and score it as often as the weights change."""
+"""Predict labels: tokenise a dataset once, score it each time the weights change."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from svdcut.device import device_name
 from svdcut.errors import NonFiniteError, SvdcutError
-from svdcut.evaluation.answers import Kind, ScoringOptions
-from svdcut.evaluation.batches import Item, Task, make_batches
+from svdcut.evaluation.answers import Item, Kind, Predictions, Task
 from svdcut.evaluation.classifier import ask_classifier
 from svdcut.evaluation.dataset import Dataset
 from svdcut.evaluation.language_model import ask_language_model
 from svdcut.evaluation.metrics import Evaluation, evaluate_predictions
 from svdcut.evaluation.model import LoadedModel, load_model
-from svdcut.evaluation.predictions import Predictions
+from svdcut.evaluation.options import DataOptions
 from svdcut.files.checkpoint import Checkpoint
 from svdcut.record.progress import Observer, Progress
 
@@ -43,26 +41,15 @@ class Predictor:
     def evaluate(
         self, *, seed: int = 0, observe: Observer = lambda progress: None
     ) -> tuple[Evaluation, Predictions]:
-        """Predict the labels, and count which are right, by group.
+        """Predict the labels, and count which are right, by group; `seed` is for intervals.
 
-        Parameters
-        ----------
-        seed : int
-            Of the intervals.
-        observe : callable
-            As for `predict`, which raises the same errors.
-
-        Returns
-        -------
-        Evaluation
-            Accuracies and gaps.
-        Predictions
-            What they are of, row by row.
+        It observes and raises as `predict` does.
         """
         predictions = self.predict(observe)
-        correct = predictions.matches(self.dataset.labels)
+        data = self.dataset
+        correct = predictions.matches(data.labels)
         evaluation = replace(
-            evaluate_predictions(correct, self.dataset, seed=seed),
+            evaluate_predictions(correct, data.groups, data.aligned, seed=seed),
             num_truncated=predictions.num_truncated,
             chat_template=predictions.chat_template,
         )
@@ -74,13 +61,12 @@ class Predictor:
         Parameters
         ----------
         observe : callable
-            Told of each batch that is done; the sizes are texts.
+            Called after each batch; sizes count texts.
 
         Returns
         -------
         Predictions
-            In the order of the dataset; the same for any size and order of batches, but
-            for rounding.
+            In the order of the dataset. Batch size and order change them by rounding at most.
 
         Raises
         ------
@@ -91,10 +77,10 @@ class Predictor:
 
         Notes
         -----
-        One pass of the model for each row of a classifier; for a language model one for
-        each word, or for all words that are one token.
+        A classifier takes one pass for each row. A language model takes one for each word, or
+        one for all words of a single token.
         """
-        total, num_items = len(self.dataset), len(self.task.items)
+        total, num_items = len(self.dataset.rows), len(self.task.items)
         scores = [[math.nan] * len(self.task.answers.labels) for _ in range(total)]
         done = told = 0
         self.model.eval()
@@ -103,7 +89,7 @@ class Predictor:
                 for answer, score in found.items():
                     scores[item.row][answer] = score
             done += len(batch)
-            # A text is an item, or one for each of its answers.
+            # A text has one or more items.
             finished = done * total // num_items
             observe(Progress("evaluate", self.loaded.source, finished - told, total))
             told = finished
@@ -139,7 +125,6 @@ class Predictor:
             scores=tuple(map(tuple, scores)),
             num_truncated=self.task.num_truncated,
             chat_template=None if is_classifier else bool(loaded.tokenizer.chat_template),
-            device=device_name(self.model.device),
             dtype=str(self.model.dtype).removeprefix("torch."),
         )
 
@@ -147,39 +132,31 @@ class Predictor:
 def load_predictor(
     checkpoint: str | Path | Checkpoint,
     dataset: Dataset,
-    options: ScoringOptions,
+    options: DataOptions,
     *,
     quiet: bool = False,
 ) -> Predictor:
     """Load a model, match its labels with those of a dataset, and tokenise the dataset.
 
-    Parameters
-    ----------
-    checkpoint : str, Path or Checkpoint
-        A folder, a Hub id ``org/name[@revision]``, or a checkpoint that is open: a sequence
-        classifier, or a causal language model.
-    dataset : Dataset
-        The texts.
-    options : ScoringOptions
-        How to ask.
-    quiet : bool
-        Whether downloads show no progress.
-
-    Returns
-    -------
-    Predictor
-        With the model on the device.
+    It takes and raises what `load_model` does, and raises further:
 
     Raises
     ------
-    CheckpointError, HubError
-        If the model cannot be read.
     EvaluationError
-        If it cannot be evaluated on this data.
+        If the model cannot be evaluated on this data.
     UsageError
-        If an option is not of this kind of model.
+        If an option does not apply to this kind of model.
     """
     loaded = load_model(checkpoint, options, quiet=quiet)
     ask = ask_classifier if loaded.kind is Kind.CLASSIFIER else ask_language_model
     task = ask(loaded, dataset, options)
-    return Predictor(loaded, dataset, task, make_batches(task.items, options.batch_size))
+    return Predictor(loaded, dataset, task, _make_batches(task.items, options.batch_size))
+
+
+def _make_batches(items: Iterable[Item], size: int) -> tuple[tuple[Item, ...], ...]:
+    """Return batches, the longest items first: too little memory shows at once.
+
+    The order depends on the tokens alone, so that the order of the rows changes no batch.
+    """
+    ordered = sorted(items, key=lambda item: (-len(item.ids), item.ids, item.row))
+    return tuple(tuple(ordered[n : n + size]) for n in range(0, len(ordered), size))

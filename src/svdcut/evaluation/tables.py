@@ -1,7 +1,4 @@
-"""Tables of examples, row by row: CSV, TSV, JSON Lines, JSON and Parquet.
-
-Knows formats and names of columns; says nothing of what a column means.
-"""
+"""Read tables row by row: CSV, TSV, JSON Lines, JSON and Parquet."""
 
 from __future__ import annotations
 
@@ -19,9 +16,6 @@ from typing import Any, TextIO
 from svdcut.errors import DataError
 from svdcut.files.jsonfile import check_regular, quoted
 
-Row = Sequence[object]
-"""The cells of the columns that are wanted."""
-
 _OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open}
 _MAX_LISTED = 20
 _HINT = (
@@ -30,8 +24,8 @@ _HINT = (
 )
 
 
-def read_rows(path: Path, wanted: Sequence[str]) -> Iterator[Row]:
-    """Yield some columns of a table, row by row; blank lines are none.
+def read_rows(path: Path, wanted: Sequence[str]) -> Iterator[list[object]]:
+    """Yield some columns of a table, row by row; blank lines are skipped.
 
     Parameters
     ----------
@@ -39,18 +33,18 @@ def read_rows(path: Path, wanted: Sequence[str]) -> Iterator[Row]:
         ``.csv``, ``.tsv``, ``.jsonl``, ``.json`` (a list of objects, or JSON Lines) or
         ``.parquet``; text may be compressed, as ``.csv.gz`` or ``.csv.bz2``.
     wanted : sequence of str
-        Names of columns; the cells of a row come in this order.
+        Names of columns.
 
     Yields
     ------
-    sequence
-        Text of CSV and TSV; of the others, whatever a cell holds.
+    list
+        The cells of a row in the order of `wanted`: text in CSV and TSV, else any value.
 
     Raises
     ------
     DataError
-        If the file cannot be read, is not of the format that its name says, lacks a column,
-        has two of one name, or a row is not like the others.
+        If the file cannot be read, has another format than its name says, lacks a column or
+        has it twice, or a row differs from the others.
     """
     read = _reader(path)
     number = 0
@@ -67,7 +61,7 @@ def read_rows(path: Path, wanted: Sequence[str]) -> Iterator[Row]:
         raise DataError(f"{path}: row {number + 1}: {error}", hint=_HINT) from error
 
 
-def _pick(rows: Iterator[Any], wanted: Sequence[str]) -> Iterator[Row]:
+def _pick(rows: Iterator[Any], wanted: Sequence[str]) -> Iterator[list[object]]:
     for row in rows:
         if not isinstance(row, dict):
             raise ValueError(f"{quoted(row)}, where an object is expected")  # noqa: TRY004

@@ -1,7 +1,4 @@
-"""Decompose every matrix once, as far as all cuts of a sweep need, and keep it on disk.
-
-It evaluates nothing.
-"""
+"""Decompose every matrix once, as far as all cuts of a sweep need, and keep it on disk."""
 
 from __future__ import annotations
 
@@ -27,10 +24,9 @@ from svdcut.streaming.memory import memory_needs
 from svdcut.streaming.pool import Pool, Reserve
 from svdcut.streaming.stored_matrix import MatrixSides, matrix_sides
 from svdcut.sweeps.decomposition import Decomposition, StoredMatrix, job_for
-from svdcut.sweeps.result import BASE, Variant
-from svdcut.sweeps.rows import explain_writing
+from svdcut.sweeps.result import BASE, Variant, explain_writing
 from svdcut.truncation.budget import allocate_budgets
-from svdcut.truncation.reconstruction import CutMatrix, stays_whole
+from svdcut.truncation.reconstruction import stays_whole
 from svdcut.truncation.tensor_job import (
     Job,
     decompose_matrix,
@@ -53,31 +49,30 @@ def decompose_update(
     Parameters
     ----------
     plan : Plan
-        Of the two sides.
+        The plan of the two sides.
     variants : sequence of Variant
         The cuts.
     options : Options
-        As the plan was made with.
+        The options of the plan.
     folder : Path
-        Where the triplets are kept, a file for each matrix. A matrix whose file serves all
-        `variants` is not decomposed again: after one of rank 64, that is all ranks below.
+        Folder of the triplets, one file per matrix. A file that serves all `variants` is not
+        made again: after rank 64 it serves all ranks below.
     restart : bool
-        Whether to drop what is there.
+        Whether to drop the files that are there.
     observe : callable
-        Told of each tensor that is done, unless all are there.
+        Called after each tensor, unless all files are there.
 
     Raises
     ------
     NonFiniteError, QualityError, CheckpointError, OutputError
         As `svdcut.truncation.run.run_truncation` does.
     OutputExistsError
-        If the folder holds something else, or another run is at work there.
+        If the folder holds something else, or another run works there.
 
     Notes
     -----
-    The decompositions are those that a truncation to the same list of rules makes, by the
-    same calls; but where a matrix stays whole, nothing is decomposed for that. Disk:
-    ``8 k (m + n)`` bytes a matrix.
+    The decompositions are those of a truncation to the same list of rules, except that a matrix
+    which stays whole is not decomposed for that. Disk: ``8 k (m + n)`` bytes per matrix.
     """
     found = Decomposition(plan, options, folder)
     with _journal(folder, identify_work(plan, options), restart=restart) as journal:
@@ -93,7 +88,7 @@ def decompose_update(
 
 
 def identify_work(plan: Plan, options: Options) -> dict[str, str]:
-    """Return everything that shapes a decomposition, in words, but for the cuts."""
+    """Return everything that a decomposition depends on, in words, except the cuts."""
     device = device_name(resolve_device(options.device))
     machinery = {"torch": str(torch.__version__), "device": device}
     identity = identify_run(plan, [Output(Path(), BASE.rule)], options, machinery)
@@ -103,7 +98,7 @@ def identify_work(plan: Plan, options: Options) -> dict[str, str]:
 
 @contextmanager
 def _journal(folder: Path, identity: dict[str, str], *, restart: bool) -> Iterator[Journal]:
-    """Lock a folder; empty it first where it holds work of another identity."""
+    """Lock a folder, and drop files of another identity."""
     if folder.exists() and any(folder.iterdir()) and not (folder / JOURNAL_NAME).is_file():
         raise OutputExistsError(
             f"{folder} exists and is no decomposition that svdcut made (it has no {JOURNAL_NAME})",
@@ -125,7 +120,7 @@ def _remove(folder: Path, pattern: str) -> None:
 
 
 def _refuse_changed(plan: Plan, folder: Path) -> None:
-    """Refuse inputs that changed, and drop what was made of them."""
+    """Refuse inputs that changed, and drop the files made from them."""
     try:
         refuse_changed(plan)
     except InputChangedError:
@@ -145,7 +140,7 @@ class _Work:
     observe: Observer
 
     def run(self, journal: Journal) -> None:
-        """Decompose what is missing; `journal` remembers spectra that a budget needs."""
+        """Decompose the missing matrices; `journal` keeps spectra for budgets."""
         plan, options = self.made.plan, self.made.options
         others = [v.keep for v in self.variants if v.keep is not Keep.TOP]
         needs = memory_needs(
@@ -158,9 +153,11 @@ class _Work:
 
         def task(number: int) -> None:
             pair = pairs[number]
-            self._tensor(job, pair)
-            size, resumed = pair.finetuned.size_bytes, pair.name not in self.missing
-            self.observe(Progress("decompose", pair.name, size, total, resumed=resumed))
+            missing = self.missing.get(pair.name, [])
+            for sides in missing:
+                decompose_on_device(job, pair, partial(self._matrix, pair, sides))
+            size = pair.finetuned.size_bytes
+            self.observe(Progress("decompose", pair.name, size, total, resumed=not missing))
 
         with Pool(num_workers(job.device), needs.bound, job.device) as pool:
             budgets = allocate_budgets(job, plan, pool, needs.sizes, journal, self.observe)
@@ -168,44 +165,36 @@ class _Work:
             pool.map(task, [sizes[pair.name] for pair in pairs])
 
     def _rules_to_decompose(self) -> list[Rule]:
-        """Return the rules without the one for which matrices may stay as they are."""
+        """Return the rules, without the full rank if it leaves matrices as they are."""
         rules = [variant.rule for variant in self.variants]
         if self.made.options.scale == 1 and not self.made.plan.finetuned.updates:
             rules = [rule for rule in rules if rule != FULL]
         return rules or [NOTHING]
 
-    def _tensor(self, job: Job, pair: Pair) -> None:
-        """Decompose the missing matrices of a tensor."""
-        for sides in self.missing.get(pair.name, ()):
-            decompose_on_device(job, pair, partial(self._matrix, pair, sides))
-
     def _matrix(self, pair: Pair, sides: MatrixSides, job: Job) -> None:
-        """Decompose a matrix, and write it; where a cut leaves it whole, not for that one."""
+        """Decompose a matrix for the cuts that do not leave it whole, and write it."""
         full_rank = pair.full_ranks[sides.number]
         requests = job.requests(pair, sides.number)
         can_stay = stays_whole(sides, full_rank, full_rank, job.options.scale)
-        whole = [can_stay and request.rule == FULL for request in requests]
-        asked = [request for request, is_whole in zip(requests, whole, strict=True) if not is_whole]
-        cuts = decompose_matrix(job, pair, sides, asked or [CutRequest(NOTHING, Keep.TOP, 0)])
+        asked = [request for request in requests if not (can_stay and request.rule == FULL)]
+        made = decompose_matrix(job, pair, sides, asked or [CutRequest(NOTHING, Keep.TOP, 0)])
+        cuts = [matrix.result.cut for matrix in made]
         found = iter(cuts)
-        ranks = [full_rank if is_whole else next(found).result.cut.rank for is_whole in whole]
-        names = map(str, self.variants)
-        self._write(pair, sides, cuts, dict(zip(names, ranks, strict=True)))
-
-    def _write(
-        self, pair: Pair, sides: MatrixSides, cuts: Sequence[CutMatrix], ranks: dict[str, int]
-    ) -> None:
-        result = cuts[0].result
-        needed = sorted({index for cut in cuts for index in cut.result.cut.indices})
-        left, right = cuts[0].factors(needed)
+        ranks = {
+            str(variant): full_rank if can_stay and request.rule == FULL else next(found).rank
+            for variant, request in zip(self.variants, requests, strict=True)
+        }
+        first, result = made[0], made[0].result
+        needed = sorted({index for cut in cuts for index in cut.indices})
+        left, right = first.factors(needed)
         dtype = torch.promote_types(left.dtype, right.dtype)
         matrix = StoredMatrix(
             tensor=pair.name,
             measured=result.measured,
             indices=tuple(needed),
             ranks=ranks,
-            edge=next((c.result.cut.edge for c in cuts if c.result.cut.edge is not None), None),
-            is_wide=cuts[0].is_wide,
+            edge=next((cut.edge for cut in cuts if cut.edge is not None), None),
+            is_wide=first.is_wide,
             zero_fraction=result.zero_fraction,
             equal_bytes=result.equal_bytes,
             hashes={},

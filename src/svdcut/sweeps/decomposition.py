@@ -1,7 +1,4 @@
-"""A decomposition on disk, a file for each matrix, and the cuts that it serves.
-
-It decomposes nothing.
-"""
+"""A decomposition on disk, one file per matrix, and the cuts that can be made from it."""
 
 from __future__ import annotations
 
@@ -10,11 +7,12 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, partial
+from itertools import chain
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from svdcut.choose.cut import Cut, CutRequest, choose_cut, is_certified
@@ -25,10 +23,9 @@ from svdcut.errors import CheckpointError
 from svdcut.files.atomic_write import write_whole
 from svdcut.files.header import read_header
 from svdcut.files.jsonfile import parse_dataclass, quoted
-from svdcut.files.tensorfile import TensorEntry, read_bytes
 from svdcut.pair.pairing import Action, Pair
 from svdcut.pair.plan import Plan
-from svdcut.streaming.stored_matrix import TORCH_DTYPES, MatrixSides, matrix_sides, to_bytes
+from svdcut.streaming.stored_matrix import MatrixSides, matrix_sides, to_bytes
 from svdcut.svd.certificate import Bounds, MeasuredValues
 from svdcut.sweeps.result import Variant
 from svdcut.truncation.reconstruction import CutMatrix, MatrixResult, stays_whole
@@ -41,31 +38,31 @@ _DIGEST = "sha256 of the facts"
 
 @dataclass(frozen=True, slots=True)
 class StoredMatrix:
-    """What is known of one matrix, beside its vectors."""
+    """The facts of one matrix, stored with its vectors."""
 
     tensor: str
     measured: MeasuredValues
     indices: tuple[int, ...]
-    """Triplets whose vectors are in the file; ascending."""
+    """The triplets whose vectors are in the file, ascending."""
 
     ranks: Mapping[str, int]
     """The rank of each cut that the matrix was decomposed for, by the text of its variant."""
 
     edge: float | None
-    """The noise edge, if it was asked for."""
+    """The noise edge, if a rule needed it."""
 
     is_wide: bool
     zero_fraction: float
     equal_bytes: bool
-    """These as in `svdcut.streaming.update.Update`."""
+    """These three as in `svdcut.streaming.update.Update`."""
 
     hashes: Mapping[str, str]
-    """The sha256 of the vectors of each side."""
+    """The sha256 of each side's vectors."""
 
     def cut(
         self, sides: MatrixSides, variant: Variant, request: CutRequest, options: Options
     ) -> Cut | None:
-        """Return a cut, or None if what is stored does not tell it, or has not its vectors."""
+        """Return a cut, or None if the stored facts or vectors are not enough for it."""
         measured = self.measured
         rank = self._rank(variant, request)
         if rank is None:
@@ -95,7 +92,7 @@ class StoredMatrix:
 
 
 def _whole(measured: MeasuredValues) -> Cut:
-    """Return the cut that leaves a matrix as it is; further triplets need not be known."""
+    """Return the cut that keeps all of a matrix, whichever triplets are stored."""
     s = measured.singular_values()
     return Cut(
         indices=range(measured.full_rank),
@@ -112,43 +109,35 @@ def _whole(measured: MeasuredValues) -> Cut:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What a cut keeps, over all matrices."""
+    """Ranks and norms of a cut, over all matrices."""
 
     ranks: tuple[int, ...]
     """The rank of each matrix."""
 
     full_ranks: tuple[int, ...]
     full_rank: int
-    """The sum over the matrices that differ between the two sides."""
+    """Sum over the matrices that differ between the two sides."""
 
     norm: float
-    """Of what stays."""
+    """Norm of the kept triplets."""
 
     tail_norm: float
-    """Of what is cut."""
+    """Norm of the triplets that are cut."""
 
     @property
     def energy_retained(self) -> float | None:
-        """Share of the squared singular values; None where the two sides do not differ."""
+        """Share of the squared singular values; None if the two sides do not differ."""
         norm = math.hypot(self.norm, self.tail_norm)
         return (self.norm / norm) ** 2 if norm else None
 
     def signature(self, keep: Keep) -> tuple[Keep, tuple[int, ...]]:
-        """Return what is the same for cuts that keep the same triplets."""
+        """Return a key that is equal for cuts that keep the same triplets."""
         is_end = all(k in (0, most) for k, most in zip(self.ranks, self.full_ranks, strict=True))
         return Keep.TOP if is_end else keep, self.ranks
 
 
 class Decomposition:
-    """The triplets of a checkpoint's update that the cuts of a sweep need.
-
-    Parameters
-    ----------
-    plan, options
-        What is decomposed.
-    folder : Path
-        Where the files lie.
-    """
+    """The triplets of an update that the cuts of a sweep need, in files of one folder."""
 
     def __init__(self, plan: Plan, options: Options, folder: Path) -> None:
         self.plan = plan
@@ -170,10 +159,9 @@ class Decomposition:
     def write(
         self, pair: Pair, number: int, matrix: StoredMatrix, left: Tensor, right: Tensor
     ) -> None:
-        """Write a matrix; the vectors (m, k) and (n, k) are those of ``matrix.indices``."""
-        tensors = dict(
-            zip(_SIDES, (left.cpu().contiguous(), right.cpu().contiguous()), strict=True)
-        )
+        """Write a matrix with the vectors (m, k) and (n, k) of ``matrix.indices``."""
+        vectors = (left.cpu().contiguous(), right.cpu().contiguous())
+        tensors = dict(zip(_SIDES, vectors, strict=True))
         hashes = {side: _sha256(to_bytes(tensor)) for side, tensor in tensors.items()}
         facts = json.dumps(asdict(replace(matrix, hashes=hashes)), allow_nan=False)
         metadata = {_FACTS: facts, _DIGEST: _sha256(facts.encode())}
@@ -182,7 +170,7 @@ class Decomposition:
         )
 
     def read(self, pair: Pair, number: int) -> StoredMatrix | None:
-        """Return what is known of a matrix; None where nothing is, or its file is damaged."""
+        """Return the facts of a matrix; None if it has no file, or a damaged one."""
         try:
             metadata = read_header(self.path(pair, number)).metadata
             facts = metadata[_FACTS]
@@ -194,7 +182,7 @@ class Decomposition:
         return matrix if matrix.tensor == pair.name else None
 
     def serves(self, pair: Pair, sides: MatrixSides, variants: Sequence[Variant]) -> bool:
-        """Whether a matrix is stored with all that some cuts need."""
+        """Whether the stored facts and vectors of a matrix are enough for some cuts."""
         matrix = self.read(pair, sides.number)
         if matrix is None:
             return False
@@ -206,20 +194,19 @@ class Decomposition:
         return all(cut is not None for cut in cuts)
 
     def _kept(self, variant: Variant) -> Kept:
-        """Return what a cut keeps; it must be served."""
+        """Return ranks and norms of a cut that every matrix serves."""
         ranks, full_ranks, norms, full_rank = [], [], [], 0
-        for pair in self.pairs:
-            for (matrix,) in self.cut_tensor(job_for([variant], self.options), pair):
-                cut, measured = matrix.result.cut, matrix.result.measured
-                ranks.append(cut.rank)
-                full_ranks.append(measured.full_rank)
-                norms.append((cut.kept_norm, cut.tail_norm))
-                full_rank += measured.full_rank if measured.energy else 0
+        for matrix in chain.from_iterable(self.cut_tensor(variant, pair) for pair in self.pairs):
+            cut, measured = matrix.result.cut, matrix.result.measured
+            ranks.append(cut.rank)
+            full_ranks.append(measured.full_rank)
+            norms.append((cut.kept_norm, cut.tail_norm))
+            full_rank += measured.full_rank if measured.energy else 0
         norm, tail_norm = (math.hypot(*side) for side in zip(*norms, strict=True))
         return Kept(tuple(ranks), tuple(full_ranks), full_rank, norm, tail_norm)
 
     def is_finetuned(self, variant: Variant) -> bool:
-        """Whether a cut makes the fine-tuned side itself, to the last bit."""
+        """Whether a cut gives the fine-tuned side itself, to the last bit."""
         same = all(
             tensor.pair.action is not Action.COPY_BASE
             and tensor.target.dtype is tensor.pair.finetuned.dtype
@@ -229,49 +216,42 @@ class Decomposition:
         is_plain = self.options.scale == 1 and not self.plan.finetuned.updates
         return same and kept.ranks == kept.full_ranks and is_plain
 
-    def cut_tensor(self, job: Job, pair: Pair) -> Iterator[list[CutMatrix]]:
-        """Yield the cuts of each matrix of a tensor, as `tensor_job.cut_tensor` does.
+    def cut_tensor(
+        self, variant: Variant, pair: Pair, device: torch.device | None = None
+    ) -> Iterator[CutMatrix]:
+        """Yield the cut of each matrix of a tensor; its factors go to `device`, or the default.
 
-        Raises
-        ------
-        CheckpointError
-            When factors are asked for that are not those that were written.
+        A `CheckpointError` is raised if a file is damaged, for factors when they are read.
         """
-        keeps = job.keeps or (job.options.keep,) * len(job.rules)
-        variants = [Variant(*cut) for cut in zip(job.rules, keeps, strict=True)]
+        job = job_for([variant], self.options)
         for sides in matrix_sides(pair):
             matrix = self.read(pair, sides.number)
             if matrix is None:
                 raise self._damaged(pair, sides.number, "its facts")
-            cuts = []
-            for variant, request in zip(variants, job.requests(pair, sides.number), strict=True):
-                cut = matrix.cut(sides, variant, request, self.options)
-                assert cut is not None
-                cuts.append(self._cut_matrix(pair, sides, matrix, cut, job.device))
-            yield cuts
+            (request,) = job.requests(pair, sides.number)
+            cut = matrix.cut(sides, variant, request, self.options)
+            assert cut is not None
+            factors = partial(self._factors, pair, sides.number, matrix, device or job.device)
+            facts = (matrix.measured, matrix.zero_fraction, matrix.equal_bytes)
+            yield CutMatrix(sides, MatrixResult(cut, *facts), factors, matrix.is_wide)
 
-    def _cut_matrix(
-        self, pair: Pair, sides: MatrixSides, matrix: StoredMatrix, cut: Cut, device: torch.device
-    ) -> CutMatrix:
-        def factors(chosen: Sequence[int]) -> tuple[Tensor, Tensor]:
-            place = {index: position for position, index in enumerate(matrix.indices)}
-            picked = torch.tensor([place[index] for index in chosen], dtype=torch.long)
-            left, right = (
-                vectors.index_select(1, picked).to(device)
-                for vectors in self._vectors(pair, sides.number, matrix)
-            )
-            return left, right.T
-
-        facts = (matrix.measured, matrix.zero_fraction, matrix.equal_bytes)
-        return CutMatrix(sides, MatrixResult(cut, *facts), factors, matrix.is_wide)
-
-    def _vectors(self, pair: Pair, number: int, matrix: StoredMatrix) -> Iterator[Tensor]:
-        entries = {entry.name: entry for entry in read_header(self.path(pair, number)).entries}
+    def _factors(
+        self,
+        pair: Pair,
+        number: int,
+        matrix: StoredMatrix,
+        device: torch.device,
+        chosen: Sequence[int],
+    ) -> tuple[Tensor, Tensor]:
+        """Return the factors (m, k) and (k, n) of chosen triplets."""
+        tensors = load_file(self.path(pair, number))
         for side in _SIDES:
-            data = read_bytes(entries[side])
-            if _sha256(data) != matrix.hashes[side]:
+            if _sha256(to_bytes(tensors[side])) != matrix.hashes[side]:
                 raise self._damaged(pair, number, side)
-            yield _tensor(entries[side], data)
+        place = {index: position for position, index in enumerate(matrix.indices)}
+        picked = torch.tensor([place[index] for index in chosen], dtype=torch.long)
+        left, right = (tensors[side].index_select(1, picked).to(device) for side in _SIDES)
+        return left, right.T
 
     def _damaged(self, pair: Pair, number: int, part: str) -> CheckpointError:
         path = self.path(pair, number)
@@ -283,7 +263,7 @@ class Decomposition:
 
 
 def job_for(variants: Sequence[Variant], options: Options) -> Job:
-    """Return the job of some cuts, without ranks of budgets."""
+    """Return the job of some cuts; ranks of budgets are not set."""
     return Job(
         rules=tuple(variant.rule for variant in variants),
         options=options,
@@ -295,9 +275,3 @@ def job_for(variants: Sequence[Variant], options: Options) -> Job:
 
 def _sha256(data: bytes | bytearray | memoryview) -> str:
     return hashlib.sha256(data).hexdigest()
-
-
-def _tensor(entry: TensorEntry, data: bytearray) -> Tensor:
-    if not data:
-        return torch.empty(entry.shape, dtype=TORCH_DTYPES[entry.dtype])
-    return torch.frombuffer(data, dtype=TORCH_DTYPES[entry.dtype]).reshape(entry.shape)

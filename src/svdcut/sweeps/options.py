@@ -1,15 +1,18 @@
-"""The options of `sweep`."""
+"""What a sweep is to do: its options, and the request they make. It imports no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import KW_ONLY
+from contextlib import AbstractContextManager
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
-from svdcut.choose.options import CallOptions, Rules, ShapeOptions, read_rules
+from svdcut.choose.options import CallOptions, Options, Rules, ShapeOptions, read_rules
 from svdcut.choose.ranks import EXAMPLES
+from svdcut.evaluation.dataset import Dataset
 from svdcut.evaluation.options import DataOptions
+from svdcut.files.checkpoint import Checkpoint
 from svdcut.option import Panel
 from svdcut.option_kinds import (
     File,
@@ -23,10 +26,14 @@ from svdcut.option_kinds import (
     Words,
     options,
 )
+from svdcut.pair.plan import Plan
+from svdcut.record.progress import Observer
+from svdcut.record.provenance import InputHashes
+from svdcut.sweeps.result import Variant
 from svdcut.truncation.options import SidesOptions
 
 EvaluateFunction = Callable[[Any], object]
-"""Takes the model of transformers; returns an `Evaluation`, an accuracy, or a mapping."""
+"""Takes a model of transformers; returns an `Evaluation`, an accuracy, or a mapping."""
 
 
 @options
@@ -60,7 +67,7 @@ class SweepOptions(CallOptions, ShapeOptions, DataOptions, SidesOptions):
         suggestions=EXAMPLES,
     )
     controls: Words = Words(
-        "Try the same ranks of the last triplets, or of a random set, too.",
+        "Also try the same ranks of the last triplets, or of a random set.",
         default=(),
         metavar="bottom,random",
         panel=Panel.RANK,
@@ -74,15 +81,15 @@ class SweepOptions(CallOptions, ShapeOptions, DataOptions, SidesOptions):
         panel=Panel.CHOICE,
     )
     evaluate: PythonOnly[EvaluateFunction | None, EvaluateFunction | None] = PythonOnly(
-        "Takes the model, whose weights are those of a cut, and returns its accuracy, a mapping "
-        "as ``svdcut evaluate --json`` prints, or an `Evaluation`.",
+        "Takes the model with the weights of a cut; returns its accuracy, a mapping as "
+        "``svdcut evaluate --json`` prints, or an `Evaluation`.",
         default=None,
     )
     eval_command: Text[str | None] = Text(
-        "Evaluate by this command instead of on DATA: {model} in it stands for the folder of a "
-        "checkpoint; it prints JSON as evaluate --json does, or "
-        '{"accuracy": 0.9}. With {out} in it, for an empty folder, the results of lm_eval are '
-        "read from there: lm_eval --output_path {out}.",
+        "Command to evaluate by, instead of DATA. {model} in it becomes the folder of a "
+        "checkpoint. "
+        'It prints {"accuracy": 0.9}, or what evaluate --json prints. {out} in it becomes an empty '
+        "folder, and the results of lm_eval are read from there: lm_eval --output_path {out}.",
         default=None,
         metavar="COMMAND",
         panel=Panel.MODEL,
@@ -98,3 +105,33 @@ class SweepOptions(CallOptions, ShapeOptions, DataOptions, SidesOptions):
         default=False,
         panel=Panel.OUTPUT,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class SweepRequest:
+    """A sweep that can be carried out: checked and planned, with its data read."""
+
+    plan: Plan
+    shape: Options
+    """The options of the cuts and of the plan."""
+
+    variants: tuple[Variant, ...]
+    dataset: Dataset | None
+    """What to evaluate on; None for a function or a command of the user's own."""
+
+    options: SweepOptions
+
+    def loadable(
+        self, observe: Observer, hashes: InputHashes | None = None
+    ) -> AbstractContextManager[Checkpoint]:
+        """Yield the fine-tuned side as a checkpoint that can be loaded: an adapter merged."""
+        from svdcut.truncation.merging import loadable
+
+        return loadable(
+            self.plan.base,
+            self.plan.finetuned,
+            self.shape,
+            within=self.options.out,
+            hashes=hashes,
+            observe=observe,
+        )

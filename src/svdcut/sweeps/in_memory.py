@@ -1,4 +1,4 @@
-"""Put the weights of a cut into a model that is loaded. It knows no data."""
+"""Evaluate cuts in memory: put their weights into a model that is loaded once."""
 
 from __future__ import annotations
 
@@ -14,39 +14,18 @@ from torch import Tensor
 from svdcut.adapter.memory import Piece, parameters_by_any_name
 from svdcut.errors import EvaluationError
 from svdcut.evaluation.metrics import Evaluation
-from svdcut.evaluation.model import find_kind
+from svdcut.evaluation.model import find_kind, load_model
+from svdcut.evaluation.scoring import load_predictor
 from svdcut.files.checkpoint import Checkpoint
 from svdcut.files.tensorfile import TensorEntry, read_bytes
 from svdcut.pair.pairing import Action
 from svdcut.pair.plan import Plan, PlannedTensor
-from svdcut.record.progress import Observer
+from svdcut.record.progress import Observer, Progress
 from svdcut.streaming.stored_matrix import TORCH_DTYPES
-from svdcut.sweeps.decomposition import Decomposition, job_for
-from svdcut.sweeps.request import Measured, SweepRequest
-from svdcut.sweeps.result import Variant
+from svdcut.sweeps.decomposition import Decomposition
+from svdcut.sweeps.options import SweepRequest
+from svdcut.sweeps.result import Measured, Variant, read_outcome
 from svdcut.truncation.reconstruction import measure_rounding
-
-
-def open_in_memory(
-    request: SweepRequest,
-    load: Callable[[Checkpoint], tuple[Any, Callable[[], Evaluation]]],
-    observe: Observer,
-) -> InMemoryBench:
-    """Load a model, and return where its cuts are evaluated.
-
-    Parameters
-    ----------
-    request : SweepRequest
-        Of the sweep.
-    load : callable
-        Loads a checkpoint; returns the model, and what evaluates it as it is then.
-    observe : callable
-        Told of each tensor that is merged.
-    """
-    find_kind(request.plan.finetuned)  # an adapter is not merged in vain
-    with request.loadable(observe) as loaded:
-        model, evaluate = load(loaded)
-        return InMemoryBench(evaluate, SwappedModel(model, request.plan, loaded))
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,51 +45,66 @@ class InMemoryBench:
         return Measured(self.evaluate_model(), rounding_error)
 
 
+def open_in_memory(request: SweepRequest, observe: Observer) -> InMemoryBench:
+    """Load the fine-tuned model, to be evaluated on the data or by the user's function."""
+    find_kind(request.plan.finetuned)  # refuses before an adapter is merged
+    with request.loadable(observe) as loaded:
+        model, evaluate = _load(request, loaded, observe)
+        return InMemoryBench(evaluate, SwappedModel(model, request.plan, loaded))
+
+
+def _load(
+    request: SweepRequest, checkpoint: Checkpoint, observe: Observer
+) -> tuple[Any, Callable[[], Evaluation]]:
+    """Return a model, and a function that evaluates it with the weights it then has."""
+    options, dataset = request.options, request.dataset
+    if dataset is not None:
+        observe(Progress("load", checkpoint.source, 0, 0))
+        predictor = load_predictor(checkpoint, dataset, options, quiet=options.quiet)
+        return predictor.model, lambda: predictor.evaluate(seed=options.seed, observe=observe)[0]
+    assert options.evaluate is not None
+    function, model = options.evaluate, load_model(checkpoint, options, quiet=options.quiet).model
+    return model, lambda: read_outcome(function(model), "evaluate")
+
+
 class SwappedModel:
     """A model whose matrices are replaced in place.
 
     Parameters
     ----------
     model : transformers.PreTrainedModel
-        As it was loaded.
+        The model as it was loaded.
     plan : Plan
-        Of the two sides.
+        The plan of the two sides.
     loaded : Checkpoint
-        What it was loaded from: the fine-tuned side, or an adapter merged into its base.
+        The checkpoint it was loaded from: the fine-tuned side, an adapter merged.
 
     Raises
     ------
     EvaluationError
-        If a truncated tensor is no parameter of the model: then it could not be replaced.
+        If a truncated tensor is not a parameter of the model, and so cannot be replaced.
     """
 
     def __init__(self, model: Any, plan: Plan, loaded: Checkpoint) -> None:  # noqa: ANN401
         self._plan = plan
         self._parameters = _match(model, plan, loaded)
-        self._has_rest = False
+        pairs = [planned.pair for planned in plan.tensors if planned.pair.name in self._parameters]
+        self._rest = [pair for pair in pairs if pair.action is Action.COPY_BASE]
+        """Tensors that are copied from base, until the first cut."""
 
     def put(self, decomposed: Decomposition, variant: Variant) -> float:
-        """Replace every truncated tensor, as ``svdcut truncate`` would write it.
-
-        Parameters
-        ----------
-        decomposed : Decomposition
-            Of the same plan.
-        variant : Variant
-            How to cut.
+        """Replace every truncated tensor with what ``svdcut truncate`` would store.
 
         Returns
         -------
         float
             Norm of what storing the tensors rounds.
-
-        Notes
-        -----
-        Numbers are those of the checkpoint to the last bit of float64, before they are
-        rounded to the dtype that the checkpoint would be stored in.
         """
         with torch.no_grad():
-            self._put_rest()
+            while self._rest:
+                pair = self._rest.pop()
+                assert pair.base is not None
+                self._parameters[pair.name].copy_(_read(pair.base))
             squares = [
                 self._put_tensor(decomposed, planned, variant)
                 for planned in self._plan.tensors
@@ -118,29 +112,17 @@ class SwappedModel:
             ]
         return math.sqrt(math.fsum(squares))
 
-    def _put_rest(self) -> None:
-        """Put in what comes from base as it is, once."""
-        if self._has_rest:
-            return
-        for planned in self._plan.tensors:
-            base = planned.pair.base
-            if planned.pair.name in self._parameters and planned.pair.action is Action.COPY_BASE:
-                assert base is not None
-                self._parameters[planned.pair.name].copy_(_read(base))
-        self._has_rest = True
-
     def _put_tensor(
         self, decomposed: Decomposition, planned: PlannedTensor, variant: Variant
     ) -> float:
-        """Replace a tensor; return the sum of squares of what storing it rounds."""
+        """Replace a tensor; return the square of its rounding error's norm."""
         target = self._parameters[planned.pair.name].view(-1)
         dtype = TORCH_DTYPES[planned.target.dtype]
-        job = job_for([variant], decomposed.options)
         square = 0.0
-        for (matrix,) in decomposed.cut_tensor(job, planned.pair):
+        for matrix in decomposed.cut_tensor(variant, planned.pair):
             sides = matrix.sides
             start = sides.finetuned.first
-            for rows in matrix.rows(dtype, job.options.scale):
+            for rows in matrix.rows(dtype, decomposed.options.scale):
                 stop = start + rows.stored.numel()
                 target[start:stop].copy_(rows.stored.reshape(-1))
                 square += measure_rounding(planned, sides, rows)
@@ -148,32 +130,12 @@ class SwappedModel:
         return square
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Where a tensor of the file may be in memory."""
-
-    parameter: str
-    shape: tuple[int, ...]
-    """Of the parameter."""
-
-    piece: Piece
-    """Which part of it the tensor is."""
-
-    is_whole: bool
-    """Whether the tensor is all of it."""
-
-    def within(self, parameter: Tensor) -> Tensor | None:
-        """Return the tensor's part of a parameter, as a view, if the shapes allow for it."""
-        if parameter.shape != self.shape:
-            return None
-        if self.is_whole:
-            return parameter
-        expert = parameter[self.piece.expert]
-        return expert if self.piece.rows is None else expert[slice(*self.piece.rows)]
+_Place = tuple[str, tuple[int, ...], Piece]
+"""Name and shape of a parameter, and the part of it that a tensor of the file may be."""
 
 
 def _match(model: Any, plan: Plan, loaded: Checkpoint) -> dict[str, Tensor]:  # noqa: ANN401
-    """Return what each tensor to be replaced became in memory, known by its values."""
+    """Return the parameter, or the part of one, of each tensor to replace; values must agree."""
     state: dict[str, Tensor] = model.state_dict()
     places = _places(model, loaded)
     found = {}
@@ -190,7 +152,7 @@ def _match(model: Any, plan: Plan, loaded: Checkpoint) -> dict[str, Tensor]:  # 
 
 
 def _places(model: Any, loaded: Checkpoint) -> Mapping[str, list[_Place]]:  # noqa: ANN401
-    """Return where each tensor may be: as it is, renamed, or as a part of a stack of experts."""
+    """Return where each tensor may be: as it is, renamed, or as part of a stack of experts."""
     prefix = f"{model.base_model_prefix}."
     types = (model.config.model_type, model.config.get_text_config().model_type)
     shapes = {name: entry.shape for name, entry in loaded.tensors.items()}
@@ -198,24 +160,25 @@ def _places(model: Any, loaded: Checkpoint) -> Mapping[str, list[_Place]]:  # no
     for name, parameter in parameters_by_any_name(shapes, types).items():
         names = dict.fromkeys((name, prefix + name, name.removeprefix(prefix)))
         for piece in parameter.pieces:
-            is_whole = parameter.shape == shapes[piece.tensor]
-            found[piece.tensor] += [_Place(n, parameter.shape, piece, is_whole) for n in names]
+            found[piece.tensor] += [(known, parameter.shape, piece) for known in names]
     return found
 
 
 def _differ(ours: TensorEntry | None, theirs: TensorEntry) -> bool:
-    same = ours is not None and (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)
-    return not (same and ours is not None and read_bytes(ours) == read_bytes(theirs))
+    if ours is None or (ours.dtype, ours.shape) != (theirs.dtype, theirs.shape):
+        return True
+    return read_bytes(ours) != read_bytes(theirs)
 
 
 def _find(state: Mapping[str, Tensor], places: Iterable[_Place], entry: TensorEntry) -> Tensor:
+    """Return the parameter, or the part of one, that holds the values of a tensor."""
     expected = _read(entry)
-    for place in places:
-        parameter = state.get(place.parameter)
-        part = None if parameter is None else place.within(parameter)
-        if part is None or not part.is_contiguous():
+    for name, shape, piece in places:
+        parameter = state.get(name)
+        if parameter is None or parameter.shape != shape:
             continue
-        if torch.equal(part, expected.to(part.device, part.dtype)):
+        part = parameter if shape == entry.shape else _part(parameter, piece)
+        if part.is_contiguous() and torch.equal(part, expected.to(part.device, part.dtype)):
             return part
     raise EvaluationError(
         f"tensor {entry.name!r} of the fine-tuned side, {list(entry.shape)}: transformers loads "
@@ -223,6 +186,11 @@ def _find(state: Mapping[str, Tensor], places: Iterable[_Place], entry: TensorEn
         "cannot be replaced in memory",
         hint="Leave the tensor out with --skip, or evaluate written checkpoints: --eval-command.",
     )
+
+
+def _part(parameter: Tensor, piece: Piece) -> Tensor:
+    expert = parameter[piece.expert]
+    return expert if piece.rows is None else expert[slice(*piece.rows)]
 
 
 def _read(entry: TensorEntry) -> Tensor:
