@@ -1,9 +1,9 @@
-"""What a verification found. It checks nothing itself and imports no torch."""
+"""The outcome of a verification: which claims are false. It imports no torch."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any
 
@@ -91,6 +91,30 @@ class Verification:
             "failures": [failure.to_json() for failure in self.failures],
             "notes": [note.to_json() for note in self.notes],
         }
+
+
+def differences(
+    found: object, said: object, *exact: str, **allowed: float
+) -> Iterator[Contradiction]:
+    """Yield the fields of two facts that differ by more than their tolerance.
+
+    Parameters
+    ----------
+    found, said : object
+        Dataclasses of one type: what was found, and what is claimed.
+    exact : str
+        Fields that must be equal.
+    allowed : float
+        Tolerances of further fields, by name; a number that is missing agrees with None alone.
+    """
+    for claim in (*exact, *allowed):
+        ours, theirs = getattr(found, claim), getattr(said, claim)
+        if ours is None or theirs is None or claim in exact:
+            agree = ours == theirs
+        else:
+            agree = abs(ours - theirs) <= allowed[claim]
+        if not agree:
+            yield claim, ours, theirs
 
 
 def conclude(checked: Checked, found: Sequence[Failure]) -> Verification:

@@ -32,7 +32,7 @@ from svdcut.verification.inputs import (
     check_sources,
 )
 from svdcut.verification.options import VerifyOptions
-from svdcut.verification.recomputation import Recomputation, Sample
+from svdcut.verification.recomputation import Recomputation
 from svdcut.verification.stored import Result
 from svdcut.write.tensor_writer import Staging
 
@@ -102,7 +102,7 @@ def run_verification(asked: VerifyOptions, observe: Observer) -> Verification:
     with opened as result:
         failures += [*check_plan(plan, manifest), *check_published(plan, manifest, options)]
         again = Recomputation(plan, manifest, rule, options, result, device)
-        count, found = again.run(Sample(asked.sample, asked.seed), observe)
+        count, found = again.run(asked, observe)
     return conclude(replace(checked, recomputed=count), failures + found)
 
 
