@@ -10,8 +10,9 @@ import hashlib
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from svdcut.adapter.peft_config import read_peft_config
@@ -29,9 +30,12 @@ from svdcut.files.filenames import (
 from svdcut.files.header import read_header
 from svdcut.files.jsonfile import check_regular
 from svdcut.files.tensorfile import TensorEntry, hash_file, iterate_bytes
+from svdcut.machine import num_cores
 from svdcut.record.manifest import FileFact, Manifest, TensorFact, WeightFileFact
+from svdcut.record.progress import Observer, Progress
+from svdcut.streaming.memory import SPARE_BYTES
 from svdcut.streaming.pool import Pool
-from svdcut.verification.findings import Failure
+from svdcut.verification.findings import Failure, differences
 
 _LENGTH_BYTES = 8
 _PIECE_BYTES = 16 << 20
@@ -51,12 +55,8 @@ _HARMLESS = re.compile(
 """Names of files that people add, and no loader takes: all others could change what is loaded."""
 
 
-Tell = Callable[[str, int], None]
-"""Called with the name of what is done, and its size in bytes."""
-
-
 def check_folder(
-    out: Path, manifest: Manifest, pool: Pool, tell: Tell
+    out: Path, manifest: Manifest, observe: Observer
 ) -> tuple[dict[str, TensorEntry], list[Failure]]:
     """Check every file and every tensor of a result.
 
@@ -66,10 +66,8 @@ def check_folder(
         The folder.
     manifest : Manifest
         What it must hold.
-    pool : Pool
-        Hashes tensors side by side.
-    tell : callable
-        Called after each tensor.
+    observe : callable
+        Told of each tensor that is hashed.
 
     Returns
     -------
@@ -82,17 +80,15 @@ def check_folder(
     """
     entries = {entry.name: entry for entry in _entries(out, manifest)}
     claims = _claims(manifest)
-    failures = [
-        failure
-        for name in manifest.files
-        for failure in _check_file(out, name, manifest.files[name])
-    ]
+    failures: list[Failure] = []
+    for name, fact in manifest.files.items():
+        failures += _check_file(out, name, fact)
     failures += _find_strays(out, manifest)
     failures += _check_entries(claims, entries)
     if all(failure.is_note for failure in failures):
-        whole = _check_adapter(out) if manifest.adapter else _check_checkpoint(out, entries)
-        failures += whole
-    failures += _check_tensors(claims, entries, pool, tell)
+        failures += _check_adapter(out) if manifest.adapter else _check_checkpoint(out, entries)
+    total = sum(fact.size for fact in manifest.files.values())
+    failures += _hash_tensors(claims, entries, total, observe)
     return entries, failures
 
 
@@ -134,16 +130,15 @@ def _check_file(out: Path, name: str, fact: WeightFileFact | FileFact) -> Iterat
         yield Failure("size", size, fact.size, file=name)
         return
     try:
-        if isinstance(fact, WeightFileFact):
-            claim, claimed, found = "header_sha256", fact.header_sha256, _hash_header(path)
+        if isinstance(fact, FileFact):
+            claim, said, found = "sha256", fact.sha256, hash_file(path, threading.Event())
         else:
-            claim, claimed = "sha256", fact.sha256
-            found = hash_file(path, threading.Event())
+            claim, said, found = "header_sha256", fact.header_sha256, _hash_header(path)
     except CheckpointError as error:
         yield Failure("files", error.what, "a file that can be read", file=name)
         return
-    if found != claimed:
-        yield Failure(claim, found, claimed, file=name)
+    if found != said:
+        yield Failure(claim, found, said, file=name)
 
 
 def _hash_header(path: Path) -> str:
@@ -183,13 +178,10 @@ def _check_entries(
         if entry is None:
             yield Failure("tensors", None, f"in {claimed.file}", tensor=name)
             continue
-        for claim, found, expected in (
-            ("file", entry.path.name, claimed.file),
-            ("shape", entry.shape, claimed.shape),
-            ("dtype", entry.dtype.value, claimed.dtype),
-        ):
-            if found != expected:
-                yield Failure(claim, found, expected, tensor=name)
+        file, dtype = entry.path.name, entry.dtype.value
+        found = replace(claimed, file=file, shape=entry.shape, dtype=dtype)
+        for claim in differences(found, claimed, "file", "shape", "dtype"):
+            yield Failure(*claim, tensor=name)
     for name in sorted(entries.keys() - claims.keys()):
         yield Failure("tensors", f"in {entries[name].path.name}", None, tensor=name)
 
@@ -222,22 +214,26 @@ def _check_checkpoint(out: Path, entries: Mapping[str, TensorEntry]) -> Iterator
             yield Failure("total_size", total, metadata["total_size"], file=name)
 
 
-def _check_tensors(
-    claims: Mapping[str, TensorFact], entries: Mapping[str, TensorEntry], pool: Pool, tell: Tell
+def _hash_tensors(
+    claims: Mapping[str, TensorFact],
+    entries: Mapping[str, TensorEntry],
+    total: int,
+    observe: Observer,
 ) -> Iterator[Failure]:
     names = [name for name in claims if name in entries]
 
-    def task(number: int) -> Sequence[Failure]:
-        name, entry = names[number], entries[names[number]]
-        digest = hashlib.sha256()
+    def task(number: int) -> str:
+        name, digest = names[number], hashlib.sha256()
         try:
-            for piece in iterate_bytes(entry):
+            for piece in iterate_bytes(entries[name]):
                 digest.update(piece)
         except CheckpointError as error:
-            return [Failure("sha256", error.what, claims[name].sha256, tensor=name)]
-        tell(name, entry.size_bytes)
-        found, expected = digest.hexdigest(), claims[name].sha256
-        return [Failure("sha256", found, expected, tensor=name)] if found != expected else []
+            return error.what
+        observe(Progress("result", name, entries[name].size_bytes, total))
+        return digest.hexdigest()
 
-    for failures in pool.map(task, [_PIECE_BYTES] * len(names)):
-        yield from failures
+    with Pool(num_cores(), SPARE_BYTES) as pool:
+        found = pool.map(task, [_PIECE_BYTES] * len(names))
+        for name, sha256 in zip(names, found, strict=True):
+            if sha256 != claims[name].sha256:
+                yield Failure("sha256", sha256, claims[name].sha256, tensor=name)

@@ -32,7 +32,6 @@ from svdcut.truncation.reconstruction import CutMatrix
 from svdcut.truncation.tensor_job import Job, decompose_matrix, process_tensor
 from svdcut.truncation.tensor_output import AdapterTensor
 from svdcut.verification.findings import Contradiction, Failure, differences
-from svdcut.verification.inputs import may_become
 from svdcut.verification.options import VerifyOptions
 from svdcut.verification.stored import Result, measure, new_rows_hash
 from svdcut.verification.tolerances import (
@@ -132,6 +131,15 @@ class Recomputation:
         for rule, pairs in under.items():
             if isinstance(rule, Budget) and all(pair.name in made for pair in pairs):
                 yield from check_budget(rule, pairs, spectra, ranks)
+
+
+def may_become(planned: Action, fact: TensorFact) -> bool:
+    """Return whether the claimed action can follow from the planned one."""
+    # Whether both sides hold the same bytes is not in their headers. An adapter asks it of
+    # what is copied too.
+    compared = (Action.TRUNCATE, Action.COPY_FINETUNED) if fact.file is None else (Action.TRUNCATE,)
+    unchanged = planned in compared and fact.action == Action.UNCHANGED.value
+    return unchanged or planned.value == fact.action
 
 
 def _sample(by_size: Sequence[int], count: int | None, seed: int) -> Iterator[int]:
