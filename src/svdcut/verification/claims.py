@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -110,8 +111,7 @@ def _compare(text: str, again: str, digest: str) -> list[Failure]:
     if computed != digest:
         return [_failure("digest", computed, digest)]
     if text != again:
-        pairs = enumerate(zip(text, again, strict=False))
-        same = next((i for i, (a, b) in pairs if a != b), min(len(text), len(again)))
+        same = len(os.path.commonprefix([text, again]))  # noqa: RUF071 - of characters
         return [_failure("text", f"another text from character {same} on", "as svdcut writes it")]
     return []
 

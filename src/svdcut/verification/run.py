@@ -26,7 +26,7 @@ from svdcut.machine import num_cores
 from svdcut.pair.plan import Plan, PlannedTensor, make_plan
 from svdcut.record.manifest import FileFact, Manifest, TensorFact, WeightFileFact
 from svdcut.record.progress import Observer, Progress
-from svdcut.record.publication import write_sidecars
+from svdcut.record.publication import copy_files, write_sidecars
 from svdcut.record.summary import describe_matching
 from svdcut.streaming.memory import SPARE_BYTES
 from svdcut.streaming.pool import Pool
@@ -275,18 +275,13 @@ def _check_published(plan: Plan, manifest: Manifest, options: Options) -> Iterat
     The model card is left out: it may change on both sides without the weights. What
     svdcut writes itself is looked at only where this version wrote it.
     """
-    recorder, finetuned = _Recorder(), plan.finetuned
-    copied = finetuned.sidecars()
-    wanted: Mapping[str, WeightFileFact | FileFact]
     said = dict(manifest.files)
     if manifest.adapter is None:
-        wanted = write_sidecars(recorder, plan, options)
+        copied = plan.finetuned.sidecars()
+        wanted = write_sidecars(_Recorder(), plan, options)
     else:
-        copied = finetuned.tokenizer_files()
-        wanted = {
-            str(name): FileFact(*recorder.copy_file(source, name))
-            for name, source in copied.items()
-        }
+        copied = plan.finetuned.tokenizer_files()
+        wanted = copy_files(_Recorder(), copied)
         said = {name: fact for name, fact in said.items() if name not in _OF_ADAPTER}
     said.pop(CARD_NAME, None)
     if manifest.svdcut_version != __version__:
