@@ -71,7 +71,7 @@ class Loading:
     """For an adapter, the entries of `config` about the task that base's config lacks."""
 
     has_tokenizer: bool = False
-    """Whether an adapter has a tokenizer beside it."""
+    """True if an adapter has a tokenizer beside it."""
 
     limits: Sequence[str] = ()
     """How other programs than PEFT differ in reading an adapter."""
@@ -196,7 +196,7 @@ def card_metadata(card: str | None) -> dict[str, Any]:
 
 
 def _is_text(value: object) -> bool:
-    """Whether a value is a printable text of one line."""
+    """Return whether a value is a printable text of one line."""
     is_line = isinstance(value, str) and len(value) <= _MAX_TEXT and value.isprintable()
     return is_line and value not in _NULLS
 

@@ -24,7 +24,7 @@ _CONFIG_NAME = "config.json"
 
 
 class Destination(Protocol):
-    """Where the files go: see `svdcut.write.writer.CheckpointWriter`."""
+    """Takes small files: see `svdcut.write.writer.CheckpointWriter`."""
 
     def write_file(self, name: Path, data: bytes) -> None:
         """Write a small file."""
@@ -107,7 +107,7 @@ def write_sidecars(writer: Destination, plan: Plan, options: Options) -> Files:
     Returns
     -------
     dict
-        What is known of these files, and of the weight files.
+        The facts of these files, and of the weight files.
     """
     finetuned, files = plan.finetuned, Files()
     for file in plan.files:

@@ -134,5 +134,5 @@ def _norm(values: Iterable[float]) -> float:
 
 
 def puts_much_back(rounding: float, tail: float, norm: float) -> bool:
-    """Whether rounding in storage brings back much of the tail; `norm` is the update's."""
+    """Return whether rounding in storage brings back much of the tail, for an update of `norm`."""
     return rounding > max(_ROUNDING_SHARE * tail, _HARMLESS_ROUNDING * norm)

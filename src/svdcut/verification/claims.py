@@ -126,7 +126,7 @@ def check_claims(manifest: Manifest, options: Options, rule: Rule) -> Iterator[F
     Parameters
     ----------
     manifest : Manifest
-        Of the right types.
+        The manifest, valid by its schema.
     options : Options
         Its options, parsed.
     rule : Rule

@@ -29,7 +29,7 @@ from svdcut.files.filenames import (
 )
 from svdcut.files.header import read_header
 from svdcut.files.jsonfile import check_regular
-from svdcut.files.tensorfile import TensorEntry, hash_file, iterate_bytes
+from svdcut.files.tensorfile import LENGTH_BYTES, TensorEntry, hash_file, iterate_bytes
 from svdcut.machine import num_cores
 from svdcut.record.manifest import FileFact, Manifest, TensorFact, WeightFileFact
 from svdcut.record.progress import Observer, Progress
@@ -37,7 +37,6 @@ from svdcut.streaming.memory import SPARE_BYTES
 from svdcut.streaming.pool import Pool
 from svdcut.verification.findings import Failure, differences
 
-_LENGTH_BYTES = 8
 _PIECE_BYTES = 16 << 20
 """Memory that a tensor takes while it is hashed."""
 
@@ -65,9 +64,9 @@ def check_folder(
     out : Path
         The folder.
     manifest : Manifest
-        What it must hold.
+        The manifest of the result.
     observe : callable
-        Told of each tensor that is hashed.
+        Called after each tensor that is hashed.
 
     Returns
     -------
@@ -80,9 +79,8 @@ def check_folder(
     """
     entries = {entry.name: entry for entry in _entries(out, manifest)}
     claims = _claims(manifest)
-    failures: list[Failure] = []
-    for name, fact in manifest.files.items():
-        failures += _check_file(out, name, fact)
+    checks = (_check_file(out, name, fact) for name, fact in manifest.files.items())
+    failures = [failure for failure in checks if failure is not None]
     failures += _find_strays(out, manifest)
     failures += _check_entries(claims, entries)
     if all(failure.is_note for failure in failures):
@@ -117,34 +115,30 @@ def _entries(out: Path, manifest: Manifest) -> Iterator[TensorEntry]:
                 yield from read_header(path).entries
 
 
-def _check_file(out: Path, name: str, fact: WeightFileFact | FileFact) -> Iterator[Failure]:
-    path = _regular_file(out, name)
+def _check_file(out: Path, name: str, fact: WeightFileFact | FileFact) -> Failure | None:
+    """Return the first claim about a file that does not hold."""
+    path, wanted = _regular_file(out, name), "a file in this folder"
     if path is None:
-        yield Failure("files", None, "a file in this folder", file=name)
-        return
+        return Failure("files", None, wanted, file=name)
     if isinstance(fact, FileFact) and not is_own(path, out):
-        yield Failure("files", "a link out of it", "a file in this folder", file=name)
-        return
+        return Failure("files", "a link out of it", wanted, file=name)
     size = path.stat().st_size
     if size != fact.size:
-        yield Failure("size", size, fact.size, file=name)
-        return
+        return Failure("size", size, fact.size, file=name)
     try:
         if isinstance(fact, FileFact):
             claim, said, found = "sha256", fact.sha256, hash_file(path, threading.Event())
         else:
             claim, said, found = "header_sha256", fact.header_sha256, _hash_header(path)
     except CheckpointError as error:
-        yield Failure("files", error.what, "a file that can be read", file=name)
-        return
-    if found != said:
-        yield Failure(claim, found, said, file=name)
+        return Failure("files", error.what, "a file that can be read", file=name)
+    return None if found == said else Failure(claim, found, said, file=name)
 
 
 def _hash_header(path: Path) -> str:
     read_header(path)  # refuses what is not well-formed
     with path.open("rb") as file:
-        length = file.read(_LENGTH_BYTES)
+        length = file.read(LENGTH_BYTES)
         return hashlib.sha256(length + file.read(int.from_bytes(length, "little"))).hexdigest()
 
 

@@ -74,7 +74,7 @@ class Recomputation:
         asked : VerifyOptions
             For the sample. What takes no decomposition is checked in any case.
         observe : callable
-            Told of each tensor that is done.
+            Called after each tensor.
 
         Raises
         ------
@@ -170,11 +170,11 @@ class _Tensor:
     Parameters
     ----------
     result : Result
-        What is stored.
+        The stored tensors.
     planned : PlannedTensor
-        What it is.
+        The tensor in the plan.
     fact : TensorFact
-        What is claimed of it.
+        The claims about it.
     rule : Rule
         Its rank rule.
     """
@@ -247,13 +247,13 @@ class _Tensor:
         return made[0]
 
     def _few_suffice(self, full_rank: int) -> bool:
-        """Whether the leading triplets alone, by eigenvectors, are another route than was taken."""
+        """Return True where the result was iterated: eigenvectors then are another route."""
         cut = self.fact.truncation
         iterated = cut is not None and cut.svd.method == Method.KRYLOV.value
         return iterated and self.rule.known_rank(full_rank) is not None
 
     def wants(self, action: Action) -> bool:
-        """Whether the fine-tuned side or base has bytes of it."""
+        """Return whether a side has bytes of the tensor."""
         return action is not Action.DROP
 
     def write(self, data: bytes | bytearray | memoryview) -> None:

@@ -61,9 +61,9 @@ def run_verification(asked: VerifyOptions, observe: Observer) -> Verification:
     Parameters
     ----------
     asked : VerifyOptions
-        Of the command; both sides are named, or neither.
+        The options of the command; both sides are named, or neither.
     observe : callable
-        Told of each tensor and file that is done, by the thread that did it.
+        Called after each tensor and file, by the thread that did it.
 
     Returns
     -------
@@ -171,7 +171,7 @@ def _check_sources(
 ) -> Iterator[Failure]:
     """Yield the weight files of both sides that are not those of the manifest.
 
-    Where each side is the other one, that alone is said, as the claim `_SIDES`.
+    If the sides are swapped, yield the claim `_SIDES` alone.
 
     Raises
     ------

@@ -38,7 +38,7 @@ class Result:
 
     tensors: Mapping[str, TensorEntry]
     updates: Mapping[str, LowRankEntry] = field(default_factory=dict)
-    """What an adapter adds to base's tensors."""
+    """The updates of base's tensors in an adapter."""
 
     own: Mapping[int, str] | None = None
     """The sha256 of each tensor in an adapter's file, by its offset; None for a checkpoint."""
@@ -119,7 +119,7 @@ def measure(
     excess : float
         Bound on the relative excess error of either cut.
     single : bool
-        Whether it may have been made in float32.
+        True if the stored matrix may have been made in float32.
     """
     cut, measured = matrix.result.cut, matrix.result.measured
     base, shape = matrix.sides.base, stored.finetuned.shape

@@ -94,15 +94,15 @@ def compare_facts(
     Parameters
     ----------
     cut : Truncation
-        What is claimed.
+        The claims.
     again : Truncation
-        What was found at the claimed ranks.
+        The second computation, at the claimed ranks.
     ranks : sequence of int
         The ranks next to the claimed ones that the rule may mean.
     tolerance : float
         The option of the run that made the claims.
     single : bool
-        Whether the claims may have been computed in float32.
+        True if the claims may have been computed in float32.
     """
     wrong = list(differences(again, cut, "rule", "keep", "rows", "full_rank"))
     for found in (ranks, again.ranks):
@@ -138,15 +138,15 @@ def compare_stored(
     Parameters
     ----------
     cut : Truncation
-        What is claimed.
+        The claims.
     again : Truncation
-        What was found.
+        The second computation.
     scale : float
         The factor of the kept update.
     distance : Distance
         The stored numbers from those that were made again.
     single : bool
-        Whether the claims may have been computed in float32.
+        True if the claims may have been computed in float32.
     """
     allowed = distance.work + distance.triplets
     if not distance.beyond <= allowed * _SLACK:
@@ -183,14 +183,14 @@ def check_budget(
     pairs : sequence of Pair
         All tensors under it.
     spectra : mapping
-        Of all of them, by name.
+        All singular values of these tensors, by name.
     claimed : mapping
         The ranks that are claimed of each tensor.
 
     Notes
     -----
-    What counts is the energy that is kept: another computation may order triplets of almost
-    equal energy otherwise.
+    Compares the energy that is kept, not the ranks: another computation may order triplets of
+    almost equal energy otherwise.
     """
     owners, copies = merge_copies([(pair, spectra[pair.name]) for pair in pairs])
     for copy, owner in copies:
@@ -260,9 +260,9 @@ def cut_tolerance(measured: MeasuredValues, indices: Sequence[int], excess: floa
     Parameters
     ----------
     measured : MeasuredValues
-        Of the matrix: at least the values around each end of a run of `indices`.
+        The values of the matrix, at least those around each end of a run of `indices`.
     indices : sequence of int
-        Of the triplets that stay.
+        The indices of the triplets that stay.
     excess : float
         Bound on the relative excess error of either cut.
     """
@@ -297,7 +297,7 @@ def product_tolerance(k: int, terms: int, unit: float, kept: float) -> float:
     terms : int
         How many terms each entry is the sum of.
     unit : float
-        Of roundoff.
+        The unit of roundoff.
     kept : float
         Norm of the product.
     """

@@ -27,9 +27,9 @@ class Journal:
     Parameters
     ----------
     folder : Path
-        Where the journal lies; it is made.
+        The folder of the journal; it is made.
     name : str
-        Of its file.
+        The name of its file.
 
     Raises
     ------
@@ -49,7 +49,7 @@ class Journal:
         self._lock = threading.Lock()
         self._descriptor = self._open()
         self.identity: Mapping[str, str] | None = None
-        """What the run was, as the first line says; None for a new journal."""
+        """The identity of the run, from the first line; None for a new journal."""
         self._records: dict[tuple[str, str], object] = {}
         self._pending: list[tuple[str, str]] = []
         """Records since the last `sync`."""
@@ -107,9 +107,9 @@ class Journal:
         Parameters
         ----------
         identity : mapping of str to str
-            What this run is.
+            The identity of this run.
         what : str
-            What the journal is of, for the message.
+            The subject of the message.
 
         Raises
         ------
@@ -130,7 +130,7 @@ class Journal:
         return self._records.get((kind, name))
 
     def has(self, kind: str) -> bool:
-        """Whether there is a record of a kind."""
+        """Return whether there is a record of a kind."""
         with self._lock:
             return any(found == kind for found, _ in self._records)
 

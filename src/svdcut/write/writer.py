@@ -58,11 +58,11 @@ class CheckpointWriter:
     identity : mapping of str to str
         Everything that shapes the bytes, in words.
     stages : bool
-        Whether there are bytes that have no place until the end: see `staging`.
+        True if some bytes have no place until the end: see `staging`.
     restart : bool
-        Whether to drop unfinished work.
+        True to drop unfinished work.
     force : bool
-        Whether to replace an existing result.
+        True to replace an existing result.
 
     Raises
     ------
@@ -201,7 +201,7 @@ class CheckpointWriter:
 
     @property
     def staging(self) -> Staging:
-        """Where bytes wait that have no place yet."""
+        """The file of bytes that have no place yet."""
         assert self._staging is not None
         return self._staging
 
@@ -219,7 +219,7 @@ class CheckpointWriter:
         Parameters
         ----------
         kind, name : str
-            What it is of; `TENSOR` and its name for a tensor whose bytes are written.
+            The key: `TENSOR` and its name for a tensor whose bytes are written.
         data : object
             As JSON.
         """
@@ -292,7 +292,7 @@ class CheckpointWriter:
             self._journal.close()
 
     def _is_useful(self, error: BaseException | None) -> bool:
-        """Whether a later run can go on from what there is."""
+        """Return whether a later run can go on from the finished work."""
         if isinstance(error, OutputExistsError):
             return True  # it is another run's
         if isinstance(error, SvdcutError) and not error.keeps_work:
