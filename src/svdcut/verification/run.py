@@ -237,25 +237,25 @@ def _check_plan(plan: Plan, manifest: Manifest) -> Iterator[Failure]:
             yield Failure(claim, found, said, file=MANIFEST_NAME)
     planned = {tensor.pair.name: tensor for tensor in plan.tensors}
     for name in dict.fromkeys([*planned, *manifest.tensors]):
-        for claim, found, said in _compare_tensor(
-            planned.get(name), manifest.tensors.get(name), is_adapter=manifest.adapter is not None
-        ):
-            if found != said:
-                yield Failure(claim, found, said, tensor=name)
+        tensor, fact = planned.get(name), manifest.tensors.get(name)
+        if tensor is None or fact is None:
+            action = tensor and tensor.pair.action.value
+            yield Failure("tensors", action, fact and fact.action, tensor=name)
+            continue
+        found = _as_planned(fact, tensor, is_adapter=manifest.adapter is not None)
+        for wrong in differences(found, fact, "shape", "file", "dtype", "action"):
+            yield Failure(*wrong, tensor=name)
 
 
-def _compare_tensor(
-    planned: PlannedTensor | None, fact: TensorFact | None, *, is_adapter: bool
-) -> Iterator[Contradiction]:
-    if planned is None or fact is None:
-        yield "tensors", planned and planned.pair.action.value, fact and fact.action
-        return
+def _as_planned(fact: TensorFact, planned: PlannedTensor, *, is_adapter: bool) -> TensorFact:
+    """Return the facts of a tensor with everything that the plan decides."""
     target, action = planned.target, planned.pair.action
-    yield "shape", target.shape, fact.shape
-    if not is_adapter:
-        yield "file", target.path.name, fact.file
-        yield "dtype", target.dtype.value, fact.dtype
-    yield "action", fact.action if may_become(action, fact) else action.value, fact.action
+    found = replace(fact, shape=target.shape)
+    if not may_become(action, fact):
+        found = replace(found, action=action.value)
+    if is_adapter:
+        return found
+    return replace(found, file=target.path.name, dtype=target.dtype.value)
 
 
 class _Recorder:
