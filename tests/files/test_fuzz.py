@@ -24,7 +24,7 @@ from svdcut.errors import CheckpointError, SvdcutError
 from svdcut.files.checkpoint import open_checkpoint
 from svdcut.files.header import read_header
 from svdcut.pair.plan import make_plan
-from svdcut.record.card import render_card
+from svdcut.record.card import Loading, render_card
 from svdcut.record.publication import with_dtype
 from svdcut.shown import printable
 
@@ -344,5 +344,5 @@ MERGES = b"a: &a {x: 1}\n" + b"".join(
 def test_card(folder, manifest, raw):
     (folder / "base" / "README.md").write_bytes(raw)
     text = open_checkpoint(folder / "base").card()
-    made = render_card(manifest, text, text, {})
+    made = render_card(manifest, text, text, Loading({}))
     assert len(made.encode()) < 20_000

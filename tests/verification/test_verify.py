@@ -83,6 +83,13 @@ def results(pairs, tmp_path_factory):
     return get
 
 
+@pytest.fixture(params=["here", "elsewhere"])
+def where(request):
+    """Verify on the machine that made the result, or on one that rounds otherwise."""
+    if request.param == "elsewhere":
+        request.getfixturevalue("elsewhere")
+
+
 def check_passes(out, pair):
     """Check that a result passes alone and with its inputs."""
     alone = svdcut.verify(out)
@@ -158,14 +165,8 @@ def test_every_rule_passes_elsewhere(pairs, tmp_path, elsewhere, rule):
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_every_option_passes(pairs, tmp_path, options):
+def test_every_option_passes(pairs, tmp_path, where, options):
     check_passes(truncate(pairs("toy"), tmp_path / "out", **options), pairs("toy"))
-
-
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_every_option_passes_elsewhere(pairs, tmp_path, elsewhere, options):
-    out = truncate(pairs("toy"), tmp_path / "out", **options)
-    check_passes(out, pairs("toy"))
 
 
 @pytest.mark.parametrize("slug", [slug for slug, kind in CATALOGUE.items() if not kind.error])
@@ -596,10 +597,7 @@ FORGED_NUMBERS = {
 
 
 @pytest.mark.parametrize("claim", FORGED_NUMBERS)
-@pytest.mark.parametrize("where", ["here", "elsewhere"])
-def test_a_forged_number(request, results, pairs, tmp_path, claim, where):
-    if where == "elsewhere":
-        request.getfixturevalue("elsewhere")
+def test_a_forged_number(results, pairs, tmp_path, where, claim):
     out = results(tmp_path)
     edit_cut(out, UP, FORGED_NUMBERS[claim])
     assert svdcut.verify(out).ok
@@ -617,18 +615,11 @@ def test_a_claim_does_not_widen_its_own_tolerance(results, pairs, tmp_path):
     check_fails(out, pairs("toy"), "sigma_first", place=UP)
 
 
-@pytest.mark.parametrize("factor", [0.99, 1.01, 0.0])
-def test_a_forged_rounding_error(results, pairs, tmp_path, factor):
+@pytest.mark.parametrize("factor", [0.5, 0.99, 1.01, 0.0, 2.0])
+def test_a_forged_rounding_error(results, pairs, tmp_path, where, factor):
     out = results(tmp_path, dtype="bfloat16")
     edit_cut(out, UP, edit_number("rounding_error", factor))
     assert svdcut.verify(out).ok
-    check_fails(out, pairs("toy"), "rounding_error", place=UP)
-
-
-@pytest.mark.parametrize("factor", [0.5, 0.99, 1.01, 0.0, 2.0])
-def test_a_forged_rounding_error_elsewhere(results, pairs, tmp_path, elsewhere, factor):
-    out = results(tmp_path, dtype="bfloat16")
-    edit_cut(out, UP, edit_number("rounding_error", factor))
     check_fails(out, pairs("toy"), "rounding_error", place=UP)
 
 
@@ -655,11 +646,8 @@ def test_a_forged_fact(results, pairs, tmp_path, claim):
 
 
 @pytest.mark.parametrize("rank", [7, 9, 0, 24])
-@pytest.mark.parametrize("where", ["here", "elsewhere"])
-def test_a_forged_rank(request, results, pairs, tmp_path, rank, where):
+def test_a_forged_rank(results, pairs, tmp_path, where, rank):
     """The rule, all ranks and totals agree; the values and the bytes do not."""
-    if where == "elsewhere":
-        request.getfixturevalue("elsewhere")
     out = results(tmp_path)
 
     def edit(document):

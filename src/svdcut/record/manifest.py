@@ -72,7 +72,7 @@ class SvdFact:
     """Relative bound on the error of the singular values given."""
 
     certified: bool
-    """Whether both bounds are met."""
+    """True if both bounds are met."""
 
     rejected: tuple[str, ...]
     """Routes that were tried before and missed them."""
@@ -196,7 +196,7 @@ class StoredFact:
 
 @dataclass(frozen=True, slots=True)
 class AdapterFact:
-    """What an adapter holds beside its ranks."""
+    """The content of an adapter, beside its ranks."""
 
     __repr__ = brief
 

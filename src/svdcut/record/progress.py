@@ -21,13 +21,13 @@ class Progress:
     """Bytes of the tensor, or texts of the batch."""
 
     total: int
-    """Of the whole stage; 0 where nothing is counted."""
+    """Size of the whole stage; 0 where nothing is counted."""
 
     facts: tuple[TensorFact, ...] = ()
     """Facts of the written tensor, for each output."""
 
     resumed: bool = False
-    """Whether an earlier run had done it."""
+    """True if an earlier run had done it."""
 
 
 Observer = Callable[[Progress], None]

@@ -38,9 +38,9 @@ def identify_run(
     Parameters
     ----------
     plan, outputs, options
-        Of the run.
+        The parts of the run.
     machinery : mapping of str to str
-        What computes: the version of torch, the device.
+        The version of torch, and the device.
     """
     identity = {
         "svdcut": __version__,
@@ -89,7 +89,7 @@ class InputHashes:
     Parameters
     ----------
     plan : Plan
-        Of the run; of all of them, as far as its two sides go.
+        The plan of the run: only its two sides count.
     own : collection of Path, optional
         The files to hash at once, where other workers hash the rest.
     """

@@ -14,6 +14,7 @@ from svdcut import __version__
 from svdcut.choose.options import Options
 from svdcut.choose.ranks import Rule
 from svdcut.names import collapse_numbers
+from svdcut.pair.pairing import Pairing
 from svdcut.pair.plan import Plan
 from svdcut.record.manifest import (
     Manifest,
@@ -41,7 +42,6 @@ def describe_run(
     seconds: float,
 ) -> Manifest:
     """Return the manifest of one output, without its command and its files."""
-    pairing = plan.pairing
     return Manifest(
         svdcut_version=__version__,
         torch_version=machinery["torch"],
@@ -53,11 +53,15 @@ def describe_run(
         options=options.to_json(rule),
         totals=sum_totals(facts, seconds),
         tensors=facts,
-        base_only=pairing.base_only,
-        matching=MatchingFact(
-            pairing.matching.renames, pairing.matching.wrappers, pairing.unmatched
-        ),
+        base_only=plan.pairing.base_only,
+        matching=describe_matching(plan.pairing),
     )
+
+
+def describe_matching(pairing: Pairing) -> MatchingFact:
+    """Return how the tensors of both sides were matched."""
+    matching = pairing.matching
+    return MatchingFact(matching.renames, matching.wrappers, pairing.unmatched)
 
 
 def sum_totals(facts: Mapping[str, TensorFact], seconds: float) -> Totals:
@@ -130,5 +134,5 @@ def _norm(values: Iterable[float]) -> float:
 
 
 def puts_much_back(rounding: float, tail: float, norm: float) -> bool:
-    """Whether rounding in storage brings back much of the tail; `norm` is the update's."""
+    """Return whether rounding in storage brings back much of the tail, for an update of `norm`."""
     return rounding > max(_ROUNDING_SHARE * tail, _HARMLESS_ROUNDING * norm)

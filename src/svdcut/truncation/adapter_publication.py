@@ -5,11 +5,9 @@ It computes no factor and chooses no place for one: `tensor_output` and `adapter
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,12 +19,13 @@ from svdcut.adapter.numbers import arrange
 from svdcut.adapter.places import Matrix
 from svdcut.adapter.readers import list_limits
 from svdcut.choose.options import Experts, Options
-from svdcut.files.filenames import ADAPTER_CONFIG_NAME, ADAPTER_NAME, CARD_NAME, MANIFEST_NAME
+from svdcut.files.filenames import ADAPTER_CONFIG_NAME, ADAPTER_NAME
 from svdcut.files.tensorfile import Dtype, FileLayout, TensorEntry, iterate_bytes, lay_out
 from svdcut.pair.pairing import Pair
 from svdcut.pair.plan import Plan
-from svdcut.record.card import AdapterLoading, render_adapter_card
-from svdcut.record.manifest import AdapterFact, FileFact, Manifest, StoredFact, WeightFileFact
+from svdcut.record.card import Loading
+from svdcut.record.manifest import AdapterFact, Manifest, StoredFact
+from svdcut.record.publication import Files, copy_files, describe_weights, write_record, write_text
 from svdcut.streaming.stored_matrix import TORCH_DTYPES, MatrixEntry, to_bytes
 from svdcut.truncation.adapter_plan import describe_model, find_changes
 from svdcut.truncation.tensor_output import factor_dtype
@@ -73,24 +72,14 @@ def publish_adapter(
     pairs = {tensor.pair.name: tensor.pair for tensor in plan.tensors}
     weights = _Weights(writer, pairs, manifest, layout, factor_dtype(options.dtype))
     file, stored = weights.write()
-    finetuned, base, task = plan.finetuned, plan.base, find_task(plan)
+    task = find_task(plan)
     manifest = replace(manifest, adapter=AdapterFact(stored, task))
-    files: dict[str, WeightFileFact | FileFact] = {
-        file.name: WeightFileFact(file.size_bytes, hashlib.sha256(file.header).hexdigest())
-    }
-    for name, source in finetuned.tokenizer_files().items():
-        files[str(name)] = FileFact(*writer.copy_file(source, name))
-    loading = AdapterLoading(
-        finetuned.config, task, "tokenizer_config.json" in files, list_limits(layout)
-    )
-    card = render_adapter_card(manifest, finetuned.card(), base.card(), loading)
-    for written, text in {ADAPTER_CONFIG_NAME: _config(layout, manifest), CARD_NAME: card}.items():
-        data = text.encode()
-        writer.write_file(Path(written), data)
-        files[written] = FileFact(len(data), hashlib.sha256(data).hexdigest())
-    manifest = replace(manifest, files=files)
-    writer.write_file(Path(MANIFEST_NAME), manifest.dumps().encode())
-    return manifest
+    files: Files = {file.name: describe_weights(file)}
+    files |= copy_files(writer, plan.finetuned.tokenizer_files())
+    files[ADAPTER_CONFIG_NAME] = write_text(writer, ADAPTER_CONFIG_NAME, _config(layout, manifest))
+    has_tokenizer = "tokenizer_config.json" in files
+    loading = Loading(plan.finetuned.config, task, has_tokenizer, list_limits(layout))
+    return write_record(writer, plan, manifest, files, loading)
 
 
 def find_task(plan: Plan) -> dict[str, Any]:

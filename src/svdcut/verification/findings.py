@@ -1,9 +1,9 @@
-"""What a verification found. It checks nothing itself and imports no torch."""
+"""The outcome of a verification: which claims are false. It imports no torch."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any
 
@@ -24,10 +24,10 @@ class Failure:
     """Name of the claim: see docs/verify.md."""
 
     found: object
-    """What is there, or follows; None for nothing."""
+    """The value found, or the one that follows; None for nothing."""
 
     expected: object
-    """What the manifest says; None for nothing."""
+    """The value in the manifest; None for nothing."""
 
     tensor: str | None = None
     file: str | None = None
@@ -35,7 +35,7 @@ class Failure:
 
     @property
     def is_note(self) -> bool:
-        """Whether it makes nothing false: a card that was edited."""
+        """True for an edited card, which makes nothing false."""
         return self.file == CARD_NAME and self.claim in ("size", "sha256")
 
     def to_json(self) -> dict[str, Any]:
@@ -51,13 +51,13 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What was looked at."""
+    """Counts of the things that were checked."""
 
     files: int = 0
-    """Of the result, the manifest among them."""
+    """Files of the result, with the manifest."""
 
     tensors: int = 0
-    """Of the result, hashed."""
+    """Tensors of the result; each was hashed."""
 
     input_files: int = 0
     """Weight files of the two sides, hashed; 0 without inputs."""
@@ -76,12 +76,12 @@ class Verification:
     __repr__ = brief
 
     ok: bool
-    """Whether no claim failed."""
+    """True where no claim failed."""
 
     checked: Checked
     failures: tuple[Failure, ...]
     notes: tuple[Failure, ...] = ()
-    """What differs from the manifest, as people may have it: an edited card."""
+    """Differences that people may make: an edited card."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object."""
@@ -91,6 +91,30 @@ class Verification:
             "failures": [failure.to_json() for failure in self.failures],
             "notes": [note.to_json() for note in self.notes],
         }
+
+
+def differences(
+    found: object, said: object, *exact: str, **allowed: float
+) -> Iterator[Contradiction]:
+    """Yield the fields of two facts that differ by more than their tolerance.
+
+    Parameters
+    ----------
+    found, said : object
+        Dataclasses of one type: what was found, and what is claimed.
+    exact : str
+        Fields that must be equal.
+    allowed : float
+        Tolerances of further fields, by name; a number that is missing agrees with None alone.
+    """
+    for claim in (*exact, *allowed):
+        ours, theirs = getattr(found, claim), getattr(said, claim)
+        if ours is None or theirs is None or claim in exact:
+            agree = ours == theirs
+        else:
+            agree = abs(ours - theirs) <= allowed[claim]
+        if not agree:
+            yield claim, ours, theirs
 
 
 def conclude(checked: Checked, found: Sequence[Failure]) -> Verification:

@@ -10,8 +10,9 @@ import hashlib
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from svdcut.adapter.peft_config import read_peft_config
@@ -28,12 +29,14 @@ from svdcut.files.filenames import (
 )
 from svdcut.files.header import read_header
 from svdcut.files.jsonfile import check_regular
-from svdcut.files.tensorfile import TensorEntry, hash_file, iterate_bytes
+from svdcut.files.tensorfile import LENGTH_BYTES, TensorEntry, hash_file, iterate_bytes
+from svdcut.machine import num_cores
 from svdcut.record.manifest import FileFact, Manifest, TensorFact, WeightFileFact
+from svdcut.record.progress import Observer, Progress
+from svdcut.streaming.memory import SPARE_BYTES
 from svdcut.streaming.pool import Pool
-from svdcut.verification.findings import Failure
+from svdcut.verification.findings import Failure, differences
 
-_LENGTH_BYTES = 8
 _PIECE_BYTES = 16 << 20
 """Memory that a tensor takes while it is hashed."""
 
@@ -51,12 +54,8 @@ _HARMLESS = re.compile(
 """Names of files that people add, and no loader takes: all others could change what is loaded."""
 
 
-Tell = Callable[[str, int], None]
-"""Called with the name of what is done, and its size in bytes."""
-
-
 def check_folder(
-    out: Path, manifest: Manifest, pool: Pool, tell: Tell
+    out: Path, manifest: Manifest, observe: Observer
 ) -> tuple[dict[str, TensorEntry], list[Failure]]:
     """Check every file and every tensor of a result.
 
@@ -65,11 +64,9 @@ def check_folder(
     out : Path
         The folder.
     manifest : Manifest
-        What it must hold.
-    pool : Pool
-        Hashes tensors side by side.
-    tell : callable
-        Called after each tensor.
+        The manifest of the result.
+    observe : callable
+        Called after each tensor that is hashed.
 
     Returns
     -------
@@ -82,17 +79,14 @@ def check_folder(
     """
     entries = {entry.name: entry for entry in _entries(out, manifest)}
     claims = _claims(manifest)
-    failures = [
-        failure
-        for name in manifest.files
-        for failure in _check_file(out, name, manifest.files[name])
-    ]
+    checks = (_check_file(out, name, fact) for name, fact in manifest.files.items())
+    failures = [failure for failure in checks if failure is not None]
     failures += _find_strays(out, manifest)
     failures += _check_entries(claims, entries)
     if all(failure.is_note for failure in failures):
-        whole = _check_adapter(out) if manifest.adapter else _check_checkpoint(out, entries)
-        failures += whole
-    failures += _check_tensors(claims, entries, pool, tell)
+        failures += _check_adapter(out) if manifest.adapter else _check_checkpoint(out, entries)
+    total = sum(fact.size for fact in manifest.files.values())
+    failures += _hash_tensors(claims, entries, total, observe)
     return entries, failures
 
 
@@ -121,35 +115,30 @@ def _entries(out: Path, manifest: Manifest) -> Iterator[TensorEntry]:
                 yield from read_header(path).entries
 
 
-def _check_file(out: Path, name: str, fact: WeightFileFact | FileFact) -> Iterator[Failure]:
-    path = _regular_file(out, name)
+def _check_file(out: Path, name: str, fact: WeightFileFact | FileFact) -> Failure | None:
+    """Return the first claim about a file that does not hold."""
+    path, wanted = _regular_file(out, name), "a file in this folder"
     if path is None:
-        yield Failure("files", None, "a file in this folder", file=name)
-        return
+        return Failure("files", None, wanted, file=name)
     if isinstance(fact, FileFact) and not is_own(path, out):
-        yield Failure("files", "a link out of it", "a file in this folder", file=name)
-        return
+        return Failure("files", "a link out of it", wanted, file=name)
     size = path.stat().st_size
     if size != fact.size:
-        yield Failure("size", size, fact.size, file=name)
-        return
+        return Failure("size", size, fact.size, file=name)
     try:
-        if isinstance(fact, WeightFileFact):
-            claim, claimed, found = "header_sha256", fact.header_sha256, _hash_header(path)
+        if isinstance(fact, FileFact):
+            claim, said, found = "sha256", fact.sha256, hash_file(path, threading.Event())
         else:
-            claim, claimed = "sha256", fact.sha256
-            found = hash_file(path, threading.Event())
+            claim, said, found = "header_sha256", fact.header_sha256, _hash_header(path)
     except CheckpointError as error:
-        yield Failure("files", error.what, "a file that can be read", file=name)
-        return
-    if found != claimed:
-        yield Failure(claim, found, claimed, file=name)
+        return Failure("files", error.what, "a file that can be read", file=name)
+    return None if found == said else Failure(claim, found, said, file=name)
 
 
 def _hash_header(path: Path) -> str:
     read_header(path)  # refuses what is not well-formed
     with path.open("rb") as file:
-        length = file.read(_LENGTH_BYTES)
+        length = file.read(LENGTH_BYTES)
         return hashlib.sha256(length + file.read(int.from_bytes(length, "little"))).hexdigest()
 
 
@@ -183,13 +172,10 @@ def _check_entries(
         if entry is None:
             yield Failure("tensors", None, f"in {claimed.file}", tensor=name)
             continue
-        for claim, found, expected in (
-            ("file", entry.path.name, claimed.file),
-            ("shape", entry.shape, claimed.shape),
-            ("dtype", entry.dtype.value, claimed.dtype),
-        ):
-            if found != expected:
-                yield Failure(claim, found, expected, tensor=name)
+        file, dtype = entry.path.name, entry.dtype.value
+        found = replace(claimed, file=file, shape=entry.shape, dtype=dtype)
+        for claim in differences(found, claimed, "file", "shape", "dtype"):
+            yield Failure(*claim, tensor=name)
     for name in sorted(entries.keys() - claims.keys()):
         yield Failure("tensors", f"in {entries[name].path.name}", None, tensor=name)
 
@@ -222,22 +208,26 @@ def _check_checkpoint(out: Path, entries: Mapping[str, TensorEntry]) -> Iterator
             yield Failure("total_size", total, metadata["total_size"], file=name)
 
 
-def _check_tensors(
-    claims: Mapping[str, TensorFact], entries: Mapping[str, TensorEntry], pool: Pool, tell: Tell
+def _hash_tensors(
+    claims: Mapping[str, TensorFact],
+    entries: Mapping[str, TensorEntry],
+    total: int,
+    observe: Observer,
 ) -> Iterator[Failure]:
     names = [name for name in claims if name in entries]
 
-    def task(number: int) -> Sequence[Failure]:
-        name, entry = names[number], entries[names[number]]
-        digest = hashlib.sha256()
+    def task(number: int) -> str:
+        name, digest = names[number], hashlib.sha256()
         try:
-            for piece in iterate_bytes(entry):
+            for piece in iterate_bytes(entries[name]):
                 digest.update(piece)
         except CheckpointError as error:
-            return [Failure("sha256", error.what, claims[name].sha256, tensor=name)]
-        tell(name, entry.size_bytes)
-        found, expected = digest.hexdigest(), claims[name].sha256
-        return [Failure("sha256", found, expected, tensor=name)] if found != expected else []
+            return error.what
+        observe(Progress("result", name, entries[name].size_bytes, total))
+        return digest.hexdigest()
 
-    for failures in pool.map(task, [_PIECE_BYTES] * len(names)):
-        yield from failures
+    with Pool(num_cores(), SPARE_BYTES) as pool:
+        found = pool.map(task, [_PIECE_BYTES] * len(names))
+        for name, sha256 in zip(names, found, strict=True):
+            if sha256 != claims[name].sha256:
+                yield Failure("sha256", sha256, claims[name].sha256, tensor=name)

@@ -1,7 +1,6 @@
-"""Take a tensor that was made again, and compare it with the stored one instead of writing it.
+"""Read a result as a loader does, and measure how far its matrices are from those made again.
 
-It reads the result as a loader does: the rows of a checkpoint, or base's rows plus what an
-adapter adds.
+The rows of a checkpoint, or base's rows plus what an adapter adds.
 """
 
 from __future__ import annotations
@@ -9,33 +8,28 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from itertools import chain
 
 import torch
 from torch import Tensor
 
 from svdcut.adapter.numbers import read_factors
-from svdcut.choose.options import Options
 from svdcut.files.lora_factors import LowRankEntry
 from svdcut.files.tensorfile import TensorEntry, iterate_bytes, read_bytes, size_bytes
 from svdcut.pair.pairing import Action, Pair
 from svdcut.pair.plan import PlannedTensor
-from svdcut.record.manifest import TensorFact, Truncation
-from svdcut.streaming.stored_matrix import TORCH_DTYPES, MatrixSides, to_bytes
+from svdcut.streaming.stored_matrix import TORCH_DTYPES, MatrixSides
 from svdcut.truncation.reconstruction import CutMatrix, Rows, merged_rows, stays_whole
-from svdcut.truncation.tensor_output import AdapterTensor
 from svdcut.verification.tolerances import (
     DOUBLE,
     SINGLE,
+    Distance,
     cut_tolerance,
     product_tolerance,
 )
 from svdcut.write.tensor_writer import Staging
-
-_FACTOR_ROUNDING = 4
-"""How much more than here the factors of an adapter may be rounded elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,29 +38,13 @@ class Result:
 
     tensors: Mapping[str, TensorEntry]
     updates: Mapping[str, LowRankEntry] = field(default_factory=dict)
-    """What an adapter adds to base's tensors."""
+    """The updates of base's tensors in an adapter."""
 
     own: Mapping[int, str] | None = None
-    """Of an adapter: the sha256 of each tensor in its file, by its offset."""
+    """The sha256 of each tensor in an adapter's file, by its offset; None for a checkpoint."""
 
     nowhere: Staging | None = None
-    """Of an adapter: where its factors go when they are made again."""
-
-    @property
-    def is_adapter(self) -> bool:
-        """Whether most tensors are base's own, by base's names."""
-        return self.own is not None
-
-    def find(self, planned: PlannedTensor) -> TensorEntry | None:
-        """Return a stored tensor; None where it is missing, or of another form than planned."""
-        pair, target = planned.pair, planned.target
-        entry = self.tensors.get(self.name_of(pair))
-        if entry is None or (pair.action is Action.TRUNCATE and entry.dtype not in TORCH_DTYPES):
-            return None
-        if not self.is_adapter:
-            return entry if (entry.dtype, entry.shape) == (target.dtype, target.shape) else None
-        shapes = (pair.finetuned.shape, pair.base.shape if pair.base else None)
-        return entry if entry.shape in shapes else None
+    """Takes the factors of an adapter when they are made again."""
 
     def __enter__(self) -> Result:
         return self
@@ -75,167 +53,60 @@ class Result:
         if self.nowhere is not None:
             os.close(self.nowhere.descriptor)
 
-    def name_of(self, pair: Pair) -> str:
-        """Return the name that a tensor has there."""
-        if pair.base is None or pair.name in self.tensors or not self.is_adapter:
-            return pair.name
-        return pair.base.name
+    def find(self, planned: PlannedTensor) -> tuple[TensorEntry | None, LowRankEntry | None]:
+        """Return a stored tensor, and what an adapter adds to it.
 
+        The tensor is None where it is missing, or of another form than planned.
+        """
+        pair, target, name = planned.pair, planned.target, planned.pair.name
+        if self.own is not None and pair.base is not None and name not in self.tensors:
+            name = pair.base.name
+        entry, update = self.tensors.get(name), self.updates.get(name)
+        if entry is None or (pair.action is Action.TRUNCATE and entry.dtype not in TORCH_DTYPES):
+            fits = False
+        elif self.own is None:
+            fits = (entry.dtype, entry.shape) == (target.dtype, target.shape)
+        else:
+            fits = entry.shape in (pair.finetuned.shape, pair.base.shape if pair.base else None)
+        return entry if fits else None, update
 
-@dataclass(frozen=True, slots=True)
-class Distance:
-    """How far a stored matrix is from the one that was made again; Frobenius norms."""
-
-    rounding: float = 0.0
-    """Of ``stored - intended``."""
-
-    beyond: float = 0.0
-    """Of the part of that which no rounding to the storage dtype explains."""
-
-    storage: float = 0.0
-    """The most that storage may round."""
-
-    error: float = 0.0
-    """Of ``update - stored update / scale``."""
-
-    work: float = 0.0
-    """What two computations of ``intended`` may differ by, of the same triplets."""
-
-    triplets: float = 0.0
-    """What they may differ by because their triplets do; infinite where nothing bounds it."""
-
-    @staticmethod
-    def of_all(parts: Sequence[Distance]) -> Distance:
-        """Return the norms over all matrices of a tensor."""
-        names = [item.name for item in fields(Distance)]
-        return Distance(*(math.hypot(*(getattr(part, name) for part in parts)) for name in names))
-
-
-class Comparison:
-    """A tensor of the result that is compared, as a `TensorOutput`.
-
-    Parameters
-    ----------
-    result : Result
-        What is stored.
-    planned : PlannedTensor
-        What it is.
-    options : Options
-        Of the manifest.
-    claimed : Truncation or None
-        What the manifest says of it.
-    single : bool
-        Whether it may have been made in float32.
-    """
-
-    def __init__(
-        self,
-        result: Result,
-        planned: PlannedTensor,
-        options: Options,
-        claimed: Truncation | None,
-        *,
-        single: bool,
-    ) -> None:
-        self._single = single
-        self._result = result
-        self._planned = planned
-        self._options = options
-        self._claimed = claimed
-        self._entry = result.find(planned)
-        self._update = result.updates.get(result.name_of(planned.pair))
-        nowhere = result.nowhere
-        self._factors = None if nowhere is None else AdapterTensor(nowhere, planned, options)
-        self._copied = hashlib.sha256()
-        self._parts: list[Distance] = []
-
-    @property
-    def distance(self) -> Distance:
-        """How far all matrices are from the stored ones."""
-        return Distance.of_all(self._parts)
-
-    def wants(self, action: Action) -> bool:
-        """Whether the fine-tuned side or base has bytes of it."""
-        return action is not Action.DROP
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Take the next bytes of a copy."""
-        self._copied.update(data)
-        if self._factors is not None and self._factors.wants(self._planned.pair.action):
-            self._factors.write(data)
-
-    def add(self, matrix: CutMatrix) -> float:
-        """Compare a matrix; return the sum of squares of its rounding error."""
-        made = self._factors.add(matrix) if self._factors is not None else 0.0
-        if self._claimed is None:
-            for rows in matrix.rows(TORCH_DTYPES[self._planned.target.dtype], 1.0):
-                self._copied.update(to_bytes(rows.stored))
-        if self._claimed is None or self._entry is None:
-            return made
-        sides = matrix.sides
-        theirs = replace(sides.finetuned, tensor=self._entry)
-        stored = replace(sides, finetuned=theirs, update=self._update, new_rows=0)
-        excess = self._claimed.svd.excess_bound
-        found = measure(matrix, stored, self._options.scale, excess, single=self._single)
-        if self._factors is not None:
-            storage = math.hypot(found.storage, _FACTOR_ROUNDING * math.sqrt(made))
-            found = replace(found, storage=storage, beyond=max(found.beyond - storage, 0.0))
-        self._parts.append(found)
-        # An adapter that stores the matrix whole rounds that too: no claim is about it.
-        whole = self._factors is not None and self._update is None
-        return made if whole else found.rounding**2
-
-    def finish(self, action: Action, truncation: Truncation | None = None) -> TensorFact:
-        """Return what a run would have written."""
-        if self._factors is not None:
-            return self._factors.finish(action, truncation)
-        target, copied = self._planned.target, self._copied.hexdigest()
-        file, dtype = target.path.name, target.dtype.value
-        return TensorFact(action.value, target.shape, dtype, file, copied, truncation)
-
-    def differs(self) -> bool:
-        """Whether bytes that are copied are stored otherwise."""
-        pair, entry, own = self._planned.pair, self._entry, self._result.own
-        copied = self._copied.hexdigest()
-        if self._claimed is not None:
-            return entry is None or (pair.new_rows > 0 and copied != self._new_rows(entry))
-        if own is None:
-            return False  # the manifest's hash is compared
+    def holds_copy(
+        self, pair: Pair, entry: TensorEntry | None, update: LowRankEntry | None, sha256: str
+    ) -> bool:
+        """Return whether a loader finds a copy with this hash."""
+        if self.own is None:
+            return True  # the manifest's hash is compared
         if entry is None or pair.base is None:
-            return copied not in own.values()
-        if not self.wants(pair.action):
-            copied = _hash(pair.base)
+            return sha256 in self.own.values()
         of_base = (entry.path, entry.offset) == (pair.base.path, pair.base.offset)
-        stored = _hash(pair.base) if of_base else own.get(entry.offset)
-        return stored != copied or self._adds_something()
-
-    def _adds_something(self) -> bool:
-        """Whether an adapter changes the tensor: its factors may be zeros beside others."""
-        if self._update is None:
-            return False
-        count, cpu = len(self._planned.pair.matrices), torch.device("cpu")
-        factors = (read_factors(self._update, number, cpu) for number in range(count))
-        return any(bool(left.any() and right.any()) for left, right in factors)
-
-    def _new_rows(self, entry: TensorEntry) -> str:
-        """Return the hash of the rows that base lacks."""
-        pair = self._planned.pair
-        ((_, columns),) = pair.matrices
-        first = size_bytes(entry.dtype, (pair.shared_rows, columns))
-        return hashlib.sha256(read_bytes(entry, first)).hexdigest()
+        stored = _hash(iterate_bytes(pair.base)) if of_base else self.own.get(entry.offset)
+        wanted = _hash(iterate_bytes(pair.base)) if pair.action is Action.DROP else sha256
+        return stored == wanted and not (update and _is_nonzero(update, len(pair.matrices)))
 
 
-def _hash(entry: TensorEntry) -> str:
+def _is_nonzero(update: LowRankEntry, count: int) -> bool:
+    """Return whether an adapter changes a tensor: its factors may be zeros beside others."""
+    factors = (read_factors(update, number, torch.device("cpu")) for number in range(count))
+    return any(bool(left.any() and right.any()) for left, right in factors)
+
+
+def new_rows_hash(pair: Pair, entry: TensorEntry) -> str:
+    """Return the hash of the rows that base lacks."""
+    ((_, columns),) = pair.matrices
+    return _hash([read_bytes(entry, size_bytes(entry.dtype, (pair.shared_rows, columns)))])
+
+
+def _hash(pieces: Iterable[bytearray]) -> str:
     digest = hashlib.sha256()
-    for piece in iterate_bytes(entry):
+    for piece in pieces:
         digest.update(piece)
     return digest.hexdigest()
 
 
 def measure(
     matrix: CutMatrix, stored: MatrixSides, scale: float, excess: float, *, single: bool
-) -> Distance:
-    """Measure the distance of a stored matrix from the one that was made again.
+) -> tuple[float, Distance]:
+    """Return the norm of ``stored - intended``, and the distances of the stored matrix.
 
     Parameters
     ----------
@@ -244,11 +115,11 @@ def measure(
     stored : MatrixSides
         Base, and what is stored in place of the fine-tuned side.
     scale : float
-        Of the kept update.
+        The factor of the kept update.
     excess : float
-        Relative excess error of the stored cut, at most.
+        Bound on the relative excess error of either cut.
     single : bool
-        Whether it may have been made in float32.
+        True if the stored matrix may have been made in float32.
     """
     cut, measured = matrix.result.cut, matrix.result.measured
     base, shape = matrix.sides.base, stored.finetuned.shape
@@ -274,19 +145,18 @@ def measure(
     rank = cut.rank
     work = triplets = 0.0
     if rank and (low_rank or not stays_whole(matrix.sides, rank, measured.full_rank, scale)):
-        excess = max(excess, cut.bounds.excess)
         triplets = cut_tolerance(measured, cut.indices, excess) * abs(scale)
         norm, factors = cut.kept_norm * abs(scale), SINGLE if single else DOUBLE
         unit = SINGLE if first.intended.dtype == torch.float32 else DOUBLE
         work = product_tolerance(rank, max(shape) + rank, factors, norm)
         work += product_tolerance(rank, rank, unit, norm) + 2 * unit * whole
-    return Distance(rounding, beyond, storage, error, work, triplets)
+    return rounding, Distance(beyond, storage, error, work, triplets)
 
 
 def _compare_rows(
     ours: Rows, theirs: Rows, finetuned: Tensor, base: Tensor, scale: float
 ) -> tuple[Tensor, ...]:
-    """Return the differences, by entry, whose norms make a `Distance`."""
+    """Return the differences, by entry, whose norms `measure` takes."""
     stored, intended, before = (x.double() for x in (theirs.intended, ours.intended, base))
     difference = (stored - intended).abs_()
     same = torch.equal(ours.stored.view(torch.uint8), theirs.stored.view(torch.uint8))

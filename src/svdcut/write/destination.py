@@ -22,9 +22,9 @@ def check_output(out: Path, inputs: Sequence[Path], *, force: bool) -> None:
     out : Path
         The folder to write.
     inputs : sequence of Path
-        What is read.
+        Files and folders that the run reads.
     force : bool
-        Whether an existing result may be replaced.
+        True if an existing result may be replaced.
 
     Raises
     ------
@@ -152,7 +152,7 @@ def replaced_path(out: Path) -> Path:
 
 
 def is_ours(out: Path) -> bool:
-    """Whether svdcut may replace what is there."""
+    """Return whether svdcut may replace this folder: its own, or an empty one."""
     empty = out.is_dir() and not out.is_symlink() and not any(out.iterdir())
     return empty or (out / MANIFEST_NAME).is_file()
 

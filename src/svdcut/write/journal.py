@@ -61,9 +61,9 @@ class Journal:
     Parameters
     ----------
     folder : Path
-        Where the journal lies; it is made.
+        The folder of the journal; it is made.
     name : str
-        Of its file.
+        The name of its file.
 
     Raises
     ------
@@ -139,9 +139,9 @@ class Journal:
         Parameters
         ----------
         identity : mapping of str to str
-            What this run is.
+            The identity of this run.
         what : str
-            What the journal is of, for the message.
+            The subject of the message.
 
         Raises
         ------

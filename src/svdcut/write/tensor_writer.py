@@ -26,9 +26,9 @@ class TensorWriter:
     Parameters
     ----------
     descriptor : int
-        Of the file.
+        The open file.
     entry : TensorEntry
-        Where they go.
+        The place of the tensor.
     """
 
     def __init__(self, descriptor: int, entry: TensorEntry) -> None:
@@ -57,7 +57,7 @@ class TensorWriter:
 
 
 class Range(NamedTuple):
-    """Where some bytes lie."""
+    """The place of some bytes in a file."""
 
     file: int
     """Index of the staging file."""

@@ -65,11 +65,11 @@ class CheckpointWriter:
     identity : mapping of str to str
         Everything that shapes the bytes, in words.
     stages : bool
-        Whether there are bytes that have no place until the end: see `staging`.
+        True if some bytes have no place until the end: see `staging`.
     restart : bool
-        Whether to drop unfinished work.
+        True to drop unfinished work.
     force : bool
-        Whether to replace an existing result.
+        True to replace an existing result.
     worker : Worker
         The place of this process among those that share the run. The first that torchrun
         started prepares the folder, before the others come.
@@ -264,7 +264,7 @@ class CheckpointWriter:
 
     @property
     def staging(self) -> Staging:
-        """Where bytes wait that have no place yet."""
+        """The file of bytes that have no place yet."""
         assert self._staging is not None
         return self._staging
 
@@ -282,7 +282,7 @@ class CheckpointWriter:
         Parameters
         ----------
         kind, name : str
-            What it is of; `TENSOR` and its name for a tensor whose bytes are written.
+            The key: `TENSOR` and its name for a tensor whose bytes are written.
         data : object
             As JSON.
         """
@@ -362,7 +362,7 @@ class CheckpointWriter:
                 os.close(self._gate)
 
     def _is_useful(self, error: BaseException | None) -> bool:
-        """Whether a later run can go on from what there is."""
+        """Return whether a later run can go on from the finished work."""
         if isinstance(error, OutputExistsError):
             return True  # it is another run's
         if isinstance(error, SvdcutError) and not error.keeps_work:
