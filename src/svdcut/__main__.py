@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from svdcut.cli.signals import Stopped, end_at_once, install
+from svdcut.cli.guard import Stopped, end_at_once, install
 
 
 def main() -> None:

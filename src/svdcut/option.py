@@ -1,7 +1,7 @@
 """How an option is declared: once, as a field of a frozen dataclass.
 
 From the declaration follow the keyword of the Python function, the parameter of the command
-(`svdcut.cli.commands`), the manual pages, and how a value is checked and converted.
+(`svdcut.cli.app`), the manual pages, and how a value is checked and converted.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Option(Generic[In_contra, Out_co]):
 
     def from_shell(self, typed: Any) -> Any:
         """Return what was typed, as Python would give it."""
-        return typed
+        return list(typed or ()) if self.repeats else typed
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name

@@ -6,10 +6,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import KW_ONLY
 
-import typer
-
 from svdcut.api.verification import carry_out_verification
-from svdcut.cli.commands import ScreenOptions, command
+from svdcut.cli.app import ScreenOptions, command
 from svdcut.cli.guard import guard, warn
 from svdcut.cli.progress import show_progress
 from svdcut.cli.screen import Screen, print_json
@@ -83,7 +81,7 @@ def verify(options: VerifyCommand) -> None:
         elif not outcome.ok:
             warn("\n  ".join(_first_lines(out, outcome)))
     if not outcome.ok:
-        raise typer.Exit(_FAILED)
+        raise SystemExit(_FAILED)
 
 
 def _print_verdict(out: str, outcome: Verification, *, everything: bool) -> None:
