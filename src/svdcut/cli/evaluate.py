@@ -20,6 +20,19 @@ from svdcut.evaluation.predictions import Predictions
 from svdcut.option_kinds import options
 from svdcut.shown import counted, points, printable
 
+_GAPS = (
+    ("best_worst", "best group over worst group"),
+    ("average_worst", "all texts over worst group"),
+    ("aligned_conflicting", "aligned over conflicting texts"),
+)
+_COLUMNS = (
+    Column("size"),
+    Column("accuracy"),
+    Column("95 % interval", 1),
+    Column("", 0, "left", "bold"),
+)
+_SHOWN_ANSWERS = 10
+
 
 @options
 class EvaluateCommand(ScreenOptions, EvaluateOptions):
@@ -73,20 +86,6 @@ def evaluate(options: EvaluateCommand) -> None:
             print_evaluation(str(options.checkpoint), request.dataset, evaluation, found)
         if not options.quiet:
             note_cut_texts(evaluation)
-
-
-_GAPS = (
-    ("best_worst", "best group over worst group"),
-    ("average_worst", "all texts over worst group"),
-    ("aligned_conflicting", "aligned over conflicting texts"),
-)
-_COLUMNS = (
-    Column("size"),
-    Column("accuracy"),
-    Column("95 % interval", 1),
-    Column("", 0, "left", "bold"),
-)
-_SHOWN_ANSWERS = 10
 
 
 def print_evaluation(

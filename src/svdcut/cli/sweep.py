@@ -29,6 +29,17 @@ from svdcut.sweeps.result import CSV_NAME, JSON_NAME, PICTURE_NAME, Sweep
 from svdcut.truncation.options import TruncateOptions
 from svdcut.write.destination import check_output
 
+_BACK = Column("back", 1)
+_COLUMNS = (
+    Column("accuracy"),
+    Column("95 % interval", 2),
+    Column("worst"),
+    Column("gap"),
+    Column("95 % interval", 3),
+    _BACK,
+    Column("", 0, "left", "bold"),
+)
+
 
 @options
 class SweepCommand(ScreenOptions, SweepOptions):
@@ -120,18 +131,6 @@ def _write(found: Sweep, out: Path, options: SweepCommand) -> None:
 def _find_unfinished(out: Path) -> Sequence[Unfinished]:
     rows = count_rows(out)
     return [Unfinished(out, rows, "rows")] if rows else []
-
-
-_BACK = Column("back", 1)
-_COLUMNS = (
-    Column("accuracy"),
-    Column("95 % interval", 2),
-    Column("worst"),
-    Column("gap"),
-    Column("95 % interval", 3),
-    _BACK,
-    Column("", 0, "left", "bold"),
-)
 
 
 def print_sweep(folder: Path, sweep: Sweep) -> None:
