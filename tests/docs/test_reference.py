@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import shlex
 import shutil
@@ -15,22 +14,14 @@ import pytest
 import typer
 from typer.main import get_command
 
+import generate_reference
+
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "generate_reference.py"
 NASTY = (
     r""".leading dot, 'quotes', "double", back\slash, \fBfont, `code \x|y`, """
     "-- and --opt, a|b *c* <d> é"
 )
-
-
-@pytest.fixture(scope="module")
-def generator():
-    spec = importlib.util.spec_from_file_location("generate_reference", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +54,9 @@ def nasty_app():
     return app
 
 
-def render_nasty(generator):
+def render_nasty():
     root = get_command(nasty_app())
-    return generator.render(root, root.commands)
+    return generate_reference.render(root, root.commands)
 
 
 def examples(command):
@@ -121,8 +112,8 @@ def test_examples_use_options_that_exist(commands):
             assert used <= known, line
 
 
-def test_files_are_described_for_commands_that_exist(commands, generator):
-    assert set(generator.FILES) <= set(commands)
+def test_files_are_described_for_commands_that_exist(commands):
+    assert set(generate_reference.FILES) <= set(commands)
 
 
 def test_examples_fit_a_terminal_of_80_columns(commands):
@@ -130,8 +121,8 @@ def test_examples_fit_a_terminal_of_80_columns(commands):
     assert [line for line in typed if len(line) > 69] == []  # a page indents them by 11
 
 
-def test_pages_have_the_sections_a_reader_expects(generator):
-    files = render_nasty(generator)
+def test_pages_have_the_sections_a_reader_expects():
+    files = render_nasty()
     assert set(map(str, files)) == {"man/svdcut.1", "man/svdcut-run.1", "docs/cli-reference.md"}
     page = files[Path("man/svdcut-run.1")]
     assert sections(page) == [
@@ -146,15 +137,15 @@ def test_pages_have_the_sections_a_reader_expects(generator):
     assert re.search(r'^\.TH SVDCUT-RUN 1 "" "svdcut [\w.]+" "User Commands"$', page, re.MULTILINE)
 
 
-def test_rendering_is_repeatable_and_in_ascii(generator):
-    files = render_nasty(generator)
-    assert files == render_nasty(generator)
+def test_rendering_is_repeatable_and_in_ascii():
+    files = render_nasty()
+    assert files == render_nasty()
     assert all(text.isascii() for path, text in files.items() if path.suffix == ".1")
 
 
-def test_only_macros_open_with_a_dot(generator):
+def test_only_macros_open_with_a_dot():
     known = {".TH", ".nr", ".nh", ".ad", ".SH", ".SS", ".PP", ".TP", ".IP", ".RS", ".RE", ".EX"}
-    for path, text in render_nasty(generator).items():
+    for path, text in render_nasty().items():
         if path.suffix == ".1":
             opening = {line.split()[0] for line in text.splitlines() if line.startswith((".", "'"))}
             assert opening <= {*known, ".EE", r".\""}
@@ -162,8 +153,8 @@ def test_only_macros_open_with_a_dot(generator):
 
 
 @pytest.mark.skipif(shutil.which("mandoc") is None, reason="mandoc is not installed")
-def test_mandoc_accepts_the_pages_and_shows_the_text_as_written(generator, tmp_path):
-    files = render_nasty(generator)
+def test_mandoc_accepts_the_pages_and_shows_the_text_as_written(tmp_path):
+    files = render_nasty()
     for path, text in files.items():
         if path.suffix != ".1":
             continue
@@ -187,15 +178,15 @@ def test_mandoc_accepts_the_pages_and_shows_the_text_as_written(generator, tmp_p
             assert plain.count(f".{'w' * 39} .") == 2
 
 
-def test_rows_of_markdown_tables_have_two_cells(generator):
-    rows = re.findall(r"(?m)^\|.*$", render_nasty(generator)[Path("docs/cli-reference.md")])
+def test_rows_of_markdown_tables_have_two_cells():
+    rows = re.findall(r"(?m)^\|.*$", render_nasty()[Path("docs/cli-reference.md")])
     assert len(rows) > 20
     assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {3}
 
 
-def test_check_tells_of_missing_changed_and_superfluous_pages(generator, tmp_path):
+def test_check_tells_of_missing_changed_and_superfluous_pages(tmp_path):
     (tmp_path / "man").mkdir()
     for name, text in {"a": "same\n", "b": "old\n", "d": ""}.items():
         (tmp_path / f"man/{name}.1").write_text(text, "utf-8")
     files = {Path("man/a.1"): "same\n", Path("man/b.1"): "new\n", Path("man/c.1"): "missing\n"}
-    assert generator.differences(files, tmp_path) == [Path(f"man/{n}.1") for n in "bcd"]
+    assert generate_reference.differences(files, tmp_path) == [Path(f"man/{n}.1") for n in "bcd"]
