@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 @options
 class ScreenOptions:
-    """What every command prints; `json` is what its help says."""
+    """Options of every command; each says in its own words what `json` prints."""
 
     _: KW_ONLY
     json: Switch = Switch("Print every number on stdout.", default=False, panel=Panel.SCREEN)
@@ -148,10 +148,10 @@ COMMANDS = {
     "sweep": "Try many ranks of the update FT - BASE on DATA, and name the one to use.",
     "verify": "Check a result against its manifest, and against what it was made from.",
 }
-"""What each does, as the first line of its own help says it."""
+"""Commands, with the first line of the help of each."""
 
 _MODULES = {"extract": "truncate"}
-"""Those of commands that share one."""
+"""Modules of commands that are not in one of their own name."""
 
 EXIT_CODES: dict[int, str] = {
     0: "Done.",
@@ -163,7 +163,7 @@ EXIT_CODES: dict[int, str] = {
     130: "Interrupted by SIGINT. Finished tensors are kept; the same command goes on.",
     143: "Interrupted by SIGTERM, likewise.",
 }
-"""What the manual says of each; `svdcut.errors` decides which error ends with which."""
+"""Texts of the manual; `svdcut.errors` gives each error its code."""
 
 
 def load_command(name: str) -> Any:  # noqa: ANN401 - of the Click that Typer carries

@@ -99,12 +99,12 @@ _NO_MEMORY = (
     "out of memory",
     "std::bad_alloc",
 )
-"""What libraries say where no `MemoryError` of Python's comes."""
+"""Messages of libraries that lack memory and raise another error than `MemoryError`."""
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 _NO_THREAD = "can't start new thread"
 _MAX_LINE = 1000
-"""Of an error: a name in a file may have 100 million characters."""
+"""Characters of a line: a name in a file may have 100 million."""
 
 
 @dataclass(frozen=True, slots=True)

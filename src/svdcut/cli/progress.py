@@ -73,7 +73,7 @@ class _TailOfName(ProgressColumn):
 
 @dataclass(frozen=True, slots=True)
 class _Tail:
-    """As much of the end of a text as there is room for."""
+    """The end of a text, as long as there is room for."""
 
     text: str
 

@@ -18,6 +18,7 @@ from svdcut.cli.screen import (
     common_ends,
     first_names,
     no_room,
+    open_screen,
     print_json,
     print_more,
     print_table,
@@ -49,10 +50,10 @@ _CERTIFIED = {
     Keep.RANDOM: "A random set is no best one: the energy that it keeps is certified within {} of "
     "the update's",
 }
-"""What is certified of the triplets that stay."""
+"""Sentences on the certificate, by the triplets that stay."""
 
 _LARGE_BYTES = 10 << 20
-"""Of a tensor that an adapter stores whole, where factors were hoped for."""
+"""Size from which a tensor that an adapter stores whole is named."""
 
 _COLUMNS = (
     Column("n", 1),
@@ -62,7 +63,6 @@ _COLUMNS = (
     Column("cut", 2),
     Column("rounding", 3),
 )
-"""Of the table of a result."""
 
 _PLAN_COLUMNS = (
     Column("n", 1),
@@ -75,7 +75,7 @@ _SHOWN_FILES = 12
 
 def print_result(request: Request, manifests: Sequence[Manifest]) -> None:
     """Print what was done, one table for each output."""
-    console = Screen(highlight=False)
+    console = open_screen()
     print_pairing(console, request)
     for output, manifest in zip(request.outputs, manifests, strict=True):
         groups = summarize(manifest)
@@ -194,7 +194,7 @@ def print_plan(request: Request, *, as_json: bool) -> None:
         print_json(documents if len(documents) > 1 else documents[0])
         return
     plan = request.plan
-    console = Screen(highlight=False)
+    console = open_screen()
     facts = [document["tensors"] for document in documents]
     rows = Counter(_plan_row(tensor, facts) for tensor in plan.tensors)
     cells = [[name, str(count), *rest] for (name, *rest), count in rows.items()]

@@ -10,7 +10,7 @@ from svdcut.api.verification import carry_out_verification
 from svdcut.cli.app import ScreenOptions, command
 from svdcut.cli.guard import guard, warn
 from svdcut.cli.progress import show_progress
-from svdcut.cli.screen import Screen, print_json
+from svdcut.cli.screen import open_screen, print_json
 from svdcut.option import Panel
 from svdcut.option_kinds import Switch, options
 from svdcut.shown import counted, printable
@@ -96,7 +96,7 @@ def _print_verdict(out: str, outcome: Verification, *, everything: bool) -> None
     everything : bool
         Whether to print every false claim.
     """
-    screen = Screen(highlight=False)
+    screen = open_screen()
     shown = outcome.failures if everything else outcome.failures[:_SHOWN]
     for failure in shown:
         screen.say(_describe(failure), markup=False)
