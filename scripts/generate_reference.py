@@ -4,14 +4,13 @@ It reads attributes and never renders help. Typer carries a Click of its own, he
 """
 
 import argparse
-import difflib
 import re
 import sys
 from importlib import import_module
 from inspect import cleandoc
 from itertools import groupby
 from pathlib import Path
-from textwrap import TextWrapper, dedent
+from textwrap import TextWrapper
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,8 +50,8 @@ Page = dict[str, list[Part]]  # by title of the section
 
 def render(root: Duck, commands: dict[str, Duck]) -> dict[Path, str]:
     """Every generated file, by its path from the root of the project."""
-    shown = {f"svdcut {name}": c for name, c in commands.items() if not c.hidden}
-    pages = {name: _page(name, {"svdcut": root, **shown}) for name in ("svdcut", *shown)}
+    every = {"svdcut": root, **{f"svdcut {name}": c for name, c in commands.items()}}
+    pages = {name: _page(name, every) for name in every}
     files = {Path(f"man/{n}.1".replace(" ", "-")): _manual(n, page) for n, page in pages.items()}
     return {**files, Path("docs/cli-reference.md"): _markdown(pages)}
 
@@ -62,7 +61,7 @@ def _page(name: str, commands: dict[str, Duck]) -> Page:
     usage, required, output = [name], [], "OUT"
     arguments: list[Part] = []
     panels: Page = {}
-    for param in (param for param in command.params if not param.hidden):
+    for param in command.params:
         entry = _entry(param)
         if param.param_type_name == "argument":
             arguments.append(entry)
@@ -72,9 +71,7 @@ def _page(name: str, commands: dict[str, Duck]) -> Page:
         words = re.split(",? ", entry.term)
         required += [f"{words[0]} {words[-1]}"] if param.required else []
         output = words[-1] if words[0] == "-o" else output
-    names = {**root.context_settings, **command.context_settings}.get("help_option_names")
-    help_entry = Part("entry", "Show this help and exit.", ", ".join(names or ["--help"]))
-    panels.setdefault("", []).append(help_entry)
+    panels.setdefault("", []).append(Part("entry", "Show this help and exit.", "-h, --help"))
     if next(iter(panels)):
         panels["Other options"] = panels.pop("")
     usage += [*required, "[OPTIONS]", *["COMMAND [ARGS]..."] * (command is root)]
@@ -93,10 +90,6 @@ def _page(name: str, commands: dict[str, Duck]) -> Page:
         "Examples": _examples(command.epilog or ""),
         "See also": [Part("text", ", ".join(f"`{o}`(1)".replace(" ", "-") for o in others))],
     }
-    if command.rich_markup_mode == "rich":
-        plain = import_module("rich.markup").render
-        for parts in page.values():
-            parts[:] = [part._replace(text=str(plain(part.text))) for part in parts]
     return {title: parts for title, parts in page.items() if parts}
 
 
@@ -105,69 +98,50 @@ def _entries(texts: dict[Any, str]) -> list[Part]:
 
 
 def _summary(command: Duck) -> str:
-    paragraph = cleandoc(command.short_help or command.help or "").split("\n\n")[0]
-    return re.split(r"\.(?=\s|$)", " ".join(paragraph.split()))[0]
+    paragraph = cleandoc(command.help).split("\n\n")[0]
+    return " ".join(paragraph.split()).removesuffix(".")
 
 
 def _entry(param: Duck) -> Part:
     option = param.param_type_name == "option"
-    flag = option and (param.is_flag or param.count)
-    default = "" if flag and param.count else _default(param)
-    low, high = _fact(param, "min"), _fact(param, "max")
+    flag = option and param.is_flag
+    default = _default(param)
+    least = getattr(param if hasattr(param, "min") else param.type, "min", None)
     notes = {
         " ".join((param.help or "").split()).removesuffix("."): param.help,
         "Required": option and param.required,
         "May be given several times": param.multiple,
-        f"At least {low}": low is not None and not flag,
-        f"At most {high}": high is not None,
+        f"At least {least}": least is not None,
         f"Default: {default}": default,
     }
     text = ". ".join(note for note, applies in notes.items() if applies)
-    choices = [str(getattr(c, "value", c)) for c in _fact(param, "choices") or ()]
-    value = param.metavar or "|".join(choices) or param.name.strip("_").upper().replace("_", "-")
+    value = param.metavar or param.name.upper().replace("_", "-")
     short_first = sorted(param.opts, key=lambda name: name.startswith("--"))
-    names = ", ".join([*short_first, *param.secondary_opts]) if option else ""
-    term = f"{names} {value}" if option else value + "..." * (param.nargs != 1)
-    return Part("entry", f"{text}.", names if flag else term)
-
-
-def _fact(param: Duck, name: str) -> Duck:
-    """Look in each place where some version of Typer keeps it."""
-    owners = (param, getattr(param, "type_descriptor", None), getattr(param, "type", None))
-    facts = (getattr(owner, name, None) for owner in owners)
-    return next((fact for fact in facts if fact is not None), None)
+    words = [", ".join(short_first)] * option + [value] * (not flag)
+    return Part("entry", f"{text}.", " ".join(words))
 
 
 def _default(param: Duck) -> str:
     shown, value = param.show_default, param.default
     if isinstance(shown, str) or not shown:
         return shown or ""
-    if isinstance(value, bool):
-        value = (param.opts if value else param.secondary_opts)[:1]
-    values = value if isinstance(value, (list, tuple)) else [value]
-    return ", ".join(f"`{getattr(v, 'value', v)}`" for v in values if v not in {None, ""})
+    return "" if value is None or isinstance(value, bool) else f"`{value}`"
 
 
 def _description(text: str) -> list[Part]:
-    parts = []
-    for paragraph in re.split(r"\n[ \t]*\n", text.partition("\f")[0].rstrip()):
-        body = paragraph.removeprefix("\b\n")
-        intro, *items = re.split(r"(?m)^- ", body)
-        if not items and (body != paragraph or body[:1] == " "):
-            parts.append(Part("literal", dedent(body)))
-        elif intro.strip():
-            parts.append(Part("text", " ".join(intro.split())))
-        parts += [Part("item", " ".join(item.split())) for item in items]
-    return parts
+    paragraphs = [" ".join(paragraph.split()) for paragraph in text.strip().split("\n\n")]
+    return [
+        Part("item" if paragraph.startswith("- ") else "text", paragraph.removeprefix("- "))
+        for paragraph in paragraphs
+    ]
 
 
 def _examples(epilog: str) -> list[Part]:
     parts = []
-    for line in map(str.strip, epilog.replace("\b", "").splitlines()):
-        if line not in {"", "Examples:"}:
-            command, _, comment = line.partition("  # ")
-            parts.append(Part("text", f"{comment[:1].upper()}{comment[1:]}:"))
-            parts.append(Part("literal", command.strip()))
+    for line in filter(None, epilog.splitlines()):
+        command, _, comment = line.partition("  # ")
+        parts.append(Part("text", f"{comment[:1].upper()}{comment[1:]}:"))
+        parts.append(Part("literal", command))
     return parts
 
 
@@ -256,14 +230,12 @@ def _inline(text: str) -> str:
     return "".join(run if i % 2 == 0 or run[0] == "`" else f"`{run}`" for i, run in enumerate(runs))
 
 
-def differences(files: dict[Path, str], root: Path = ROOT) -> list[str]:
-    """Unified diffs from what is under `root` to `files`, a page of neither left out."""
-    lines: list[str] = []
-    for path in sorted({*files, *(page.relative_to(root) for page in root.glob("man/*.1"))}):
-        old = (root / path).read_text("utf-8").split("\n") if (root / path).exists() else []
-        new = files[path].split("\n") if path in files else []
-        lines += difflib.unified_diff(old, new, f"{path}", f"{path} (generated)", lineterm="")
-    return lines
+def differences(files: dict[Path, str], root: Path = ROOT) -> list[Path]:
+    """Return which files are missing, other than they should be, or superfluous."""
+    pages = (page.relative_to(root) for page in root.glob("man/*.1"))
+    found = {path: (root / path).read_text("utf-8") for path in pages}
+    found |= {path: (root / path).read_text("utf-8") for path in files if (root / path).exists()}
+    return sorted(path for path in {*files, *found} if files.get(path) != found.get(path))
 
 
 def main() -> int:
@@ -275,10 +247,11 @@ def main() -> int:
     cli = import_module("svdcut.cli.app")
     root = import_module("typer.main").get_command(cli.app)
     files = render(root, {name: cli.load_command(name) for name in cli.COMMANDS})
-    lines = differences(files)
     if check:
-        print(*lines[:40], sep="\n", end="\n" * bool(lines))
-        return min(len(lines), 1)
+        outdated = differences(files)
+        for path in outdated:
+            print(f"{path} is out of date: python scripts/generate_reference.py")
+        return bool(outdated)
     for page in ROOT.glob("man/*.1"):
         page.unlink()
     for path, text in files.items():

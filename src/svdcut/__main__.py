@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
-
-from svdcut.cli.signals import Stopped, end_at_once, install
 
 
 def main() -> None:
     """Run the command line, and end the process."""
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # no traceback of an import
+    from svdcut.cli.guard import Stopped, end_at_once, install
+
     install(end_at_once)
     from svdcut.machine import allow_many_files, tune_allocator
 

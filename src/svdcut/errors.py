@@ -44,7 +44,7 @@ class SvdcutError(Exception):
 
     exit_code: ClassVar[int] = 1
     keeps_work: ClassVar[bool] = True
-    """Whether finished tensors can be of use to another attempt."""
+    """True if another attempt can use the finished tensors."""
 
     def __init__(self, what: str, *, hint: str | None = None) -> None:
         super().__init__(what)

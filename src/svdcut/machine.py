@@ -1,4 +1,4 @@
-"""What the machine has, and what a process takes of it: processors, memory, files, disks.
+"""Processors, memory, open files and disks: what there is, and what a process may use.
 
 It imports no torch unless a CUDA device is asked for.
 """

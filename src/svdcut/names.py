@@ -1,4 +1,4 @@
-"""What the name of a tensor says of it: layer numbers, biases, experts, heads.
+"""Read the name of a tensor: layer numbers, biases, experts, heads.
 
 Names alone; it knows no checkpoint.
 """
@@ -34,7 +34,7 @@ _TIED = tuple(
 """Parts of a model that are often one matrix: what encoder and decoder share, embeddings, heads."""
 
 HEAD = 2
-"""What `tied_part` returns for a head."""
+"""The value of `tied_part` for a head."""
 
 
 def collapse_numbers(name: str) -> str:
@@ -51,32 +51,32 @@ def group_by_kind(names: Iterable[str]) -> dict[str, list[str]]:
 
 
 def is_in_numbered_layer(name: str) -> bool:
-    """Whether it belongs to one of several like parts."""
+    """Return True for a tensor of a numbered layer or block."""
     return bool(_IN_NUMBERED_LAYER.search(name))
 
 
 def is_expert_stack(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether it holds the matrices of several experts, one after the other."""
+    """Return True for a tensor that stacks the matrices of several experts."""
     return len(shape) == 3 and bool(_EXPERTS.search(name))
 
 
 def is_bias(name: str) -> bool:
-    """Whether it holds bias vectors, be it one for each expert."""
+    """Return True for a bias, or a stack of biases of experts."""
     return bool(_BIAS.search(name))
 
 
 def is_task_head(name: str) -> bool:
-    """Whether it belongs to a head that fine-tuning usually makes anew, as a classifier."""
+    """Return True for a head that fine-tuning usually creates, such as a classifier."""
     return bool(_TASK_HEAD.search(name)) and not is_in_numbered_layer(name)
 
 
 def is_task_classifier(name: str) -> bool:
-    """Whether it belongs to the head of a classifier, which a pretrained model seldom has."""
+    """Return True for the head of a classifier, which a pretrained model seldom has."""
     return bool(_CLASSIFIER.search(name)) and not is_in_numbered_layer(name)
 
 
 def is_vocabulary(name: str) -> bool:
-    """Whether its rows stand for tokens or positions, of which there may be more later."""
+    """Return True if rows stand for tokens or positions: fine-tuning may add some."""
     module = name.removesuffix(".weight").removesuffix(".bias").rpartition(".")[2]
     is_table = module in _VOCABULARIES or "emb" in module or "vocab" in module
     return is_table and not is_in_numbered_layer(name)

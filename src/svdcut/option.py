@@ -1,7 +1,7 @@
 """How an option is declared: once, as a field of a frozen dataclass.
 
 From the declaration follow the keyword of the Python function, the parameter of the command
-(`svdcut.cli.commands`), the manual pages, and how a value is checked and converted.
+(`svdcut.cli.app`), the manual pages, and how a value is checked and converted.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ class Option(Generic[In_contra, Out_co]):
     """A field of an options class, which takes what users give and holds what the code reads."""
 
     help: str
-    """What it does, for the help of the command and of the Python function."""
+    """Text for the help of the command and of the Python function."""
 
     _: KW_ONLY
     default: Any = _REQUIRED
-    """As users would give it; without it the option is required."""
+    """The default, as users would give it; an option without one is required."""
 
     panel: Panel | None = None
     """Heading in the command's help; None makes it an argument of the command."""
 
     metavar: str | None = None
-    """What stands for the value in the help."""
+    """Placeholder of the value in the help."""
 
     long: str | None = None
     """Name on the command line, if it is not that of the field."""
@@ -59,28 +59,28 @@ class Option(Generic[In_contra, Out_co]):
     """One letter for it, as ``-k``."""
 
     shown_default: str | None = None
-    """What the help says of the default, where that is not its value."""
+    """Text of the help for a default that its value does not explain."""
 
     suggestions: Sequence[str] = ()
-    """What a shell completes."""
+    """Values that a shell completes."""
 
     may_lack: bool = False
-    """Whether the command line may leave out an argument that Python must name, be it None."""
+    """True for an argument that the command line may omit and Python must pass, as None."""
 
     name: str = field(init=False)
 
     shell_type: ClassVar[type | None] = str
-    """What the command line parses a word to; None where only Python has the option."""
+    """Type of the value on the command line; None if only Python has the option."""
 
     python_type = "str"
-    """What Python passes, as the docstring of the function says it."""
+    """Type of the value in Python, for the docstring of the function."""
 
     repeats = False
-    """Whether the command line takes it several times."""
+    """True if the command line takes the option several times."""
 
     @property
     def is_required(self) -> bool:
-        """Whether there is no default."""
+        """Return True if there is no default."""
         return self.default is _REQUIRED
 
     @property
@@ -94,7 +94,7 @@ class Option(Generic[In_contra, Out_co]):
 
     def from_shell(self, typed: Any) -> Any:
         """Return what was typed, as Python would give it."""
-        return typed
+        return list(typed or ()) if self.repeats else typed
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name

@@ -57,9 +57,9 @@ class Texts(Option[str | Sequence[str], tuple[str, ...]]):
 class Words(Texts):
     """Texts, which the command line separates by commas."""
 
-    def from_shell(self, typed: Sequence[str]) -> list[str]:
+    def from_shell(self, typed: Sequence[str] | None) -> list[str]:
         """Return the words."""
-        return [word for text in typed for word in text.split(",") if word]
+        return [word for text in typed or () for word in text.split(",") if word]
 
 
 class Prefixes(Option[Mapping[str, str] | Sequence[str], Mapping[str, str]]):

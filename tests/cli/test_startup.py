@@ -42,7 +42,7 @@ def test_the_root_imports_no_command(word):
     ours = {name for name in modules if name.startswith("svdcut.")}
     assert ours <= {
         f"svdcut.{n}"
-        for n in ("cli", "cli.app", "cli.commands", "errors", "option", "option_kinds")
+        for n in ("cli", "cli.app", "cli.guard", "errors", "option", "option_kinds", "shown")
     }
 
 

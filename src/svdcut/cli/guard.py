@@ -1,4 +1,8 @@
-"""Turn what goes wrong into a line on stderr and an exit code."""
+"""Turn errors and signals into messages on stderr and exit codes.
+
+SIGHUP, SIGINT and SIGTERM end a process that holds nothing, and stop a run cleanly: the first
+signal unwinds the run, a second one lets it go on unwinding, a third ends it at once.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +10,87 @@ import errno
 import os
 import shlex
 import shutil
+import signal
 import sys
 import textwrap
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
-import typer
-
-from svdcut.cli.signals import Stopped, stopping
 from svdcut.errors import InputError, Interrupted, SvdcutError, UsageError
 from svdcut.shown import printable
 from svdcut.worker import launched_worker
+
+_NUMBERS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+_Handler = Callable[[int, "FrameType | None"], None]
+
+
+class Stopped(BaseException):
+    """A signal asks the run to stop; no Exception, which many a library takes for its own."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__("interrupted")
+        self.signal_number = number
+
+
+def end_at_once(number: int, _frame: FrameType | None = None) -> None:
+    """End the process, which has nothing to clean up."""
+    os._exit(128 + number)
+
+
+def install(handler: _Handler) -> None:
+    """Let a handler take the signals; not SIGHUP where nohup has it ignored."""
+    for number in _NUMBERS:
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handler)
+
+
+@contextmanager
+def stopping() -> Iterator[Callable[[], None]]:
+    """Let the first signal raise `Stopped` here.
+
+    Yields
+    ------
+    callable
+        To be called when the work has ended in any way: no signal raises from then on.
+    """
+    received: list[int] = []
+    ended: list[bool] = []
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
+        if len(received) > 2:
+            end_at_once(number)
+        if ended:
+            return
+        if len(received) > 1 and launched_worker() is None:
+            os.write(2, b"svdcut: stopping; one more signal ends it at once\n")
+        elif len(received) == 1:
+            raise Stopped(number)
+
+    def retry(unraisable: sys.UnraisableHookArgs) -> None:
+        if not isinstance(unraisable.exc_value, Stopped):
+            sys.__unraisablehook__(unraisable)
+            return
+        # Raised within a destructor, out of which no exception comes: once more, after it.
+        received.clear()
+        again = os.getpid(), unraisable.exc_value.signal_number
+        threading.Timer(0.01, os.kill, again).start()
+
+    before = [signal.getsignal(number) for number in _NUMBERS], sys.unraisablehook
+    sys.unraisablehook = retry
+    install(handle)
+    try:
+        yield lambda: ended.append(True)
+    finally:
+        for number, handler in zip(_NUMBERS, before[0], strict=True):
+            signal.signal(number, handler)
+        sys.unraisablehook = before[1]
+
 
 _NO_MEMORY = (
     "Cannot allocate memory",
@@ -29,12 +100,12 @@ _NO_MEMORY = (
     "out of memory",
     "std::bad_alloc",
 )
-"""What libraries say where no `MemoryError` of Python's comes."""
+"""Messages of libraries that lack memory and raise another error than `MemoryError`."""
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 _NO_THREAD = "can't start new thread"
 _MAX_LINE = 1000
-"""Of an error: a name in a file may have 100 million characters."""
+"""Characters of a line: a name in a file may have 100 million."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +140,7 @@ def guard(
             code = report(error, verbose=verbose, find_unfinished=find_unfinished)
             if code is None:
                 raise
-            raise typer.Exit(code) from error
+            raise SystemExit(code) from error
         finally:
             end()
 
@@ -103,7 +174,7 @@ def report(
     if isinstance(error, BrokenPipeError):
         _drop_stdout()  # the reader has what it wanted
         return 0
-    if not isinstance(error, Exception) or isinstance(error, (typer.Exit, typer.Abort)):
+    if not isinstance(error, Exception):
         return None
     lacking = _lacking(error)
     if lacking is not None:
@@ -189,4 +260,4 @@ def _shortened(line: str) -> str:
 
 
 def _say(text: str) -> None:
-    typer.echo(text, err=True)
+    print(text, file=sys.stderr, flush=True)  # noqa: T201

@@ -21,7 +21,7 @@ from rich.progress import (
 from rich.table import Column
 from rich.text import Text
 
-from svdcut.shown import printable
+from svdcut.shown import counted, printable
 
 if TYPE_CHECKING:
     from svdcut.record.progress import Observer
@@ -73,7 +73,7 @@ class _TailOfName(ProgressColumn):
 
 @dataclass(frozen=True, slots=True)
 class _Tail:
-    """As much of the end of a text as there is room for."""
+    """The end of a text, as long as there is room for."""
 
     text: str
 
@@ -143,7 +143,7 @@ def show_progress(*, quiet: bool, verbose: bool) -> Iterator[Observer]:
     with bar:
         yield observe
     if resumed and not quiet:
-        console.print(f"{len(resumed)} tensors were finished by an earlier run.")
+        console.print(f"{counted(len(resumed), 'tensor')} finished by an earlier run.")
 
 
 def _describe(done: TensorDone) -> str:

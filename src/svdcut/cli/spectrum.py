@@ -12,7 +12,7 @@ from svdcut.api.spectra import (
     prepare_spectra,
 )
 from svdcut.choose.options import CallOptions
-from svdcut.cli.commands import ScreenOptions, command
+from svdcut.cli.app import ScreenOptions, command
 from svdcut.cli.guard import guard
 from svdcut.cli.progress import show_progress
 from svdcut.cli.spectrum_output import (

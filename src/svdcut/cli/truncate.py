@@ -7,11 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY
 
 from svdcut.api.truncation import Request, carry_out, plan_extraction, plan_truncation
-from svdcut.cli.commands import ScreenOptions, command
+from svdcut.cli.app import ScreenOptions, command
 from svdcut.cli.guard import Unfinished, guard, note, warn
-from svdcut.cli.plan import print_plan
 from svdcut.cli.progress import show_progress
-from svdcut.cli.result_screen import print_result
+from svdcut.cli.result_screen import print_plan, print_result
 from svdcut.cli.screen import print_json
 from svdcut.cli.warnings import warn_of_no_update, warn_of_plan, warn_of_rounding
 from svdcut.cli.workers import find_worker, run_workers

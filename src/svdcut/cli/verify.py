@@ -6,13 +6,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import KW_ONLY
 
-import typer
-
 from svdcut.api.verification import carry_out_verification
-from svdcut.cli.commands import ScreenOptions, command
+from svdcut.cli.app import ScreenOptions, command
 from svdcut.cli.guard import guard, warn
 from svdcut.cli.progress import show_progress
-from svdcut.cli.screen import Screen, print_json
+from svdcut.cli.screen import open_screen, print_json
 from svdcut.option import Panel
 from svdcut.option_kinds import Switch, options
 from svdcut.shown import counted, printable
@@ -83,7 +81,7 @@ def verify(options: VerifyCommand) -> None:
         elif not outcome.ok:
             warn("\n  ".join(_first_lines(out, outcome)))
     if not outcome.ok:
-        raise typer.Exit(_FAILED)
+        raise SystemExit(_FAILED)
 
 
 def _print_verdict(out: str, outcome: Verification, *, everything: bool) -> None:
@@ -98,7 +96,7 @@ def _print_verdict(out: str, outcome: Verification, *, everything: bool) -> None
     everything : bool
         Whether to print every false claim.
     """
-    screen = Screen(highlight=False)
+    screen = open_screen()
     shown = outcome.failures if everything else outcome.failures[:_SHOWN]
     for failure in shown:
         screen.say(_describe(failure), markup=False)

@@ -9,7 +9,7 @@ from svdcut.cli.guard import warn
 from svdcut.cli.screen import first_names
 from svdcut.files.filenames import ADAPTER_CONFIG_NAME
 from svdcut.files.tensorfile import Dtype
-from svdcut.names import collapse_numbers, is_in_numbered_layer, is_task_head
+from svdcut.names import group_by_kind, is_in_numbered_layer, is_task_head
 from svdcut.record.manifest import Manifest
 from svdcut.record.summary import puts_much_back
 from svdcut.shown import printable
@@ -45,10 +45,8 @@ def warn_of_unmatched(pairing: Pairing, what: str) -> None:
     share = sum(sizes[name] for name in names) / max(sum(sizes.values()), 1)
     if share < _UNMATCHED_SHARE and not any(map(is_in_numbered_layer, names)):
         return
-    kinds: dict[str, list[str]] = {}
-    for name in names:
-        kinds.setdefault(collapse_numbers(name), []).append(name)
-    shown = [kind if len(members) > 1 else members[0] for kind, members in kinds.items()]
+    kinds = group_by_kind(names).items()
+    shown = [kind if len(members) > 1 else members[0] for kind, members in kinds]
     hint = "If base has them under other names, --map OLD=NEW renames base's."
     if any("experts" in name for name in [*names, *pairing.base_only]):
         hint = (

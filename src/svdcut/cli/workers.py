@@ -6,8 +6,6 @@ import logging
 import sys
 import uuid
 
-import typer
-
 from svdcut.errors import Interrupted, UsageError, WorkerError
 from svdcut.worker import ALONE, Worker, launched_worker, parse_part
 
@@ -49,14 +47,14 @@ def run_workers(count: int) -> None:
     ------
     WorkerError
         If a process was killed.
-    typer.Exit
+    SystemExit
         With the exit code of the process that failed, which has said why.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # says all of it again
+    logging.disable(logging.WARNING)  # torch says all of it again
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -74,7 +72,7 @@ def run_workers(count: int) -> None:
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode > 0:
-            raise typer.Exit(failure.exitcode) from error
+            raise SystemExit(failure.exitcode) from error
         raise WorkerError(
             f"worker {rank + 1} of {count} was killed by signal {-failure.exitcode}",
             hint="Is there enough memory? The same command goes on from what is finished.",
