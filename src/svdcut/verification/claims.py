@@ -1,4 +1,4 @@
-"""What a manifest says of itself: its text, schema and digest, and claims on each other.
+"""Check a manifest against itself: its text, schema, digest, and claims that follow from others.
 
 It may have been damaged or forged. It is compared with no other file.
 """
@@ -24,7 +24,7 @@ from svdcut.verification.findings import Contradiction, Failure, differences
 from svdcut.verification.tolerances import SUM
 
 _MAX_BYTES = 1 << 28
-"""Of a manifest; half a million tensors need fewer."""
+"""Largest size of a manifest; half a million tensors need less."""
 
 _MAX_MESSAGE = 200
 _LARGEST = 2**63
