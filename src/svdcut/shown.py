@@ -1,4 +1,4 @@
-"""How values appear to people: strangers' texts, counts, sizes, shares, results in a notebook.
+"""Format values for people: foreign texts, counts, sizes, shares, results in a notebook.
 
 It knows no names and no formats.
 """

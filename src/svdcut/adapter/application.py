@@ -1,4 +1,4 @@
-"""What an adapter does to each tensor of a base: headers and names alone."""
+"""Apply an adapter to the tensors of a base: headers and names alone."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from svdcut.pair.matching import Matching, match_names, rename_tensors
 
 @dataclass(frozen=True, slots=True)
 class Application:
-    """What becomes of base's tensors, by their names in its file."""
+    """Changes to base's tensors, by their names in its file."""
 
     updates: Mapping[str, LowRankEntry]
     replaced: Mapping[str, TensorEntry]
@@ -30,12 +30,12 @@ class Application:
     """Tensors that base has not."""
 
     model_names: Mapping[str, str]
-    """By name in base's file: with the prefix that the adapter's keys have."""
+    """Names with the prefix of the adapter's keys, by the name in base's file."""
 
 
 @dataclass(slots=True)
 class _Change:
-    """What an adapter has for one parameter in memory: at least one of the two."""
+    """Change of one parameter in memory: at least one of the two."""
 
     factors: Factors | None = None
     whole: TensorEntry | None = None

@@ -1,4 +1,4 @@
-"""How an adapter holds each changed tensor, and why it cannot hold some.
+"""Decide how an adapter holds each changed tensor, or why it cannot.
 
 Factors for truncated matrices; for the rest, modules that PEFT saves whole, and tensors
 that it loads under their own names. Known from names, shapes and config alone. Source:
@@ -49,7 +49,7 @@ _KNOWN_ORDER = ("gate_up_proj", "up_proj", "down_proj")
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """What holds the tensors that are not low-rank."""
+    """Where the tensors go that are not low-rank."""
 
     modules: tuple[str, ...]
     """Saved whole, with all of their tensors: ``modules_to_save``."""
@@ -213,7 +213,7 @@ _WHOLE: tuple[tuple[_Test, str], ...] = (
         "holds a bias of each expert, and PEFT has biases of plain modules alone",
     ),
 )
-"""The same for a tensor that is stored whole."""
+"""Reasons why a tensor cannot be stored whole."""
 
 
 def find_unholdable(changes: Sequence[Change], model: Model) -> list[tuple[str, str]]:

@@ -21,7 +21,7 @@ from svdcut.errors import NothingKeptError, UsageError
 
 _PREFIX = "base_model.model."
 _PEFT_VERSION = "0.21.2"
-"""Whose layout it is: it tells which way round the factors of square experts are."""
+"""Version whose layout this is; readers infer the orientation of square experts from it."""
 
 _LAST = ".down_proj"
 """The stack of experts that transformers' modules own last; PEFT wraps it outermost."""
@@ -60,7 +60,7 @@ class Slot:
     """The rank of each expert; smaller ones are padded with zeros."""
 
     wrappers: int
-    """How many are around it: those of later parameters of the module."""
+    """Number of wrappers around it: those of later parameters of the module."""
 
     @property
     def keys(self) -> tuple[str, str]:
@@ -95,7 +95,7 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class AdapterLayout:
-    """What goes into ``adapter_config.json`` and ``adapter_model.safetensors``."""
+    """Contents of ``adapter_config.json`` and ``adapter_model.safetensors``."""
 
     config: Mapping[str, Any]
     slots: tuple[Slot, ...]

@@ -57,13 +57,13 @@ _WHOLE_MODELS: Mapping[str, _Renames] = {
     **dict.fromkeys(("vit", "deit", "vit_msn"), _VIT),
     "gpt_neox": ((r"^embed_out\.", "lm_head."),),
 }
-"""By the type of the whole model."""
+"""Renames by the type of the whole model."""
 
 _PARTS: Mapping[str, _Renames] = {
     **dict.fromkeys(("mixtral", "minimax"), ((r"\.block_sparse_moe\.", ".mlp."),)),
     **dict.fromkeys(("granitemoe", "granitemoeshared", "granitemoehybrid"), _GRANITE),
 }
-"""By the type of the model, or of any part of it."""
+"""Renames by the type of the model, or of any part of it."""
 
 _OTHER_NAMES = ((r"(^|\.)block_sparse_moe\.", r"\1mlp."), (r"\.in_proj_weight$", ".weight"))
 """Renames without a known model type: those of mixtures, and PEFT's of torch's attention."""
@@ -90,7 +90,7 @@ class Piece:
     """The expert that is its first matrix."""
 
     rows: tuple[int, int] | None = None
-    """Which rows of an expert's matrix are this tensor's, if not all."""
+    """Rows of an expert's matrix that are this tensor's, if not all."""
 
 
 @dataclass(frozen=True, slots=True)

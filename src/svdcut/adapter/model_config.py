@@ -24,7 +24,7 @@ from svdcut.names import is_in_numbered_layer, is_task_head, tied_part
 _END = re.compile(
     r"(For[A-Z]\w*|(With)?LMHeadModel|DoubleHeadsModel|ModelWithLMHead|EncoderModel|Model)$"
 )
-"""What follows the name of a family of models in the name of a class."""
+"""Part of a class's name that follows the family of models."""
 
 _LABELS = re.compile(r"(^|\.)(score|classifier|out_proj|linear_out|logits_proj|summary)\.weight$")
 """The last matrix of a head: it has a row for each label."""

@@ -1,4 +1,4 @@
-"""Which parameter a pair of factors is for, and which way round that is stored.
+"""Find the parameter that a pair of factors is for, and its orientation in storage.
 
 Mostly it is the weight of a module. Where a config has `target_parameters`, a module may
 have several, and the file numbers their factors without naming them. Names and shapes
@@ -60,7 +60,7 @@ def possible_orientations(factors: Factors, rank: int, shape: Shape) -> set[bool
 
 @dataclass(frozen=True, slots=True)
 class Finder:
-    """What is known of an adapter's base before its tensors are matched."""
+    """Facts about an adapter's base that tell parameters apart."""
 
     config: PeftConfig
     types: frozenset[str]

@@ -25,7 +25,7 @@ CLASSIFIERS = {"SEQ_CLS": "ForSequenceClassification", "TOKEN_CLS": "ForTokenCla
 
 _BOUNDS = Bounds(num_bytes=16_000_000, num_values=200_000)
 _MAX_PATTERNS, _MAX_NAMES = 200, 20_000
-"""How many expressions and plain names there may be: every module is compared with all."""
+"""Limits of expressions and plain names: every module is compared with all of them."""
 
 _MAX = 2**31
 _NAME = re.compile(r"[\w.-]*")
@@ -51,7 +51,7 @@ _REFUSED = {
     "megatron_config": "layers of Megatron",
     "enable_lora": "enable_lora, a LoRA on parts of a matrix",
 }
-"""What changes the result in a way that two factors do not tell."""
+"""Fields that change the result in a way that two factors cannot express."""
 
 _IGNORED = frozenset(
     {
@@ -62,7 +62,7 @@ _IGNORED = frozenset(
         *("qalora_group_size", "runtime_config", "merge_weights"),
     }
 )
-"""What decides on training, is checked elsewhere, or says what the tensors' keys say too.
+"""Fields that only matter in training, are checked elsewhere, or repeat the tensors' keys.
 
 VeLoRA and MonteCLoRA are merged as any other (peft.tuners.lora.variants).
 """
@@ -128,7 +128,7 @@ def _lookup(patterns: Sequence[tuple[Pattern, float]], default: float) -> Callab
 
 @dataclass(frozen=True, slots=True)
 class PeftConfig:
-    """What a config says, as far as it decides on the result; names are PEFT's."""
+    """The fields of a config that decide on the result; names are PEFT's."""
 
     path: Path
     rank: Callable[[str], float]
@@ -178,7 +178,7 @@ class PeftConfig:
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    """What a value of a field has to be."""
+    """Type that a field must have."""
 
     name: str
     fits: Callable[[Any], bool]

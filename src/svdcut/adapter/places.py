@@ -72,7 +72,7 @@ class Model:
     """The fine-tuned model, which an adapter makes of base."""
 
     shapes: Mapping[str, Shape]
-    """By name: every tensor of the fine-tuned checkpoint."""
+    """Shape of every tensor of the fine-tuned checkpoint."""
 
     config: Mapping[str, Any] = field(default_factory=dict)
     """config.json."""
@@ -81,7 +81,7 @@ class Model:
     """Whether a head that gives tokens is the embedding; without such a head it says nothing."""
 
     names: Mapping[str, str] = field(default_factory=dict)
-    """By tensor: its name in a file of the whole model, where this one may be of a part."""
+    """Name of each tensor in a file of the whole model, where this one may be of a part."""
 
     @cached_property
     def types(self) -> tuple[str, ...]:
@@ -115,7 +115,7 @@ class Model:
 
     @cached_property
     def memory(self) -> Mapping[str, str]:
-        """By tensor, in the order of the file: the name of its parameter in memory."""
+        """Return the name of each tensor's parameter in memory, in the order of the file."""
         found = {p.tensor: name for name, whole in self.parameters.items() for p in whole.pieces}
         return {tensor: found[tensor] for tensor in self.shapes}
 
@@ -153,7 +153,7 @@ def parents(name: str) -> Iterator[str]:
 
 
 class Kind(str, Enum):
-    """What a place is, and so how PEFT stores its factors."""
+    """Kind of a place, which decides how PEFT stores its factors."""
 
     LINEAR = "linear"
     CONV1D = "conv1d"
@@ -203,7 +203,7 @@ class Place:
     """The parameter's, in memory."""
 
     experts: tuple[tuple[Matrix, ...], ...]
-    """What makes each matrix of it, along the rows: one, or gate and up."""
+    """Stored matrices of each expert, stacked along the rows: one, or gate and up."""
 
     kernel: Shape = ()
     """(in, *k) of a convolution."""
@@ -215,7 +215,7 @@ class Place:
 
     @property
     def target(self) -> str:
-        """What PEFT's lists of targets and patterns of ranks name."""
+        """Return the name in PEFT's lists of targets and patterns of ranks."""
         return self.name if self.kind.is_parameter else self.module
 
     @property

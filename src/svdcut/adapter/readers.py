@@ -1,4 +1,4 @@
-"""What other readers of PEFT's format make of an adapter.
+"""Limits of vLLM and SGLang in reading PEFT's format.
 
 Source: vllm 0.33.0, vllm/lora/{peft_helper,lora_model,request,utils}.py and
 vllm/config/lora.py; sglang 0.5.23, sglang/srt/lora/{lora,lora_config,mem_pool,utils}.py.

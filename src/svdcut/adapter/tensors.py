@@ -32,7 +32,7 @@ _K = TypeVar("_K")
 
 
 class Role(Enum):
-    """What a tensor of an adapter is to its module."""
+    """Role of a tensor of an adapter in its module."""
 
     A = "lora_A"
     B = "lora_B"
@@ -60,16 +60,16 @@ class Key:
 
     role: Role
     level: int = 0
-    """How many wrappers of parameters are around it (`lora.ParamWrapper`), 0 for the outermost."""
+    """Number of wrappers of parameters around it (`lora.ParamWrapper`), 0 for the outermost."""
 
 
 @dataclass(frozen=True, slots=True)
 class Factors:
-    """What an adapter adds to one parameter of a module."""
+    """Factors of the update of one parameter of a module."""
 
     module: str
     level: int
-    """How many wrappers are around it, where several parameters of the module are adapted."""
+    """Number of wrappers around it, where several parameters of the module are adapted."""
 
     a: TensorEntry | None
     """None for the bias of the module: what is added to it is `b`."""
@@ -100,7 +100,7 @@ class AdapterTensors:
 
     factors: tuple[Factors, ...]
     whole: Mapping[str, TensorEntry]
-    """What replaces or joins the tensors of base, by the name in memory."""
+    """Tensors that replace or join those of base, by the name in memory."""
 
 
 def parse_key(key: str) -> Key:

@@ -1,1 +1,1 @@
-"""What to keep of an update: options, rank rules, the noise edge, the cut."""
+"""Choose the triplets to keep: options, rank rules, the noise edge, the cut."""

@@ -25,7 +25,7 @@ from svdcut.svd.route import Route
 
 @dataclass(frozen=True, slots=True)
 class CutRequest:
-    """What to keep of a matrix."""
+    """The triplets asked for of a matrix."""
 
     rule: Rule
     keep: Keep
@@ -42,7 +42,7 @@ class CutRequest:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """Which triplets of a matrix stay; norms and values in the matrix's own units."""
+    """The triplets of a matrix that stay; norms and values in the matrix's own units."""
 
     indices: Sequence[int]
     """Indices of the triplets that stay, ascending."""
@@ -58,7 +58,7 @@ class Cut:
 
     @property
     def rank(self) -> int:
-        """How many triplets stay."""
+        """Number of triplets that stay."""
         return len(self.indices)
 
 

@@ -1,4 +1,4 @@
-"""Which triplets of a matrix stay, once their number is known.
+"""Select the triplets that stay, once their number is known.
 
 Pure arithmetic; it imports no torch.
 """
@@ -11,7 +11,7 @@ from enum import Enum
 
 
 class Keep(str, Enum):
-    """Which triplets stay."""
+    """The end of the spectrum that stays."""
 
     TOP = "top"
     BOTTOM = "bottom"

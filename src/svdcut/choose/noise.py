@@ -51,13 +51,13 @@ class Margins:
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """What one pass over the stored values tells of their rounding."""
+    """Statistics of rounding from one pass over the stored values."""
 
     rounding: Margins
     """Expected squares of the rounding errors: ulp^2 / 12 of the fine-tuned values."""
 
     observed: Margins | None = None
-    """The same, but the square of the update itself where that is at most one ulp; None for
+    """As `rounding`, but the square of the update itself where that is at most one ulp; None for
     weights, which are not a difference."""
 
     zero_fraction: float = 0.0

@@ -40,7 +40,7 @@ class Rest(str, Enum):
 
 
 class Experts(str, Enum):
-    """How an adapter holds experts that the model's file has one by one."""
+    """Form of experts in an adapter where the model's file has them one by one."""
 
     FUSED = "fused"
     """As the stacks that transformers makes of them."""
@@ -50,7 +50,7 @@ class Experts(str, Enum):
 
 
 class StoredDtype(str, Enum):
-    """How truncated tensors are stored."""
+    """Storage dtype of truncated tensors."""
 
     AUTO = "auto"
     FLOAT32 = "float32"

@@ -105,7 +105,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Fixed(Rule):
-    """The same rank for each matrix."""
+    """A fixed rank for each matrix."""
 
     value: int
 

@@ -23,7 +23,7 @@ _SHOWN = (
     Column("right"),
     Column("chance", 3),
 )
-"""Of the table."""
+"""Columns of the table."""
 
 
 def print_comparison(comparison: Comparison) -> None:

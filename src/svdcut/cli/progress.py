@@ -49,7 +49,7 @@ _WIDE = 80
 
 
 class _Amount(DownloadColumn):
-    """How much of a stage is done: bytes, or texts; nothing where nothing is counted."""
+    """Column with the bytes or texts done; empty where nothing is counted."""
 
     def render(self, task: Task) -> Text:
         """Return the column's text."""

@@ -1,4 +1,4 @@
-"""How things are printed for people: sentences, and tables that fit a screen; and JSON."""
+"""Print for people: sentences, and tables that fit the screen; and JSON."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from svdcut.write.destination import check_target
 
 
 class Form(Enum):
-    """What goes to stdout."""
+    """Form of the output on stdout."""
 
     TABLES = "tables"
     JSON = "json"

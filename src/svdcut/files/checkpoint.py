@@ -59,13 +59,13 @@ class Checkpoint:
     """All that decides on the tensors; in the order of the index."""
 
     tensors: Mapping[str, TensorEntry]
-    """By name, in the order of the files and of the bytes in them."""
+    """Tensors by name, in the order of the files and of the bytes in them."""
 
     shards: Mapping[str, tuple[str, ...]]
     """Names of the tensors in each file of a checkpoint that is laid out like this one."""
 
     metadata: Mapping[str, str]
-    """That of the first file's header, which a result keeps."""
+    """Metadata of the first file's header, which a result keeps."""
 
     index: Mapping[str, Any] | None
     """The index file, where there is one."""
@@ -124,7 +124,7 @@ class Checkpoint:
 
     @property
     def model_types(self) -> frozenset[str]:
-        """What transformers calls the model, and its language model where it has parts."""
+        """Return the model types that the config names: of the model, and of its language model."""
         found = (config.get("model_type") for config in self._configs())
         return frozenset(kind for kind in found if isinstance(kind, str))
 

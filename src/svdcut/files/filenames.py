@@ -67,7 +67,7 @@ _MODULE = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*", re.ASCII)
 """A folder beneath; what leads elsewhere is none."""
 
 _GITS_OWN = re.compile(r"(^|/)\.git/(?!annex/)", re.IGNORECASE)
-"""What git keeps beside the files, as the address with a password; git-annex keeps files there."""
+"""Git's own folder, which may hold an address with a password; git-annex keeps files there."""
 
 CONFIG_BOUNDS = Bounds(num_bytes=16_000_000, num_values=1_000_000)
 INCOMPLETE = "The checkpoint is incomplete; fetch or save it again."

@@ -32,7 +32,7 @@ _quoter.maxlevel = 2
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What a document may take, at most; more is refused before it is parsed."""
+    """Limits of a document; a larger one is refused before it is parsed."""
 
     num_bytes: int
     num_values: int

@@ -1,4 +1,4 @@
-"""What an adapter adds to one tensor of its base: two thin factors.
+"""The update that an adapter adds to one tensor of its base: two thin factors.
 
 Headers only: it says where the factors lie and how they make the update.
 """
@@ -34,13 +34,13 @@ class LowRankEntry:
     """Whether the tensor is stored as (in, out)."""
 
     experts: int = 1
-    """How many are in the factors."""
+    """Number of experts in the factors."""
 
     first_expert: int = 0
-    """Which expert the tensor begins with; not 0 where base stores experts one by one."""
+    """First expert of the tensor; not 0 where base stores experts one by one."""
 
     rows: tuple[int, int] | None = None
-    """Which rows of the update are the tensor's, where the adapter joined it with another."""
+    """Rows of the update that belong to the tensor, where the adapter joined it with another."""
 
     magnitude: TensorEntry | None = None
     """DoRA's norms, which the rows (or columns) of the result are scaled to."""

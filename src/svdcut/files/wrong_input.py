@@ -1,4 +1,4 @@
-"""What was named is no checkpoint: errors that say what it is instead, and what to do.
+"""Errors for inputs that are no checkpoint: they say what it is instead, and what to do.
 
 Pickled weights are never opened, for that can run any code: the user gets the command that
 converts them.

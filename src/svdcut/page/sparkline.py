@@ -31,7 +31,7 @@ class Curve:
     """From the left, up to `WIDTH`."""
 
     depths: tuple[float, ...] = ()
-    """How many decades each lies below the first value; infinite for a value of zero."""
+    """Return the decades of each value below the first; infinite for zero."""
 
     edge: float = math.inf
     """The noise edge, in decades below the first value; infinite where it is not known."""

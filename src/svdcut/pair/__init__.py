@@ -1,1 +1,1 @@
-"""What belongs to what: names matched, shapes checked, the whole result planned."""
+"""Pair the tensors of two checkpoints: match names, check shapes, plan the result."""

@@ -37,15 +37,15 @@ class Rename:
     base: str
     finetuned: str
     tensors: int
-    """How many were matched by it."""
+    """Number of tensors that it matched."""
 
 
 @dataclass(frozen=True, slots=True)
 class Matching:
-    """Which tensor of base each fine-tuned one comes from."""
+    """The tensor of base that each fine-tuned one comes from."""
 
     partners: Mapping[str, TensorEntry]
-    """By the name on the fine-tuned side; no tensor of base is in it twice."""
+    """Tensors of base by the name on the fine-tuned side; none is in it twice."""
 
     renames: tuple[Rename, ...]
     """The one that covers most weights first; none where all names agree."""

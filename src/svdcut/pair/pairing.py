@@ -55,10 +55,10 @@ class Pair:
     finetuned: TensorEntry
     base: TensorEntry | None
     seed_name: str
-    """What seeds its decomposition: copies of one tied matrix share it, and their result."""
+    """Seed of its decomposition: copies of one tied matrix share it, and their result."""
 
     update: LowRankEntry | None = None
-    """What an adapter adds to `finetuned`, which is then mostly base's own tensor."""
+    """Update that an adapter adds to `finetuned`, which is then mostly base's own tensor."""
 
     @property
     def stacked(self) -> bool:
@@ -83,14 +83,14 @@ class Pair:
 
     @property
     def shared_rows(self) -> int:
-        """How many leading rows both sides have; all where base has none of it."""
+        """Number of leading rows that both sides have; all where base lacks the tensor."""
         if self.base is None:
             return self.finetuned.shape[0]
         return min(self.finetuned.shape[0], self.base.shape[0])
 
     @property
     def new_rows(self) -> int:
-        """How many rows base lacks, which follow the others."""
+        """Number of following rows that base lacks."""
         return 0 if self.stacked else self.finetuned.shape[0] - self.shared_rows
 
     @property
@@ -116,12 +116,12 @@ class Pairing:
 
     @property
     def base_prefix(self) -> str | None:
-        """What was taken from base's names, where most weights needed it."""
+        """Prefix taken from base's names, where most weights needed it."""
         return (self.matching.renames[0].base or None) if self.matching.renames else None
 
     @property
     def finetuned_prefix(self) -> str | None:
-        """What was taken from the fine-tuned names, where most weights needed it."""
+        """Prefix taken from the fine-tuned names, where most weights needed it."""
         return (self.matching.renames[0].finetuned or None) if self.matching.renames else None
 
 

@@ -54,7 +54,7 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a run will write."""
+    """Everything that a run will write."""
 
     base: Checkpoint
     finetuned: Checkpoint
@@ -65,7 +65,7 @@ class Plan:
 
     @property
     def num_truncated(self) -> int:
-        """How many tensors are to be truncated."""
+        """Number of tensors to truncate."""
         return sum(tensor.pair.action is Action.TRUNCATE for tensor in self.tensors)
 
     @property

@@ -16,7 +16,7 @@ _QUANTIZED_NAMES = {
     r"\.weight_scale$": ("fp8 or int8 with scales", ""),
     r"_proj_(blocks|scales)$": ("MXFP4", "mxfp4"),
 }
-"""What to call it, and the name of the method in a config."""
+"""Name for messages, and the method's name in a config."""
 
 _DEQUANTIZE = "from_pretrained(..., quantization_config={}(dequantize=True))"
 _HOW_TO_DEQUANTIZE = {

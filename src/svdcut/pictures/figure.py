@@ -1,4 +1,4 @@
-"""Which panels a figure has: of the spectra of a checkpoint, or of two updates side by side.
+"""Compose the panels of a figure: spectra of one checkpoint, or two updates side by side.
 
 How they are drawn is in the modules of panels, how they stand in `page`.
 """

@@ -1,4 +1,4 @@
-"""What is drawn together: matrices of one kind of module, layer by layer, and their curves.
+"""Matrices grouped by kind of module and layer, and the curves drawn of them.
 
 Names and numbers alone; it draws nothing.
 """
@@ -145,7 +145,7 @@ class Curve:
     index: Numbers
     value: Numbers
     num_matrices: int
-    """How many matrices these are the medians of."""
+    """Number of matrices behind the medians."""
 
 
 def log_curves(kind: Kind[Spectrum]) -> list[Curve]:

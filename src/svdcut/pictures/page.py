@@ -26,10 +26,10 @@ class Panel:
     """A picture with its words, on a page or alone."""
 
     title: str
-    """What is seen; plain text."""
+    """Title of the picture; plain text."""
 
     caption: str
-    """How to read it; plain text."""
+    """Caption that says how to read it; plain text."""
 
     page_height: float
     alone_height: float

@@ -40,7 +40,7 @@ _PATH = re.compile(r' d="([^"]*)"')
 _FRACTION = re.compile(r"(\.\d\d)\d+")
 _SPACE = re.compile(r"\s*\n\s*")
 _TAG = re.compile(r"<[^>]*>")
-"""What a tensor's name holds is escaped: outside of tags nothing looks like one."""
+"""Matches tags. Names of tensors are escaped, so nothing else looks like one."""
 
 
 def rendered(figure: Figure, file_format: str, *, thin: bool = False) -> bytes:

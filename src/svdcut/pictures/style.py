@@ -1,4 +1,4 @@
-"""How pictures look: themes, settings of matplotlib, labels, and the axis of ranks.
+"""Style of pictures: themes, settings of matplotlib, labels, and the axis of ranks.
 
 It knows nothing of what they show.
 """
@@ -32,19 +32,19 @@ class Theme:
 
     ink: str
     muted: str
-    """Of text that stands behind."""
+    """Colour of secondary text."""
 
     faint: str
-    """Of grids and frames."""
+    """Colour of grids and frames."""
 
     background: str
-    """What the picture is seen on; panels leave it to their page."""
+    """Background colour; panels leave it to their page."""
 
     palette: tuple[str, ...]
     """Okabe and Ito's: told apart under every common colour blindness."""
 
     rest: str
-    """Of what has no colour of its own."""
+    """Colour of whatever has none of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class Layout:
     """Size, in points; numbers at axes have nine tenths of it."""
 
     columns: int
-    """Of small panels side by side."""
+    """Size of small panels side by side."""
 
     label: int
     """Characters of a label beside a panel."""

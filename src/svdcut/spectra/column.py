@@ -1,4 +1,4 @@
-"""What a column is: how a number is measured, joined over matrices, written and drawn.
+"""A column of spectra: how its number is measured, joined over matrices, written and drawn.
 
 The columns themselves are in `columns`.
 """
@@ -16,7 +16,7 @@ from svdcut.spectra.matrix import Spectrum, Value
 
 
 class Join(Enum):
-    """How the number of several matrices, as a stack or a layer, follows from those of each."""
+    """How to join the numbers of several matrices, as of a stack or a layer."""
 
     NORM = "norm of all together"
     RATIO = "norm of all over that of base's"
@@ -43,7 +43,7 @@ class Unit(Enum):
 
 
 class Needs(Enum):
-    """What a column needs beside a checkpoint, in words for the user."""
+    """Inputs that a column needs besides a checkpoint, in words for the user."""
 
     NOTHING = ""
     UPDATE = "two checkpoints, BASE FT"
@@ -78,7 +78,7 @@ class Column:
     """One or two sentences."""
 
     measure: Callable[[Spectrum], Value]
-    """Of a spectrum with all the values that were computed; None where they do not tell."""
+    """Compute the number from a measured spectrum; None where the computed values do not tell."""
 
     join: Join | None = None
     """Without one a column is in files alone: nothing shows, draws or sorts by it."""

@@ -1,4 +1,4 @@
-"""What is known of two updates of one base side by side, as data.
+"""Two updates of one base side by side, as data.
 
 It computes nothing but what follows from its own fields.
 """
@@ -19,21 +19,21 @@ SCHEMA = "svdcut/comparison/1"
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
-    """How much the leading singular spaces of two updates of one matrix have in common."""
+    """Overlap of the leading singular spaces of two updates of one matrix."""
 
     __repr__ = brief
 
     rank: int
-    """Of the spaces: what was asked for, or the rank of an update where that is lower."""
+    """Rank of the spaces: as asked for, or the rank of an update if that is lower."""
 
     rows: int
     columns: int
     left_cosines: tuple[float, ...]
-    """Of the principal angles between the spaces of left vectors, descending."""
+    """Cosines of the principal angles between the left spaces, descending."""
 
     right_cosines: tuple[float, ...]
     gaps: tuple[float, float] | None
-    """How far the next singular value of each update lies below the last of its space,
+    """Relative gap between the last singular value of the space and the next, of each update,
     relatively; None at rank 0. Where one is tiny, what lies in that space is half chance."""
 
     energy_distance: float | None
@@ -92,7 +92,7 @@ class Comparison:
     """As asked for."""
 
     overlaps: Mapping[str, tuple[Overlap, ...]]
-    """Of each matrix of the tensors that both updates have, by the first one's names."""
+    """Overlaps of the matrices of each shared tensor, by names in the first update."""
 
     partners: Mapping[str, str]
     """The second one's names of these tensors."""

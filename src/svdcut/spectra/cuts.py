@@ -16,12 +16,12 @@ from svdcut.spectra.facts import Spectra
 from svdcut.spectra.matrix import Spectrum, head_rank
 
 RULES = parse_rules("4,16,64,256,energy=0.9,energy=0.99,noise")
-"""What a user is likely to try."""
+"""Rules that a user is likely to try."""
 
 
 @dataclass(frozen=True, slots=True)
 class CutPoint:
-    """What one rule would keep of all matrices."""
+    """Ranks and energy that one rule would keep."""
 
     rule: Rule
     lowest: int

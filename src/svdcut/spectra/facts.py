@@ -81,10 +81,10 @@ class Spectra:
     """As the user named it: the fine-tuned side of an update."""
 
     top: int | None
-    """How many leading values were asked for; None for all."""
+    """Number of leading values asked for; None for all."""
 
     tensors: Mapping[str, TensorSpectra]
-    """By name, in the order of the model."""
+    """Spectra by tensor, in the order of the model."""
 
     left_out: tuple[str, ...]
     """Tensors of the checkpoint without a spectrum: vectors, or what base lacks."""

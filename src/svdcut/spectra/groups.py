@@ -16,7 +16,7 @@ from svdcut.spectra.matrix import Spectrum
 
 MODEL_ORDER = "model"
 SORT_KEYS = (MODEL_ORDER, "name", *(column.key for column in JOINED))
-"""What tensors can be sorted by."""
+"""Keys to sort tensors by."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What a checkpoint says it was fine-tuned from, and whether two sides are the wrong way round.
+"""Read from configs which base a checkpoint names, and whether two sides look swapped.
 
 It opens no weights and asks no Hub.
 """

@@ -18,7 +18,7 @@ RESOLUTION = 1e-7
 """Share of the first singular value. Below it lies what float32 inputs do not resolve."""
 
 Value = str | int | float | None
-"""What a column holds for a matrix; None where it is not known."""
+"""Value of a column for one matrix; None where it is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Intruders:
 
     @property
     def count(self) -> int:
-        """How many match no vector of base."""
+        """Return how many match no vector of base."""
         return sum(cosine < self.threshold for cosine in self.cosines)
 
 
@@ -75,7 +75,7 @@ class Spectrum:
 
     intruders: Intruders | None = None
     numbers: Mapping[str, Value] = field(default_factory=dict)
-    """What each column holds, by its key: filled by `svdcut.spectra.columns.describe`."""
+    """Values by the key of the column: filled by `svdcut.spectra.columns.describe`."""
 
     def __getattr__(self, key: str) -> Any:  # noqa: ANN401 - of whatever type the column is
         """Return what a column holds."""

@@ -1,4 +1,4 @@
-"""Which matrices of a checkpoint, or of two, have a spectrum; from headers alone.
+"""Plan which matrices of one checkpoint, or of a pair, to measure; from headers alone.
 
 It reads no weights and imports no torch.
 """
@@ -18,7 +18,7 @@ from svdcut.spectra.options import SpectraOptions
 
 @dataclass(frozen=True, slots=True)
 class SpectraPlan:
-    """What to read, and of what."""
+    """The matrices to read, and their checkpoints."""
 
     base: Checkpoint | None
     checkpoint: Checkpoint
@@ -27,7 +27,7 @@ class SpectraPlan:
 
     left_out: tuple[str, ...]
     pairing: Pairing | None
-    """How the two sides were matched; None where there is one side."""
+    """How the names of the two sides match; None for a single checkpoint."""
 
     @property
     def places(self) -> list[Path]:
@@ -37,18 +37,18 @@ class SpectraPlan:
 
     @property
     def subject(self) -> Subject:
-        """Of what the spectra are."""
+        """Return whether spectra are of the update or of the weights."""
         return Subject.WEIGHTS if self.base is None else Subject.UPDATE
 
 
 @dataclass(frozen=True, slots=True)
 class ComparisonPlan:
-    """What to read of two updates of one base, and which tensors to compare."""
+    """The plans of two updates of one base, and the tensors to compare."""
 
     first: SpectraPlan
     second: SpectraPlan
     rank: int
-    """Of the spaces to compare."""
+    """Rank of the spaces to compare."""
 
     tasks: tuple[tuple[Pair, ...], ...]
     """The tensors of both: two where they are compared, one where one has no counterpart."""

@@ -169,7 +169,7 @@ class _Worker:
 
     options: SpectraOptions
     rank: int
-    """Of the leading spaces of two tensors."""
+    """Return the overlaps of the leading spaces of two tensors."""
 
     device: torch.device
     reserve: Reserve

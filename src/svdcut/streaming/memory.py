@@ -36,10 +36,10 @@ _TALL_COPIES = 3
 """float64 copies that the exact route takes: of the short side squared, of a tall matrix."""
 
 _VALUES_SQUARES = 2
-"""The same for values without vectors: the matrix to reduce, and LAPACK's copy."""
+"""Copies for singular values alone: the matrix to reduce, and LAPACK's copy."""
 
 _VECTORS_SQUARES = 4.2
-"""The same for all eigenvectors of a Gram matrix, after the matrix itself was freed."""
+"""Copies for all eigenvectors of a Gram matrix, after the matrix itself was freed."""
 
 _FACTOR_COPIES = 6
 """float64 copies of an adapter's factors: as read, their QR decompositions, the triplets."""

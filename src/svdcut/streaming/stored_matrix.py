@@ -94,13 +94,13 @@ class MatrixSides:
     """With an adapter, base's own matrix, unless the adapter stores the tensor whole too."""
 
     update: LowRankEntry | None = None
-    """What an adapter adds to `finetuned` and to the rows that base lacks."""
+    """The update that an adapter adds to `finetuned` and to the rows that base lacks."""
 
     number: int = 0
-    """Which matrix of the tensor it is."""
+    """Index of the matrix in the tensor."""
 
     new_rows: int = 0
-    """How many rows, after these, base lacks."""
+    """Number of following rows that base lacks."""
 
 
 def matrix_sides(pair: Pair) -> Iterator[MatrixSides]:

@@ -52,7 +52,7 @@ class Update:
     """Whether the two sides are stored alike to the last bit."""
 
     storage: Storage | None
-    """What the stored values tell of their rounding, if that was asked and there is any."""
+    """Statistics of the rounding of the stored values, if asked for and if there is any."""
 
     base_norm: float
     """Frobenius norm of base's matrix."""

@@ -69,7 +69,7 @@ def allowed_value_error(tolerance: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What is known of a cut at one rank."""
+    """Bounds on a cut at one rank."""
 
     excess: float
     """Relative excess of the error over the best possible one, at most."""
@@ -98,7 +98,7 @@ class RitzValues:
     """Sum of the squared singular values that are not at hand."""
 
     epsilon: float = 0.0
-    """Of the arithmetic that the vectors are in."""
+    """Machine epsilon of the vectors' dtype."""
 
     def bounds(self, k: int) -> Bounds:
         """Bound the error of keeping the first `k` triplets.

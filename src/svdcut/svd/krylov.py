@@ -29,7 +29,7 @@ _WIDTH = 16
 (measured, CPU)."""
 
 _GPU_WIDTH = 48
-"""The same on a GPU: half as many calls, each of which costs more than its work (counted)."""
+"""Width on a GPU: half as many calls, each of which costs more than its work (counted)."""
 
 _PANEL_BYTES = 1 << 20
 """Rows multiplied both ways while in the cache. The second product is half as fast again as

@@ -1,4 +1,4 @@
-"""Which rank to use, and why, in words. Pure functions of what was measured."""
+"""Choose the rank to use, and say why. Pure functions of the measured rows."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ Value = Callable[[Evaluation], float | None]
 
 @dataclass(frozen=True, slots=True)
 class _Look:
-    """How one way to keep triplets is drawn."""
+    """Line style of one way to keep triplets."""
 
     name: str
     colour: str

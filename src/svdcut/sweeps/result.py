@@ -166,7 +166,7 @@ class Sweep:
     """In the requested order; controls follow."""
 
     tolerance: float
-    """How much accuracy a cut may cost."""
+    """Accuracy that a cut may cost."""
 
     chosen: Row | None
     """The smallest rank within the tolerance, chosen without group labels."""

@@ -1,4 +1,4 @@
-"""What the adapter of a plan has to hold, and whether it can.
+"""List what the adapter of a plan has to hold, and refuse what it cannot.
 
 From names and shapes, and from what became of each tensor where that is known. It reads
 no weights and imports no torch.

@@ -51,7 +51,7 @@ class Job:
     """Extra memory, for tensors that fall back to a more careful route."""
 
     keeps: tuple[Keep, ...] = ()
-    """Which triplets stay in each output; empty where `options.keep` holds for all."""
+    """Triplets that stay in each output; empty where `options.keep` holds for all."""
 
     cutter: Cutter | None = None
     """Yields the cuts of a tensor that was decomposed before; None to decompose now."""
