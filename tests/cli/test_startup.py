@@ -42,7 +42,10 @@ def test_the_root_imports_no_command(word):
     ours = {name for name in modules if name.startswith("svdcut.")}
     assert ours <= {
         f"svdcut.{n}"
-        for n in ("cli", "cli.app", "cli.guard", "errors", "option", "option_kinds", "shown")
+        for n in (
+            *("cli", "cli.app", "cli.guard", "errors", "option", "option_kinds", "shown"),
+            "worker",
+        )
     }
 
 
