@@ -102,8 +102,8 @@ class InputHashes:
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="svdcut-hash")
 
     def __enter__(self) -> InputHashes:
-        files = {file.path for file in (*self._plan.base.files, *self._plan.finetuned.files)}
-        own = files if self._own is None else files.intersection(self._own)
+        files = [file.path for file in (*self._plan.base.files, *self._plan.finetuned.files)]
+        own = [path for path in files if self._own is None or path in self._own]
         self._digests = {path: self._hash(path) for path in own}
         self._names = {path: str(path.resolve()) for path in files}
         return self
