@@ -31,6 +31,9 @@ print("ready", flush=True)
 main()
 """
 
+_SECONDS_AT_WORK = 1.5
+"""In which workers on the real pair are killed, from when the first has made its files."""
+
 
 @dataclass
 class Course:
@@ -79,6 +82,11 @@ class Course:
     def kill(self, longest: float) -> None:
         """Kill a run at a random moment, unless it ends before."""
         with self.running(self.out) as child:
+            if self.workers > 1:  # most of the time is that of their start
+                work = self.folder / "out.partial" / "checkpoint"
+                while child.poll() is None and not work.exists():
+                    time.sleep(0.01)
+                longest = min(longest, _SECONDS_AT_WORK)
             time.sleep(self.chance.uniform(0, longest))
             processes = [child.pid, *children(child.pid)]
             end(self.chance.choice(processes))
