@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from kills import comparable
 
 import svdcut
+import svdcut.truncation.run
 from architectures import ARCHITECTURES
 from checkpoints import Pair
 from kinds import KINDS
@@ -165,6 +166,31 @@ def test_each_tensor_is_made_once(pair, tmp_path):
     assert first == [[], []]
     own = len(made) - len(manifest.tensors)  # the last tells of the others' tensors again
     assert 0 < own < len(manifest.tensors)
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_who_makes_the_files_and_publishes_makes_no_tensor_of_others(
+    pair, tmp_path, monkeypatch, together
+):
+    made, process = [], svdcut.truncation.run.process_tensor
+
+    def spy(job, planned, outputs):
+        made.append(planned.pair.name)
+        return process(job, planned, outputs)
+
+    monkeypatch.setattr(svdcut.truncation.run, "process_tensor", spy)
+    out, begun = tmp_path / "out", threading.Lock()
+
+    def end_the_other(progress):
+        if begun.acquire(blocking=False):
+            run(pair, out, Worker(1, 2))
+
+    if together:
+        with store(monkeypatch):
+            (manifest,), _ = run_team(pair, out, 2)
+    else:
+        (manifest,) = run(pair, out, Worker(0, 2), observe=end_the_other)
+    assert sorted(made) == sorted(manifest.tensors)
 
 
 # Stopped, and resumed by others

@@ -246,6 +246,7 @@ class CheckpointWriter:
         """Read what other workers have recorded since."""
         with writing(self._partial):
             self._journal.refresh()
+        self._whole.update(self._descriptors)  # they wrote to files that this one may have made
 
     def recorded(self, kind: str = TENSOR) -> set[str]:
         """Return the names of everything of a kind that any worker has recorded."""
